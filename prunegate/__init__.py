@@ -1,0 +1,79 @@
+"""prunegate: differentiable structured pruning for PyTorch.
+
+Wrap a model, train its gates under a budget, compact it without loss::
+
+    gated = prunegate.wrap(model, example_inputs)
+    ...  # any training loop
+    result = prunegate.compact(gated)
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from prunegate.errors import (
+    BudgetError,
+    CheckpointError,
+    CompactionError,
+    DataError,
+    MaskError,
+    ModelNameError,
+    NothingToPruneError,
+    PrunegateError,
+    RecipeError,
+    RunFolderError,
+    TraceError,
+)
+from prunegate.version import __version__
+
+if TYPE_CHECKING:
+    from prunegate.builders import Builder
+    from prunegate.checkpoint import load
+    from prunegate.training import Budget, TauSchedule
+    from prunegate.wrapping import Compaction, GatedModel, compact, wrap
+
+__all__ = [
+    "Budget",
+    "BudgetError",
+    "Builder",
+    "CheckpointError",
+    "Compaction",
+    "CompactionError",
+    "DataError",
+    "GatedModel",
+    "MaskError",
+    "ModelNameError",
+    "NothingToPruneError",
+    "PrunegateError",
+    "RecipeError",
+    "RunFolderError",
+    "TauSchedule",
+    "TraceError",
+    "__version__",
+    "compact",
+    "load",
+    "wrap",
+]
+
+# Where the names live that need torch: they are imported on first use, so that `prunegate --help` is quick.
+_HOMES = {
+    "Budget": "prunegate.training",
+    "Builder": "prunegate.builders",
+    "Compaction": "prunegate.wrapping",
+    "GatedModel": "prunegate.wrapping",
+    "TauSchedule": "prunegate.training",
+    "compact": "prunegate.wrapping",
+    "load": "prunegate.checkpoint",
+    "wrap": "prunegate.wrapping",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'prunegate' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,171 @@
+"""Building dense models by timm's and torchvision's own names: nothing else, and never with a download.
+
+A checkpoint names its builder, and the file may come from a stranger. So the name must be one that the
+installed library lists, and arguments that fetch or read anything are refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from prunegate.errors import ModelNameError, nearest
+
+LIBRARIES = ("timm", "torchvision")
+# Arguments by which the libraries fetch or read weights, code or configuration.
+_REFUSED = frozenset(
+    """pretrained weights weights_backbone checkpoint_path pretrained_cfg pretrained_cfg_overlay cache_dir
+    pretrained_strict scriptable exportable""".split()
+)
+_PLAIN = (bool, int, float, str, type(None))
+
+
+@dataclass(frozen=True)
+class Builder:
+    """How to build one dense model.
+
+    Attributes:
+        library: ``"timm"`` or ``"torchvision"``.
+        name: A name that the library lists.
+        arguments: Keyword arguments, plain values or lists of them.
+    """
+
+    library: str
+    name: str
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def parse(cls, text: str, arguments: Mapping[str, Any] | None = None) -> Builder:
+        """From ``"timm/resnet18"`` and keyword arguments.
+
+        Raises:
+            ModelNameError: An unknown library or name (the nearest are shown), or a refused argument.
+        """
+        library, slash, name = text.partition("/")
+        if not slash or library not in LIBRARIES:
+            near = [
+                f"{lib}/{n}" for lib in LIBRARIES for n in nearest(text.rpartition("/")[2], _names(lib), 2)
+            ]
+            raise ModelNameError(
+                f"model name: found {text!r}, expected timm/<name> or torchvision/<name>. "
+                f"Nearest: {', '.join(near) or 'none'}."
+            )
+        names = _names(library)
+        if name not in names:
+            near = [f"{library}/{n}" for n in nearest(name, names)]
+            raise ModelNameError(
+                f"model name: {library} has no model {name!r}. Nearest: {', '.join(near) or 'none'}. "
+                f"{library}'s list_models() shows them all."
+            )
+        arguments = dict(arguments or {})
+        for key, value in arguments.items():
+            _check_argument(text, key, value)
+        return cls(library, name, arguments)
+
+    @property
+    def full_name(self) -> str:
+        return f"{self.library}/{self.name}"
+
+    def build(self) -> nn.Module:
+        """The dense model with freshly initialised weights.
+
+        Raises:
+            ModelNameError: The library does not accept the arguments.
+        """
+        try:
+            if self.library == "timm":
+                import timm
+
+                model = timm.create_model(self.name, pretrained=False, **self.arguments)
+            else:
+                model = _build_torchvision(self.name, dict(self.arguments))
+        except (TypeError, ValueError, AttributeError) as error:
+            given = ", ".join(f"{k}={v!r}" for k, v in self.arguments.items()) or "no arguments"
+            raise ModelNameError(f"{self.full_name}: cannot be built with {given}: {error}") from error
+        if not isinstance(model, nn.Module):
+            raise ModelNameError(f"{self.full_name}: built a {type(model).__name__}, expected a module.")
+        return model
+
+    def skeleton(self) -> nn.Module:
+        """The dense model with its parameters on the meta device: nothing is initialised, buffers are real.
+
+        The global random state is left as it was.
+        """
+        from accelerate import init_empty_weights
+
+        with torch.random.fork_rng(devices=[]), init_empty_weights(include_buffers=False):
+            return self.build()
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"library": self.library, "name": self.name, "arguments": dict(self.arguments)}
+
+    @classmethod
+    def from_dict(cls, data: Any) -> Builder:
+        """Read what `as_dict` wrote, trusting nothing.
+
+        Raises:
+            ValueError: Another form than expected.
+            ModelNameError: An unknown name or a refused argument.
+        """
+        if not isinstance(data, dict) or set(data) != {"library", "name", "arguments"}:
+            raise ValueError("builder: expected an object with library, name and arguments")
+        library, name, arguments = data["library"], data["name"], data["arguments"]
+        if not isinstance(library, str) or not isinstance(name, str) or not isinstance(arguments, dict):
+            raise ValueError("builder: expected texts for library and name and an object for arguments")
+        return cls.parse(f"{library}/{name}", arguments)
+
+
+def input_shape(builder: Builder, model: nn.Module) -> tuple[int, int, int]:
+    """The image shape (channels, height, width) that a model is usually run on."""
+    if builder.library == "timm":
+        config = getattr(model, "pretrained_cfg", {})
+        get = config.get if isinstance(config, dict) else lambda key, default: getattr(config, key, default)
+        _, height, width = get("input_size", None) or (3, 224, 224)
+        size = builder.arguments.get("img_size")
+        if size is not None:
+            height, width = size if isinstance(size, (tuple, list)) else (size, size)
+        return int(builder.arguments.get("in_chans", 3)), int(height), int(width)
+    return (3, 299, 299) if builder.name == "inception_v3" else (3, 224, 224)
+
+
+def _names(library: str) -> set[str]:
+    if library == "timm":
+        import timm
+
+        return set(timm.list_models())
+    from torchvision.models import list_models
+
+    return set(list_models())
+
+
+def _check_argument(model: str, key: str, value: Any) -> None:
+    if key in _REFUSED:
+        raise ModelNameError(
+            f"{model}: argument {key!r} is refused. Models are built without fetching or reading anything. "
+            "Load weights into the model yourself."
+        )
+    values = value if isinstance(value, (list, tuple)) else [value]
+    if not all(isinstance(v, _PLAIN) for v in values):
+        raise ModelNameError(
+            f"{model}: argument {key!r}: found {type(value).__name__}, expected a plain value or a list of them."
+        )
+    if any(isinstance(v, str) and ("/" in v or "\\" in v or ":" in v) for v in values):
+        raise ModelNameError(f"{model}: argument {key!r}: found {value!r}, which looks like a path or address. "
+                             "Models are built without reading anything.")  # fmt: skip
+
+
+def _build_torchvision(name: str, arguments: dict[str, Any]) -> nn.Module:
+    import inspect
+
+    from torchvision.models import get_model, get_model_builder
+
+    accepted = inspect.signature(get_model_builder(name)).parameters
+    if "weights_backbone" in accepted:
+        arguments["weights_backbone"] = None
+    if name in ("googlenet", "inception_v3"):
+        arguments.setdefault("init_weights", True)  # these two warn unless they are told
+    return get_model(name, weights=None, **arguments)  # type: ignore[no-any-return]

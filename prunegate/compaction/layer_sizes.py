@@ -1,0 +1,106 @@
+"""The sizes that torch's own layers keep as attributes, read off their sliced tensors.
+
+One function for each kind of layer, looked up along the layer's classes, so that subclasses (timm's
+BatchNormAct2d and the like) are served by the layer they extend.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TypeAlias
+
+import torch
+from torch import nn
+
+from prunegate.compaction.plan import AttributeValue, Mask
+
+# For each tensor of the module, the kept positions of each axis that was cut.
+Masks: TypeAlias = Mapping[str, Mapping[int, Mask]]
+SizeRule: TypeAlias = Callable[[nn.Module, Masks], dict[str, AttributeValue]]
+
+
+def sizes_after_slicing(module: nn.Module, masks: Masks) -> dict[str, AttributeValue]:
+    """The size attributes that fit the module's tensors as they now are."""
+    for cls in type(module).__mro__:
+        rule = LAYER_SIZES.get(cls)
+        if rule is not None:
+            return rule(module, masks)
+    return {}
+
+
+def _convolution(module: nn.Module, masks: Masks) -> dict[str, AttributeValue]:
+    weight, transposed = _tensor(module, "weight"), bool(module.transposed)
+    groups = _int(module, "groups")
+    # Along this axis the groups lie side by side. Whole groups may have gone; a place within every group
+    # may have; either way a group is there as long as any of its positions is.
+    grouped = masks.get("weight", {}).get(0)
+    if grouped is not None:
+        groups = int(grouped.reshape(groups, -1).any(axis=1).sum())
+    first, second = weight.shape[0], weight.shape[1] * groups
+    inputs, outputs = (first, second) if transposed else (second, first)
+    return {"in_channels": inputs, "out_channels": outputs, "groups": groups}
+
+
+def _linear(module: nn.Module, masks: Masks) -> dict[str, AttributeValue]:
+    outputs, inputs = _tensor(module, "weight").shape
+    return {"in_features": inputs, "out_features": outputs}
+
+
+def _bilinear(module: nn.Module, masks: Masks) -> dict[str, AttributeValue]:
+    outputs, first, second = _tensor(module, "weight").shape
+    return {"in1_features": first, "in2_features": second, "out_features": outputs}
+
+
+def _per_channel_norm(module: nn.Module, masks: Masks) -> dict[str, AttributeValue]:
+    for name in ("weight", "running_mean"):
+        tensor = getattr(module, name, None)
+        if isinstance(tensor, torch.Tensor):
+            return {"num_features": tensor.shape[0]}
+    return {}
+
+
+def _norm_over_last_dims(module: nn.Module, masks: Masks) -> dict[str, AttributeValue]:
+    weight = getattr(module, "weight", None)
+    return {} if weight is None else {"normalized_shape": tuple(weight.shape)}
+
+
+def _group_norm(module: nn.Module, masks: Masks) -> dict[str, AttributeValue]:
+    groups, kept = _int(module, "num_groups"), masks.get("weight", {}).get(0)
+    if kept is not None:
+        groups = int(kept.reshape(groups, -1).any(axis=1).sum())
+    return (
+        {"num_groups": groups, "num_channels": _tensor(module, "weight").shape[0]} if kept is not None else {}
+    )
+
+
+def _embedding(module: nn.Module, masks: Masks) -> dict[str, AttributeValue]:
+    rows, columns = _tensor(module, "weight").shape
+    return {"num_embeddings": rows, "embedding_dim": columns}
+
+
+def _prelu(module: nn.Module, masks: Masks) -> dict[str, AttributeValue]:
+    return {"num_parameters": _tensor(module, "weight").shape[0]}
+
+
+def _tensor(module: nn.Module, name: str) -> torch.Tensor:
+    tensor = getattr(module, name)
+    if not isinstance(tensor, torch.Tensor):
+        raise TypeError(f"{type(module).__name__}.{name} is no tensor")
+    return tensor
+
+
+def _int(module: nn.Module, name: str) -> int:
+    return int(getattr(module, name))
+
+
+LAYER_SIZES: dict[type[nn.Module], SizeRule] = {
+    nn.modules.conv._ConvNd: _convolution,
+    nn.Linear: _linear,
+    nn.Bilinear: _bilinear,
+    nn.modules.batchnorm._NormBase: _per_channel_norm,
+    nn.LayerNorm: _norm_over_last_dims,
+    nn.RMSNorm: _norm_over_last_dims,
+    nn.GroupNorm: _group_norm,
+    nn.Embedding: _embedding,
+    nn.PReLU: _prelu,
+}

@@ -1,0 +1,161 @@
+"""A plan: which units stay, as plain data that can be stored, checked and applied to a dense model."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from prunegate.groups import Analysis
+
+Mask = npt.NDArray[np.bool_]
+AttributeValue = int | tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What compaction does to a dense model.
+
+    Attributes:
+        kept: For each channel group the units that stay, ascending.
+        num_units: For each channel group how many units the dense model has.
+        tensors: For each parameter and buffer that is cut, the kept positions of each of its cut axes, as
+            bool masks over the dense size.
+        attributes: For each module the size attributes to set, e.g. ``{"layer1.0.conv1": {"out_channels": 40}}``.
+    """
+
+    kept: Mapping[str, list[int]]
+    num_units: Mapping[str, int]
+    tensors: Mapping[str, Mapping[int, Mask]]
+    attributes: Mapping[str, Mapping[str, AttributeValue]] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, analysis: Analysis, keep: Mask) -> Plan:
+        """The plan that keeps the units marked in ``keep``, shape (units of the model,)."""
+        kept = {group.name: np.flatnonzero(keep[group.units]).tolist() for group in analysis.groups}
+        tensors: dict[str, dict[int, Mask]] = {}
+        for name, axes in analysis.axes.items():
+            cut = {axis: (units < 0) | keep[units] for axis, units in axes.items()}
+            cut = {axis: mask for axis, mask in cut.items() if not mask.all()}
+            if cut:
+                tensors[name] = cut
+        return cls(kept, {group.name: group.num_units for group in analysis.groups}, tensors)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The plan as JSON-ready data. Equal masks, which most tensors of a group share, are stored once."""
+        patterns: dict[tuple[int, bytes], int] = {}
+        tensors: dict[str, dict[str, int]] = {}
+        for name, axes in self.tensors.items():
+            tensors[name] = {
+                str(axis): patterns.setdefault((len(mask), np.packbits(mask).tobytes()), len(patterns))
+                for axis, mask in axes.items()
+            }
+        groups = {}
+        for name, count in self.num_units.items():
+            mask = np.zeros(count, dtype=bool)
+            mask[self.kept[name]] = True
+            groups[name] = patterns.setdefault((count, np.packbits(mask).tobytes()), len(patterns))
+        return {
+            "groups": groups,
+            "tensors": tensors,
+            "patterns": [[size, base64.b64encode(bits).decode()] for size, bits in patterns],
+            "attributes": {
+                module: {
+                    name: list(value) if isinstance(value, tuple) else value for name, value in edits.items()
+                }
+                for module, edits in self.attributes.items()
+            },
+        }
+
+    @classmethod
+    def from_dict(cls, data: Any) -> Plan:
+        """Read what `as_dict` wrote, trusting nothing.
+
+        Raises:
+            ValueError: Naming the field that is not as expected.
+        """
+        fields = _mapping(data, "plan")
+        raw_patterns = fields.get("patterns")
+        if not isinstance(raw_patterns, list):
+            raise ValueError("plan.patterns: expected a list")
+        patterns = [_pattern(entry, f"plan.patterns[{i}]") for i, entry in enumerate(raw_patterns)]
+
+        def pattern(number: Any, where: str) -> Mask:
+            if not _is_int(number) or not 0 <= number < len(patterns):
+                raise ValueError(
+                    f"{where}: found {number!r}, expected the number of one of {len(patterns)} patterns"
+                )
+            return patterns[number]
+
+        kept, num_units = {}, {}
+        for name, number in _mapping(fields.get("groups"), "plan.groups").items():
+            mask = pattern(number, f"plan.groups.{name}")
+            if not mask.any():
+                raise ValueError(f"plan.groups.{name}: keeps no unit, expected at least one")
+            kept[name], num_units[name] = np.flatnonzero(mask).tolist(), len(mask)
+        tensors = {
+            name: {
+                _axis(axis, f"plan.tensors.{name}"): pattern(number, f"plan.tensors.{name}.{axis}")
+                for axis, number in _mapping(axes, f"plan.tensors.{name}").items()
+            }
+            for name, axes in _mapping(fields.get("tensors"), "plan.tensors").items()
+        }
+        attributes = {
+            module: {
+                name: _attribute(value, f"plan.attributes.{module}.{name}")
+                for name, value in _mapping(edits, f"plan.attributes.{module}").items()
+            }
+            for module, edits in _mapping(fields.get("attributes"), "plan.attributes").items()
+        }
+        return cls(kept, num_units, tensors, attributes)
+
+
+def _is_int(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _mapping(value: Any, where: str) -> dict[str, Any]:
+    if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
+        raise ValueError(f"{where}: found {type(value).__name__}, expected an object")
+    return value
+
+
+def _axis(text: str, where: str) -> int:
+    if text not in {str(axis) for axis in range(8)}:
+        raise ValueError(f"{where}: found axis {text!r}, expected a number from 0 to 7")
+    return int(text)
+
+
+# No layer is wider; a larger number is a damaged or hostile file, and must not be allocated.
+_LARGEST_SIZE = 1 << 24
+
+
+def _pattern(entry: Any, where: str) -> Mask:
+    if (
+        not isinstance(entry, list)
+        or len(entry) != 2
+        or not _is_int(entry[0])
+        or not isinstance(entry[1], str)
+    ):
+        raise ValueError(f"{where}: expected [size, base64 bits]")
+    size, text = entry
+    if not 0 < size <= _LARGEST_SIZE:
+        raise ValueError(f"{where}: found size {size}, expected 1 to {_LARGEST_SIZE}")
+    try:
+        packed = base64.b64decode(text, validate=True)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
+    if len(packed) != (size + 7) // 8:
+        raise ValueError(f"{where}: found {len(packed)} bytes, expected {(size + 7) // 8} for {size} bits")
+    return np.unpackbits(np.frombuffer(packed, dtype=np.uint8), count=size).astype(bool)
+
+
+def _attribute(value: Any, where: str) -> AttributeValue:
+    entries = value if isinstance(value, list) else [value]
+    if not all(_is_int(entry) and 0 < entry <= _LARGEST_SIZE for entry in entries):
+        raise ValueError(f"{where}: found {value!r}, expected a positive size or a list of them")
+    return tuple(entries) if isinstance(value, list) else int(value)

@@ -1,0 +1,133 @@
+"""Cutting a dense model by plan: slice every tensor, then set the sizes that its modules hold."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from torch import nn
+
+from prunegate.compaction.layer_sizes import sizes_after_slicing
+from prunegate.compaction.plan import AttributeValue, Mask, Plan
+from prunegate.errors import CompactionError
+
+
+def cut(model: nn.Module, plan: Plan) -> Plan:
+    """Slice ``model`` in place by a plan whose attributes are still to be found.
+
+    Returns:
+        The plan with the attribute edits that the layers' new shapes ask for, already made.
+    """
+    slice_tensors(model, plan.tensors)
+    by_module: dict[str, dict[str, Mapping[int, Mask]]] = {}
+    aliases = _aliases(model)
+    for name, axes in plan.tensors.items():
+        for alias in aliases[id(_lookup(model, name))]:
+            path, _, attribute = alias.rpartition(".")
+            by_module.setdefault(path, {})[attribute] = axes
+    attributes: dict[str, dict[str, AttributeValue]] = {}
+    for path, masks in by_module.items():
+        module = model.get_submodule(path)
+        sizes = sizes_after_slicing(module, masks)
+        edits = {name: value for name, value in sizes.items() if getattr(module, name) != value}
+        if edits:
+            attributes[path] = edits
+    set_attributes(model, attributes)
+    return Plan(plan.kept, plan.num_units, plan.tensors, attributes)
+
+
+def apply(model: nn.Module, plan: Plan) -> nn.Module:
+    """Cut a dense model, in place, by a complete plan: slices and attribute edits.
+
+    Raises:
+        CompactionError: The plan names a tensor, size or attribute that the model does not have.
+    """
+    slice_tensors(model, plan.tensors)
+    set_attributes(model, plan.attributes)
+    return model
+
+
+def slice_tensors(model: nn.Module, tensors: Mapping[str, Mapping[int, Mask]]) -> None:
+    """Keep the marked positions of every listed axis; tensors that modules share stay shared."""
+    replaced: dict[int, torch.Tensor] = {}
+    aliases = _aliases(model)
+    for name, axes in tensors.items():
+        original = _lookup(model, name)
+        cut_tensor = original.detach()
+        for axis, mask in axes.items():
+            if axis >= cut_tensor.dim() or cut_tensor.shape[axis] != len(mask):
+                found = tuple(original.shape)
+                raise CompactionError(
+                    f"{name}: found shape {found}, expected size {len(mask)} along axis {axis}. The plan was made "
+                    "for another model. Use it with the model it was made from."
+                )
+            index = torch.from_numpy(np.flatnonzero(mask)).to(original.device)
+            cut_tensor = cut_tensor.index_select(axis, index)
+        cut_tensor = cut_tensor.contiguous(memory_format=_memory_format(original))
+        if isinstance(original, nn.Parameter):
+            cut_tensor = nn.Parameter(cut_tensor, requires_grad=original.requires_grad)
+        replaced[id(original)] = cut_tensor
+        for alias in aliases[id(original)]:
+            path, _, attribute = alias.rpartition(".")
+            module = model.get_submodule(path)
+            store = module._parameters if attribute in module._parameters else module._buffers
+            store[attribute] = cut_tensor  # type: ignore[assignment]
+
+
+def set_attributes(model: nn.Module, attributes: Mapping[str, Mapping[str, AttributeValue]]) -> None:
+    """Set size attributes; each must exist and hold a size or a tuple or list of sizes already."""
+    for path, edits in attributes.items():
+        try:
+            module = model.get_submodule(path)
+        except AttributeError as error:
+            raise CompactionError(f"{path}: no such module. The plan was made for another model.") from error
+        for name, value in edits.items():
+            present = vars(module).get(name)
+            if _sizes(present) is None or isinstance(present, int) != isinstance(value, int):
+                raise CompactionError(
+                    f"{path}.{name}: found {present!r}, expected a size like {value!r} to replace. The plan was "
+                    "made for another model."
+                )
+            setattr(
+                module, name, list(value) if isinstance(present, list) and isinstance(value, tuple) else value
+            )
+
+
+def _sizes(value: object) -> tuple[int, ...] | None:
+    """A size or a sequence of sizes as a tuple; None for anything else."""
+    entries = value if isinstance(value, (tuple, list)) else (value,)
+    if all(isinstance(entry, int) and not isinstance(entry, bool) for entry in entries):
+        return tuple(entries)
+    return None
+
+
+def _aliases(model: nn.Module) -> dict[int, list[str]]:
+    names: dict[int, list[str]] = {}
+    for name, tensor in (
+        *model.named_parameters(remove_duplicate=False),
+        *model.named_buffers(remove_duplicate=False),
+    ):
+        names.setdefault(id(tensor), []).append(name)
+    return names
+
+
+def _lookup(model: nn.Module, name: str) -> torch.Tensor:
+    path, _, attribute = name.rpartition(".")
+    try:
+        found = getattr(model.get_submodule(path), attribute)
+    except AttributeError:
+        found = None
+    if not isinstance(found, torch.Tensor):
+        raise CompactionError(f"{name}: no such parameter or buffer. The plan was made for another model.")
+    return found
+
+
+def _memory_format(tensor: torch.Tensor) -> torch.memory_format:
+    if (
+        tensor.dim() == 4
+        and not tensor.is_contiguous()
+        and tensor.is_contiguous(memory_format=torch.channels_last)
+    ):
+        return torch.channels_last
+    return torch.contiguous_format

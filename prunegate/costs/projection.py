@@ -1,0 +1,70 @@
+"""The largest set of units, in order of preference, whose cost stays within a limit."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from prunegate.costs.loop_nests import CostModel
+
+Mask = npt.NDArray[np.bool_]
+
+
+def keep_within(
+    cost: CostModel,
+    limit: int,
+    preference: npt.NDArray[np.float64],
+    groups: Sequence[slice],
+    round_to: int = 1,
+) -> Mask | None:
+    """Choose hard masks that cost at most ``limit`` and from which nothing can be added.
+
+    Units are taken in blocks of ``round_to`` within their channel group, most preferred first. A group's
+    first block always stays. All other blocks are ordered by preference, the longest affordable
+    beginning of that order is kept, and then every further block that still fits.
+
+    Args:
+        preference: Shape (units,); higher is kept longer. Equal preferences thin all groups alike.
+        groups: Where each channel group's units lie.
+
+    Returns:
+        bool, shape (units,), or None if even one block of each group costs more than ``limit``.
+    """
+    keep = np.zeros(cost.num_units, dtype=bool)
+    blocks: list[tuple[float, float, npt.NDArray[np.int64]]] = []
+    for group in groups:
+        ranked = group.start + np.argsort(-preference[group], kind="stable")
+        parts = np.split(ranked, range(round_to, len(ranked), round_to))
+        keep[parts[0]] = True
+        for place, part in enumerate(parts[1:], start=1):
+            blocks.append((-float(preference[part].mean()), place / len(parts), part))
+    if cost.exact(keep) > limit:
+        return None
+    order = [part for _, _, part in sorted(blocks, key=lambda block: block[:2])]
+
+    low, high = 0, len(order)  # blocks known to fit, and first number that may not
+    while low < high:
+        middle = (low + high + 1) // 2
+        trial = keep.copy()
+        trial[np.concatenate(order[:middle])] = True
+        if cost.exact(trial) <= limit:
+            low = middle
+        else:
+            high = middle - 1
+    if low:
+        keep[np.concatenate(order[:low])] = True
+    # Costs only grow with what is kept, so a block that does not fit now never will.
+    full: set[int] = set()
+    owner = np.searchsorted([group.start for group in groups], np.arange(cost.num_units), side="right") - 1
+    for part in order[low:]:
+        group = int(owner[part[0]])
+        if group in full:
+            continue
+        keep[part] = True
+        if cost.exact(keep) > limit:
+            keep[part] = False
+            if len(part) == round_to:
+                full.add(group)
+    return keep

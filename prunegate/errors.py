@@ -1,0 +1,58 @@
+"""Everything that can go wrong by a user's hand, as one family of exceptions.
+
+Every message follows one form: *where: what was found, what was expected. Why. What to do.*
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class PrunegateError(Exception):
+    """Base of all errors that prunegate raises on purpose."""
+
+
+class TraceError(PrunegateError):
+    """The model could not be run on its example inputs, or what it did could not be followed."""
+
+
+class NothingToPruneError(PrunegateError):
+    """Every channel of the model is pinned; the message lists the reasons."""
+
+
+class MaskError(PrunegateError):
+    """Hard masks were given that do not fit the channel groups."""
+
+
+class BudgetError(PrunegateError):
+    """A budget that no choice of units can meet, or that makes no sense."""
+
+
+class CompactionError(PrunegateError):
+    """The compact model does not compute what the gated model computed; nothing was written."""
+
+
+class CheckpointError(PrunegateError):
+    """A checkpoint file that cannot be read, trusted or matched to a model."""
+
+
+class ModelNameError(PrunegateError):
+    """A model name or its arguments that no builder knows."""
+
+
+class DataError(PrunegateError):
+    """A data set that is not there or cannot be read."""
+
+
+class RecipeError(PrunegateError):
+    """A recipe with mistakes; the message lists all of them, each with file, line and key path."""
+
+
+class RunFolderError(PrunegateError):
+    """An output folder that cannot be used for this run."""
+
+
+def nearest(name: str, known: Iterable[str], count: int = 3) -> list[str]:
+    """The ``count`` known names that look most like ``name``, best first; empty if none is close."""
+    return difflib.get_close_matches(name, list(known), n=count, cutoff=0.5)

@@ -1,0 +1,18 @@
+"""Learnable gates: logits, hard masks drawn with logistic noise, and where they are applied."""
+
+from __future__ import annotations
+
+from prunegate.gates.gates import Gate, Gates
+from prunegate.gates.relaxation import logistic_noise, soft_mask, straight_through
+from prunegate.gates.sites import SiteMap, install_sites, remove_sites
+
+__all__ = [
+    "Gate",
+    "Gates",
+    "SiteMap",
+    "install_sites",
+    "logistic_noise",
+    "remove_sites",
+    "soft_mask",
+    "straight_through",
+]

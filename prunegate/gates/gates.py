@@ -1,0 +1,160 @@
+"""All gates of a model: one flat vector of logits, one draw per forward."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from prunegate.errors import MaskError, nearest
+from prunegate.gates.relaxation import logistic_noise, soft_mask, straight_through
+from prunegate.groups import ChannelGroup
+
+# Logits are kept where the sigmoid still has a slope: at ±4.6 a unit is kept with probability 0.99 or 0.01.
+LOGIT_LIMIT = 4.6
+
+
+class Gate:
+    """One channel group's view of the flat logits."""
+
+    def __init__(self, gates: Gates, name: str, units: slice) -> None:
+        self._gates, self.name, self._units = gates, name, units
+
+    @property
+    def logits(self) -> torch.Tensor:
+        """Log-odds of keeping each unit, shape (units,); a view that writes through."""
+        return self._gates.logits[self._units]
+
+    def __repr__(self) -> str:
+        return f"Gate({self.name!r}, units={self._units.stop - self._units.start})"
+
+
+class Gates(nn.Module):
+    """The learnable gates of all channel groups.
+
+    Attributes:
+        logits: Log-odds of keeping, shape (units of the whole model,).
+        tau: Relaxation temperature of the next draws, > 0.
+        generator: Source of the noise, on the CPU so that one seed gives one result on every device.
+    """
+
+    def __init__(self, groups: Sequence[ChannelGroup], keep_probability: float = 0.95, seed: int = 0) -> None:
+        super().__init__()
+        self._slices = {group.name: group.units for group in groups}
+        self.logits = nn.Parameter(torch.zeros(sum(group.num_units for group in groups)))
+        self.start_at(keep_probability)
+        self.tau = 1.0
+        self.generator = torch.Generator().manual_seed(seed)
+        owner = torch.cat([torch.full((g.num_units,), i) for i, g in enumerate(groups)])
+        self.register_buffer("_owner", owner, persistent=False)
+        self.register_buffer("_fixed", None, persistent=False)
+        self._owner: torch.Tensor
+        self._fixed: torch.Tensor | None
+
+    def __getitem__(self, name: str) -> Gate:
+        if name not in self._slices:
+            raise MaskError(
+                f"gates[{name!r}]: no such channel group. Nearest: {', '.join(nearest(name, self._slices)) or 'none'}. "
+                "gated.groups lists them all."
+            )
+        return Gate(self, name, self._slices[name])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._slices)
+
+    def __len__(self) -> int:
+        return len(self._slices)
+
+    def keep_probability(self) -> torch.Tensor:
+        """Probability of keeping each unit, shape (units,), differentiable; 0 or 1 under fixed masks."""
+        if self._fixed is not None:
+            return self._fixed.to(self.logits.dtype)
+        return torch.sigmoid(self.logits)
+
+    def draw(self) -> torch.Tensor:
+        """One mask for the whole model, shape (units,), float32, exactly 0.0 or 1.0.
+
+        Fixed masks come first. In eval mode it is the deterministic hard mask, in training mode a
+        sample whose gradient is that of the soft mask at the present tau.
+        """
+        if self._fixed is not None or not self.training:
+            return self.hard_mask().float()
+        noise = logistic_noise(self.logits.numel(), self.generator, self.logits.device)
+        soft = soft_mask(self.logits, noise, self.tau)
+        hard = (self.logits.detach().float() + noise > 0) | self._always_kept()
+        return straight_through(hard.to(soft.dtype), soft).float()
+
+    @torch.no_grad()
+    def hard_mask(self) -> torch.Tensor:
+        """The present hard mask, bool, shape (units,): fixed, or ``logit > 0`` and each group's highest logit."""
+        if self._fixed is not None:
+            return self._fixed
+        return (self.logits > 0) | self._always_kept()
+
+    @torch.no_grad()
+    def _always_kept(self) -> torch.Tensor:
+        """The first of each channel group's highest logits: the unit that always stays, bool, shape (units,)."""
+        logits, owner = self.logits.float(), self._owner
+        count = len(self._slices)
+        highest = torch.full((count,), -math.inf, device=logits.device).scatter_reduce(
+            0, owner, logits, "amax"
+        )
+        place = torch.arange(logits.numel(), device=logits.device)
+        candidates = torch.where(logits == highest[owner], place, logits.numel())
+        first = torch.full((count,), logits.numel(), device=logits.device, dtype=place.dtype)
+        return place == first.scatter_reduce(0, owner, candidates, "amin")[owner]
+
+    def masks(self) -> dict[str, torch.Tensor]:
+        """The present hard masks by group, bool, each of shape (units,)."""
+        hard = self.hard_mask()
+        return {name: hard[units].clone() for name, units in self._slices.items()}
+
+    @torch.no_grad()
+    def fix(self, masks: Mapping[str, torch.Tensor]) -> None:
+        """Use these hard masks from now on; groups that are not named keep their present mask.
+
+        Raises:
+            MaskError: An unknown group, a wrong shape, or a group left without any unit.
+        """
+        flat = self.hard_mask().clone()
+        for name, mask in masks.items():
+            logits = self[name].logits
+            mask = torch.as_tensor(mask)
+            if mask.shape != logits.shape:
+                raise MaskError(
+                    f"{name}: found a mask of shape {tuple(mask.shape)}, expected {tuple(logits.shape)}, "
+                    "one entry for each unit of the channel group."
+                )
+            if not mask.bool().any():
+                raise MaskError(
+                    f"{name}: found a mask that keeps no unit, expected at least one. Removing a whole channel "
+                    "group would leave a layer without channels. Keep one unit."
+                )
+            flat[self._slices[name]] = mask.bool().to(flat.device)
+        self._fixed = flat
+
+    def release(self) -> None:
+        """Go back from fixed masks to drawing them from the logits."""
+        self._fixed = None
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """What `state_dict` holds besides the logits."""
+        return {"tau": self.tau, "fixed": self._fixed, "generator": self.generator.get_state()}
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        self.tau = state["tau"]
+        self._fixed = None if state["fixed"] is None else state["fixed"].to(self.logits.device)
+        self.generator.set_state(state["generator"].cpu())
+
+    @torch.no_grad()
+    def start_at(self, keep_probability: float) -> None:
+        """Set every logit so that each unit is kept with this probability, in (0, 1)."""
+        self.logits.fill_(math.log(keep_probability / (1.0 - keep_probability)))
+
+    @torch.no_grad()
+    def clamp_(self) -> None:
+        """Clamp the logits to ±`LOGIT_LIMIT`, where they can still move."""
+        self.logits.clamp_(-LOGIT_LIMIT, LOGIT_LIMIT)

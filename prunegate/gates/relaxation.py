@@ -1,0 +1,43 @@
+"""The two-class Gumbel-softmax, as one logit and logistic noise.
+
+With classes *keep* and *drop*, logits l₁ and l₀ and Gumbel noise g₁ and g₀, the relaxed weight of
+*keep* is softmax((l + g) / tau)₁ = sigmoid((l₁ − l₀ + g₁ − g₀) / tau). The difference of two Gumbel
+draws is logistic, so one logit l = l₁ − l₀ and one draw log u − log(1 − u) say the same.
+
+Reference: Jang, Gu and Poole, "Categorical Reparameterization with Gumbel-Softmax", 2017,
+arXiv:1611.01144; Maddison, Mnih and Teh, "The Concrete Distribution", 2017, arXiv:1611.00712.
+"""
+
+from __future__ import annotations
+
+import torch
+
+
+def logistic_noise(
+    size: int, generator: torch.Generator | None = None, device: torch.device | None = None
+) -> torch.Tensor:
+    """Draws of the standard logistic distribution, float32, shape (size,).
+
+    The uniform draw is kept half a step of float32 away from 0 and 1, so the noise is finite
+    (within ±17.4) whatever tau it is divided by later.
+    """
+    on = generator.device if generator is not None else device
+    uniform = torch.rand(size, generator=generator, device=on, dtype=torch.float32)
+    half_step = 2.0**-25
+    uniform = uniform.clamp_(half_step, 1.0 - 2.0**-24)
+    return (uniform.log_() - (-uniform.exp()).log1p_()).to(device or uniform.device)
+
+
+def soft_mask(logits: torch.Tensor, noise: torch.Tensor, tau: float) -> torch.Tensor:
+    """Relaxed masks in (0, 1): ``sigmoid((logits + noise) / tau)``, float32 or wider, in the logits' shape."""
+    wide = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
+    return torch.sigmoid((wide + noise) / tau)
+
+
+def straight_through(hard: torch.Tensor, soft: torch.Tensor) -> torch.Tensor:
+    """The hard mask's values with the soft mask's gradient.
+
+    The order of the terms matters: ``soft − soft.detach()`` is exactly zero, so the sum is exactly the
+    hard mask; ``hard + soft − soft.detach()`` would round twice.
+    """
+    return hard + (soft - soft.detach())

@@ -1,0 +1,21 @@
+"""Finding channel groups by running the model."""
+
+from __future__ import annotations
+
+from prunegate.groups.analysis import Analysis, LoopNest
+from prunegate.groups.channel_group import ChannelGroup, Member, PinnedGroup
+from prunegate.groups.constraints import Pin
+from prunegate.groups.inputs import ExampleInputs
+from prunegate.groups.trace import Trace, shadow
+
+__all__ = [
+    "Analysis",
+    "ChannelGroup",
+    "ExampleInputs",
+    "LoopNest",
+    "Member",
+    "Pin",
+    "PinnedGroup",
+    "Trace",
+    "shadow",
+]

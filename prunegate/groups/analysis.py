@@ -1,0 +1,55 @@
+"""What tracing found out about a model: channel groups, gate sites and the cost of every operation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from prunegate.groups.channel_group import ChannelGroup, PinnedGroup
+from prunegate.groups.labels import Shape
+from prunegate.groups.partition import Ids
+
+
+@dataclass(frozen=True)
+class LoopNest:
+    """One product of sizes: ``constant`` times, for each axis, the number of its positions that are kept.
+
+    Attributes:
+        constant: Product of the sizes that no unit changes.
+        axes: For every other loop an int64 array over its positions: the unit each belongs to, -1 for none.
+    """
+
+    module: str
+    constant: int
+    axes: tuple[Ids, ...]
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """Channel groups of one model. Units are numbered through all groups, in the order of ``groups``.
+
+    Attributes:
+        groups: The channel groups that can be offered a gate.
+        pinned: The others, with reasons.
+        axes: For each parameter and buffer the axes that hold units, each as int64 (length,), -1 for none.
+        sites: The same for the axes at which a weight reads units: where masks go.
+        shapes: Shape of every parameter and buffer.
+        multiply_accumulates: Loop nests of all contractions, for the whole traced batch.
+        parameters: Loop nests whose value is each parameter's element count.
+        batch_size: Samples in the traced inputs.
+        unused: Parameters that the run never read.
+    """
+
+    groups: tuple[ChannelGroup, ...]
+    pinned: tuple[PinnedGroup, ...]
+    axes: Mapping[str, Mapping[int, Ids]]
+    sites: Mapping[str, Mapping[int, Ids]]
+    shapes: Mapping[str, Shape]
+    multiply_accumulates: tuple[LoopNest, ...]
+    parameters: tuple[LoopNest, ...]
+    batch_size: int
+    unused: tuple[str, ...]
+
+    @property
+    def num_units(self) -> int:
+        return sum(group.num_units for group in self.groups)

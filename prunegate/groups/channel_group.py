@@ -1,0 +1,62 @@
+"""Channel groups: the result of tracing, as plain data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from prunegate.groups.constraints import Pin
+from prunegate.groups.partition import Ids
+
+
+@dataclass(frozen=True)
+class Member:
+    """One tensor axis whose slices belong to the units of a channel group.
+
+    Attributes:
+        tensor: Name of the parameter or buffer, e.g. ``"layer1.0.conv1.weight"``.
+        axis: Dimension of that tensor.
+        units: int64, shape (length of the axis,): the unit at each index, -1 where there is none of this group.
+    """
+
+    tensor: str
+    axis: int
+    units: Ids
+
+    @property
+    def module(self) -> str:
+        return self.tensor.rpartition(".")[0]
+
+
+@dataclass(frozen=True)
+class ChannelGroup:
+    """Tensor axes whose channels live or die together.
+
+    Attributes:
+        name: The module that produces the channels.
+        num_units: How many units can be removed one by one (at least one always stays).
+        first_unit: Place of the group's units in the model-wide order of all units.
+    """
+
+    name: str
+    num_units: int
+    first_unit: int
+    members: tuple[Member, ...]
+
+    @property
+    def units(self) -> slice:
+        """Where this group's units lie in a flat vector over all units of the model."""
+        return slice(self.first_unit, self.first_unit + self.num_units)
+
+
+@dataclass(frozen=True)
+class PinnedGroup:
+    """Channels that are not offered a gate, and why."""
+
+    name: str
+    num_units: int
+    pin: Pin
+    tensors: tuple[str, ...]
+
+    @property
+    def reason(self) -> str:
+        return str(self.pin)

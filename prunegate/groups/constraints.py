@@ -1,0 +1,110 @@
+"""What running the model says about its channels, collected as plain data and solved once at the end.
+
+Following the model (`tracer`, `rules`) only appends here; nothing is decided before the whole run
+has been seen. `solve` then turns the collection into channel groups.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+
+from prunegate.groups.labels import Labels, Shape, varying
+from prunegate.groups.partition import Ids
+
+
+@dataclass(frozen=True)
+class Pin:
+    """Why a set of channels cannot be removed, and where that was seen."""
+
+    reason: str
+    operation: str = ""
+    module: str = ""
+    source: str = ""
+
+    def __str__(self) -> str:
+        place = self.module or "the model"
+        operation = f" ({self.operation})" if self.operation else ""
+        source = f" at {self.source}" if self.source else ""
+        return f"{place}{operation}{source}: {self.reason}"
+
+
+@dataclass(frozen=True)
+class LabelledAxis:
+    """One dimension of one parameter, buffer or constant, and the ids given to its indices."""
+
+    kind: Literal["parameter", "buffer", "constant"]
+    tensor: str
+    axis: int
+    start: int
+    length: int
+
+
+@dataclass(frozen=True)
+class Contraction:
+    """A multiply-accumulate loop nest: ``sizes`` are its loops, ``labels`` broadcast over them.
+
+    MACs are the product of the loop lengths; a removed unit shortens the loop its label varies on.
+    """
+
+    module: str
+    operation: str
+    sizes: Shape
+    labels: Labels
+
+
+@dataclass
+class Constraints:
+    """The append-only record that tracing makes."""
+
+    axes: list[LabelledAxis] = field(default_factory=list)
+    contractions: list[Contraction] = field(default_factory=list)
+    consumed: list[tuple[str, Ids]] = field(default_factory=list)
+    produced: list[Ids] = field(default_factory=list)
+    pins: list[tuple[Ids, Pin]] = field(default_factory=list)
+    ties: list[tuple[Ids, Ids]] = field(default_factory=list)
+    grids: dict[tuple[Shape, bytes], Ids] = field(default_factory=dict)
+    size: int = 0
+
+    def new_axis(
+        self, kind: Literal["parameter", "buffer", "constant"], tensor: str, axis: int, length: int
+    ) -> Ids:
+        """Fresh ids, shape (length,), for the indices of a tensor's dimension."""
+        ids = np.arange(self.size, self.size + length, dtype=np.int64)
+        self.axes.append(LabelledAxis(kind, tensor, axis, self.size, length))
+        self.size += length
+        return ids
+
+    def pinned_ids(self, length: int, pin: Pin) -> Ids:
+        """Fresh ids, shape (length,), that stand for channels nobody may remove."""
+        ids = self.new_axis("constant", "", 0, length)
+        self.pins.append((ids, pin))
+        return ids
+
+    def tie(self, left: Ids, right: Ids) -> None:
+        """Make the units of two broadcastable labels live and die together, entry by entry."""
+        if left is right:
+            return
+        if left.shape != right.shape:
+            left, right = np.broadcast_arrays(left, right)
+        self.ties.append((left.reshape(-1), right.reshape(-1)))
+
+    def tie_along(self, label: Ids, dim: int) -> Ids:
+        """Tie all entries that differ only in their place along ``dim``; give one that stands for them."""
+        first = label.take([0], axis=dim)
+        if label.shape[dim] > 1:
+            self.tie(label, first)
+        return first
+
+    def pin(self, ids: Ids, pin: Pin) -> None:
+        """Forbid the removal of every unit among ``ids``."""
+        if ids.size:
+            self.pins.append((ids.reshape(-1), pin))
+
+    def require_rectangular(self, label: Ids) -> None:
+        """Ask that what is removed from a label over several dimensions is whole slices of one of them."""
+        if len(varying(label)) > 1:
+            squeezed = np.ascontiguousarray(label.reshape([s for s in label.shape if s > 1]))
+            self.grids.setdefault((squeezed.shape, squeezed.tobytes()), squeezed)

@@ -1,0 +1,125 @@
+"""One operation that the model issued, as a rule sees it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import torch
+
+from prunegate.groups.constraints import Constraints, Pin
+from prunegate.groups.labels import Labels, Shape, collapse
+from prunegate.groups.partition import Ids
+from prunegate.groups.values import Values
+
+
+@dataclass(frozen=True)
+class Call:
+    """An operation with its arguments bound by name, and access to labels and constraints.
+
+    Attributes:
+        name: The operation's name without namespace, overload and in-place mark, e.g. ``"addmm"``.
+        arguments: Every argument of the schema by name, defaults filled in.
+        inputs: All tensors among the arguments, in order.
+        outputs: All tensors returned, in order.
+        shapes: The inputs' shapes before the operation ran, by identity.
+        module: Path of the module whose forward issued the operation.
+    """
+
+    name: str
+    func: torch._ops.OpOverload
+    arguments: Mapping[str, Any]
+    inputs: Sequence[torch.Tensor]
+    outputs: Sequence[torch.Tensor]
+    shapes: Mapping[int, Shape]
+    values: Values
+    module: str
+
+    def __getitem__(self, name: str) -> Any:
+        return self.arguments[name]
+
+    @property
+    def constraints(self) -> Constraints:
+        return self.values.constraints
+
+    @property
+    def shape(self) -> Shape:
+        """The first output's shape."""
+        return tuple(self.outputs[0].shape)
+
+    def tensor(self, name: str) -> torch.Tensor:
+        value = self.arguments[name]
+        if not isinstance(value, torch.Tensor):
+            raise KeyError(name)
+        return value
+
+    def labels_of(self, tensor: torch.Tensor) -> Labels:
+        return self.values.labels(tensor)
+
+    def shape_of(self, tensor: torch.Tensor) -> Shape:
+        return self.shapes[id(tensor)]
+
+    def dim(self, name: str, ndim: int) -> int:
+        """A dimension argument, made non-negative."""
+        return int(self.arguments[name]) % max(ndim, 1)
+
+    def reason(self, why: str) -> Pin:
+        return Pin(why, self.name, self.module, _user_line())
+
+    def pin(self, labels: Labels | Ids, why: str) -> None:
+        """Pin every unit of the labels, saying why."""
+        reason = None
+        for label in labels if isinstance(labels, tuple) else (labels,):
+            reason = reason or self.reason(why)
+            self.constraints.pin(label, reason)
+
+    def consume(self, weight: torch.Tensor, ids: Ids) -> bool:
+        """Note that ``weight`` reads the units of its own axis ``ids``; False if it is no stored weight."""
+        name = self.values.origin(weight)
+        if name is None:
+            return False
+        self.constraints.consumed.append((name, ids.reshape(-1)))
+        return True
+
+    def keep(self, labels: Sequence[Ids]) -> Labels:
+        """The labels an output carries on, narrowed where they no longer vary.
+
+        A tensor that holds nothing but one unit's channel cannot be told from one that holds no
+        channel, so the unit of a label that stops varying is pinned.
+        """
+        kept = []
+        for label in map(collapse, labels):
+            if label.size == 1:
+                self.pin(label, "a single channel is picked by its position")
+            else:
+                kept.append(label)
+        return tuple(kept)
+
+    def all_outputs(self, labels: Labels) -> list[Labels]:
+        return [labels for _ in self.outputs]
+
+
+Rule: TypeAlias = Callable[[Call], "list[Labels]"]
+RuleTable: TypeAlias = dict[str, Rule]
+
+
+def table(rule: Rule, names: str) -> RuleTable:
+    """The same rule for every name in a space-separated list."""
+    return dict.fromkeys(names.split(), rule)
+
+
+_INTERNAL = ("/torch/", "/prunegate/groups/")
+
+
+def _user_line() -> str:
+    """File and line of the innermost frame that is neither torch's nor ours: the user's module."""
+    frame = sys._getframe(2)
+    while frame is not None:
+        path = frame.f_code.co_filename
+        if not any(part in path for part in _INTERNAL) and not path.startswith("<"):
+            short = "/".join(path.rsplit("/", 3)[1:])
+            return f"{short}:{frame.f_lineno}"
+        frame = frame.f_back  # type: ignore[assignment]
+    return ""

@@ -1,0 +1,143 @@
+"""Convolutions: plain, grouped, depthwise and transposed, in any number of dimensions."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from prunegate.groups.constraints import Contraction, Pin
+from prunegate.groups.labels import Labels, along, on_axis, varying
+from prunegate.groups.partition import Ids
+from prunegate.groups.rules.call import Call, RuleTable, table
+from prunegate.groups.rules.contraction import column
+from prunegate.groups.rules.pointwise import unite_operands
+
+_KERNEL = Pin("lies along the kernel of a convolution", "convolution")
+_FIXED = "its input channels cannot be removed"
+
+
+def _convolution(call: Call) -> list[Labels]:
+    x, weight = call.tensor("input"), call.tensor("weight")
+    transposed, groups = bool(call.arguments.get("transposed", False)), int(call["groups"])
+    channel_labels, batch_labels = _input_labels(call)
+    out_axis, in_axis = (1, 0) if transposed else (0, 1)
+    weight_labels = call.labels_of(weight)
+    for label in weight_labels:
+        if varying(label) not in ((0,), (1,)):
+            call.constraints.pin(label, _KERNEL)
+    in_ids = column(weight_labels, in_axis, weight.shape[in_axis])
+    out_ids = column(weight_labels, out_axis, weight.shape[out_axis])
+
+    loops = x if transposed else call.outputs[0]
+    constant = x.shape[0] * math.prod(loops.shape[2:]) * math.prod(weight.shape[2:])
+    labels = [label.reshape(1, *label.shape[:2]) for label in weight_labels if varying(label) in ((0,), (1,))]
+    sizes = (constant, int(weight.shape[0]), int(weight.shape[1]))
+    call.constraints.contractions.append(Contraction(call.module, call.name, sizes, tuple(labels)))
+
+    if groups == 1:
+        _consume_channels(call, channel_labels, in_ids)
+        produced = out_ids
+    elif transposed:
+        produced = _grouped_transposed(call, channel_labels, in_ids, out_ids, groups)
+    else:
+        produced = _grouped(call, channel_labels, in_ids, out_ids, groups)
+
+    result = batch_labels
+    ndim = len(call.shape)
+    if produced is not None and call.shape[1] > 1:
+        call.constraints.produced.append(produced)
+        result = (*batch_labels, on_axis(produced, 1, ndim))
+    bias = call.arguments.get("bias")
+    if bias is None:
+        return [result]
+    bias_labels = tuple(on_axis(label.reshape(-1), 1, ndim) for label in call.labels_of(bias))
+    shape = tuple(s if d == 1 else 1 for d, s in enumerate(call.shape))
+    return [unite_operands(call, [(result, shape), (bias_labels, shape)], ndim)]
+
+
+def _input_labels(call: Call) -> tuple[Ids | None, Labels]:
+    """The input's channel label, shape (batch or 1, channels), and the labels over its batch alone."""
+    x = call.tensor("input")
+    channels = along(call.labels_of(x), 1)
+    if channels is not None and any(d >= 2 for d in varying(channels)):
+        call.pin(channels, "a unit lies along the positions that a convolution mixes")
+        channels = None
+    batch = []
+    for label in call.labels_of(x):
+        if any(d >= 2 for d in varying(label)):
+            call.pin(label, "a unit lies along the positions that a convolution mixes")
+        elif varying(label) == (0,):
+            batch.append(label)
+    return (None if channels is None else channels.reshape(channels.shape[:2])), tuple(batch)
+
+
+def _consume_channels(call: Call, channels: Ids | None, in_ids: Ids | None) -> None:
+    if channels is not None and in_ids is not None:
+        call.constraints.tie(channels, in_ids[None])
+        if not call.consume(call.tensor("weight"), in_ids):
+            call.pin(in_ids, "read by a weight that is computed, not stored")
+    else:
+        for ids in (channels, in_ids):
+            if ids is not None:
+                call.pin(ids, _FIXED)
+
+
+def _grouped(
+    call: Call, channels: Ids | None, in_ids: Ids | None, out_ids: Ids | None, groups: int
+) -> Ids | None:
+    """Units of a grouped convolution: whole groups where groups are many, else one place in every group."""
+    width_in, width_out = int(call.tensor("weight").shape[1]), call.shape[1] // groups
+    outputs = out_ids.reshape(groups, width_out) if out_ids is not None else None
+    inputs = _fold_batch(call, channels)
+    if groups >= width_in:
+        return _whole_groups(call, inputs, in_ids, outputs, groups)
+    first = None if outputs is None else call.constraints.tie_along(outputs, 0)
+    if inputs is None:
+        if in_ids is not None:
+            call.pin(in_ids, _FIXED)
+    else:
+        places = call.constraints.tie_along(inputs.reshape(groups, width_in), 0)
+        _consume_channels(call, places, in_ids)
+    return None if first is None else np.broadcast_to(first, (groups, width_out)).reshape(-1)
+
+
+def _whole_groups(
+    call: Call, inputs: Ids | None, inner: Ids | None, outputs: Ids | None, groups: int
+) -> Ids | None:
+    """Tie each group's inputs and outputs to one unit, which passes through; ``inner`` is the width that stays."""
+    if inner is not None:
+        call.pin(inner, "whole groups of this convolution are removed, their width stays")
+    if inputs is None or outputs is None:
+        for ids in (inputs, outputs):
+            if ids is not None:
+                call.pin(ids, _FIXED)
+        return None
+    unit = call.constraints.tie_along(inputs.reshape(groups, -1), 1)
+    call.constraints.tie(unit, outputs)
+    return np.broadcast_to(unit, outputs.shape).reshape(-1)
+
+
+def _grouped_transposed(
+    call: Call, channels: Ids | None, in_ids: Ids | None, out_ids: Ids | None, groups: int
+) -> Ids | None:
+    """The weight is (inputs, outputs per group): inputs belong to groups, outputs are shared by all."""
+    inputs = _fold_batch(call, channels)
+    if inputs is None or in_ids is None:
+        for ids in (inputs, in_ids, out_ids):
+            if ids is not None:
+                call.pin(ids, _FIXED)
+        return None
+    call.constraints.tie(inputs, in_ids)
+    if out_ids is not None:
+        call.pin(out_ids, "whole groups of this convolution are removed, their width stays")
+    unit = call.constraints.tie_along(in_ids.reshape(groups, -1), 1)
+    return np.broadcast_to(unit, (groups, call.shape[1] // groups)).reshape(-1)
+
+
+def _fold_batch(call: Call, channels: Ids | None) -> Ids | None:
+    """Channels that also vary over the batch are the same units for every sample of it."""
+    return None if channels is None else call.constraints.tie_along(channels, 0).reshape(-1)
+
+
+RULES: RuleTable = table(_convolution, "convolution")

@@ -1,0 +1,35 @@
+"""Tensors made from nothing: every dimension may follow the channels it meets."""
+
+from __future__ import annotations
+
+from prunegate.groups.labels import Labels, on_axis
+from prunegate.groups.rules.call import Call, RuleTable, table
+
+
+def label_all(call: Call) -> list[Labels]:
+    results = []
+    for output in call.outputs:
+        shape = tuple(output.shape)
+        results.append(
+            tuple(
+                on_axis(call.constraints.new_axis("constant", call.name, d, size), d, len(shape))
+                for d, size in enumerate(shape)
+                if size > 1
+            )
+        )
+    return results
+
+
+def _like(call: Call) -> list[Labels]:
+    """A tensor shaped after another one is as large as that one, so it has its units."""
+    return call.all_outputs(call.labels_of(call.inputs[0]))
+
+
+RULES: RuleTable = {
+    **table(
+        label_all,
+        """zeros ones empty full arange linspace logspace eye rand randn randint randperm new_zeros new_ones
+        new_empty new_full scalar_tensor empty_strided new_empty_strided tril_indices triu_indices""",
+    ),
+    **table(_like, "zeros_like ones_like empty_like full_like rand_like randn_like randint_like"),
+}

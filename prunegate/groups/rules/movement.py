@@ -1,0 +1,282 @@
+"""Moving data without changing it: the same move is made on the label."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils._python_dispatch import _disable_current_modes
+
+from prunegate.groups.labels import Labels, along, reshaped, varying
+from prunegate.groups.partition import Ids
+from prunegate.groups.rules.call import Call, RuleTable, table
+
+
+def _each_label(move: Callable[[Call, Ids], Ids]) -> Callable[[Call], list[Labels]]:
+    """A rule that moves every label of the first input to the single output."""
+
+    def rule(call: Call) -> list[Labels]:
+        return [call.keep([move(call, label) for label in call.labels_of(call.inputs[0])])]
+
+    return rule
+
+
+def _reshape(call: Call, label: Ids) -> Ids:
+    return reshaped(label, call.shape_of(call.inputs[0]), call.shape)
+
+
+def _permute(call: Call, label: Ids) -> Ids:
+    return label.transpose([d % label.ndim for d in call["dims"]])
+
+
+def _transpose(call: Call, label: Ids) -> Ids:
+    return label.swapaxes(call["dim0"], call["dim1"]) if label.ndim else label
+
+
+def _squeeze(call: Call, label: Ids) -> Ids:
+    before = call.shape_of(call.inputs[0])
+    dims = call.arguments.get("dim")
+    chosen = range(len(before)) if dims is None else [dims] if isinstance(dims, int) else dims
+    drop = {d % len(before) for d in chosen if before[d % len(before)] == 1}
+    return label.reshape([s for d, s in enumerate(label.shape) if d not in drop])
+
+
+def _slice(call: Call, label: Ids) -> Ids:
+    dim = call.dim("dim", label.ndim)
+    if label.shape[dim] == 1:
+        return label
+    index = [slice(None)] * label.ndim
+    index[dim] = slice(call["start"], call["end"], call["step"])
+    return label[tuple(index)]
+
+
+def _select(call: Call, label: Ids) -> Ids:
+    dim = call.dim("dim", label.ndim)
+    return label.take(call["index"] if label.shape[dim] > 1 else 0, axis=dim)
+
+
+def _split(call: Call) -> list[Labels]:
+    """Equal chunks keep the same positions, since code that splits in equal parts must find them equal."""
+    source = call.inputs[0]
+    dim = call.dim("dim", source.dim())
+    lengths = [int(part.shape[dim]) for part in call.outputs]
+    bounds = np.cumsum([0, *lengths])
+    results: list[list[Ids]] = [[] for _ in call.outputs]
+    equal = call.name in ("split", "unsafe_split") and len(set(lengths)) == 1
+    for label in call.labels_of(source):
+        whole = label.shape[dim] == 1
+        for i, found in enumerate(results):
+            found.append(label if whole else label.take(range(bounds[i], bounds[i + 1]), axis=dim))
+            if equal and not whole and i:
+                call.constraints.tie(results[0][-1], found[-1])
+    return [call.keep(found) for found in results]
+
+
+def _unbind(call: Call) -> list[Labels]:
+    source = call.inputs[0]
+    dim = call.dim("dim", source.dim())
+    labels = call.labels_of(source)
+    return [
+        call.keep([label.take(i if label.shape[dim] > 1 else 0, axis=dim) for label in labels])
+        for i in range(len(call.outputs))
+    ]
+
+
+def _pass(call: Call) -> list[Labels]:
+    return call.all_outputs(call.labels_of(call.inputs[0]))
+
+
+def _flip(call: Call, label: Ids) -> Ids:
+    return np.flip(label, call["dims"])
+
+
+def _repeat(call: Call, label: Ids) -> Ids:
+    ndim = len(call.shape)
+    label = label.reshape((1,) * (ndim - label.ndim) + label.shape)
+    return np.tile(label, [n if label.shape[d] > 1 else 1 for d, n in enumerate(call["repeats"])])
+
+
+def _roll(call: Call) -> list[Labels]:
+    source = call.inputs[0]
+    rolled = {d % source.dim() for d in call["dims"]} if call["dims"] else set(range(source.dim()))
+    return [_unless_on(call, rolled, "rolled along the channels")]
+
+
+def _unfold(call: Call) -> list[Labels]:
+    source = call.inputs[0]
+    kept = _unless_on(call, {call.dim("dimension", source.dim())}, "unfolded along the channels")
+    return [tuple(label[..., None] for label in kept)]
+
+
+def _unless_on(call: Call, dims: set[int], why: str) -> Labels:
+    """The first input's labels that do not vary on ``dims``; the others are pinned."""
+    kept = []
+    for label in call.labels_of(call.inputs[0]):
+        if dims.intersection(varying(label)):
+            call.pin(label, why)
+        else:
+            kept.append(label)
+    return tuple(kept)
+
+
+def _constant_pad(call: Call) -> list[Labels]:
+    """Padded channels are constants, so they stay; the padded ones move on."""
+    source, pad = call.inputs[0], list(call["pad"])
+    result = []
+    for label in call.labels_of(source):
+        for i in range(0, len(pad), 2):
+            dim = source.dim() - 1 - i // 2
+            if label.shape[dim] == 1 or (pad[i] == 0 and pad[i + 1] == 0):
+                continue
+            if min(pad[i], pad[i + 1]) < 0 or len(varying(label)) > 1:
+                call.pin(label, "cropped or padded along the channels")
+                break
+            sides = [
+                call.constraints.pinned_ids(n, call.reason("padding")).reshape(
+                    [n if d == dim else 1 for d in range(label.ndim)]
+                )
+                for n in (pad[i], pad[i + 1])
+            ]
+            label = np.concatenate([sides[0], label, sides[1]], axis=dim)
+        else:
+            result.append(label)
+    return [tuple(result)]
+
+
+def _edge_pad(call: Call) -> list[Labels]:
+    """Reflection and replication padding: dimensions that are padded cannot be labelled."""
+    source = call.inputs[0]
+    padded = {source.dim() - 1 - i for i in range(len(call["padding"]) // 2)}
+    return [_unless_on(call, padded, "padded along the channels by their own values")]
+
+
+def _index(call: Call) -> list[Labels]:
+    """Indexing by tensors: the positions are the code's own, so indexed dimensions are pinned."""
+    source = call.inputs[0]
+    indices = list(call["indices"])
+    indexed: list[int] = []
+    dim = 0
+    for index in indices:
+        if index is not None:
+            width = index.dim() if index.dtype in (torch.bool, torch.uint8) else 1
+            indexed += range(dim, dim + width)
+            dim += width
+        else:
+            dim += 1
+    for index in indices:
+        if index is not None:
+            call.pin(call.labels_of(index), "used as an index")
+    kept = _unless_on(call, set(indexed), "picked by an index tensor")
+    rest = [d for d in range(source.dim()) if d not in indexed]
+    adjacent = indexed == list(range(indexed[0], indexed[-1] + 1)) if indexed else True
+    inserted = len(call.shape) - len(rest)
+    first = indexed[0] if adjacent and indexed else 0
+    result = []
+    for label in kept:
+        sizes = [label.shape[d] for d in rest]
+        result.append(label.reshape(sizes[:first] + [1] * inserted + sizes[first:]))
+    return [tuple(result)]
+
+
+def _index_select(call: Call) -> list[Labels]:
+    source = call.inputs[0]
+    return [_unless_on(call, {call.dim("dim", source.dim())}, "picked by an index tensor")]
+
+
+def _as_strided(call: Call) -> list[Labels]:
+    source = call.inputs[0]
+    if call.shape_of(source) == call.shape and tuple(source.stride()) == tuple(call["stride"]):
+        return _pass(call)
+    if not call.labels_of(source):
+        return [()]
+    return _same_operation(call)
+
+
+def _same_operation(call: Call) -> list[Labels]:
+    """Run the very operation on the full-size label (float64 holds ids exactly)."""
+    source = call.inputs[0]
+    results: list[list[Ids]] = [[] for _ in call.outputs]
+    for label in call.labels_of(source):
+        full = np.array(np.broadcast_to(label, call.shape_of(source)), dtype=np.float64)
+        with _disable_current_modes(), torch.no_grad():
+            arguments: dict[str, Any] = {
+                name: torch.from_numpy(full) if value is source else value
+                for name, value in call.arguments.items()
+                if not isinstance(value, torch.Tensor) or value is source
+            }
+            moved = _invoke(call.func, arguments)
+        parts = moved if isinstance(moved, (tuple, list)) else [moved]
+        for found, part in zip(results, parts, strict=True):
+            ids = part.numpy().astype(np.int64)
+            found.append(ids)
+    return [call.keep(found) for found in results]
+
+
+def _invoke(func: torch._ops.OpOverload, arguments: dict[str, Any]) -> Any:
+    positional = [
+        arguments[a.name] for a in func._schema.arguments if not a.kwarg_only and a.name in arguments
+    ]
+    keyword = {
+        a.name: arguments[a.name] for a in func._schema.arguments if a.kwarg_only and a.name in arguments
+    }
+    return func(*positional, **keyword)
+
+
+def _expand(call: Call, label: Ids) -> Ids:
+    return label.reshape((1,) * (len(call.shape) - label.ndim) + label.shape)
+
+
+def _glu(call: Call) -> list[Labels]:
+    """Halves of one dimension multiplied: the two halves keep the same positions."""
+    source = call.inputs[0]
+    dim = call.dim("dim", source.dim())
+    label = along(call.labels_of(source), dim)
+    others = [other for other in call.labels_of(source) if other is not label]
+    if label is not None:
+        first, second = np.split(label, 2, axis=dim)
+        call.constraints.tie(first, second)
+        others.append(first)
+    return [call.keep(others)]
+
+
+RULES: RuleTable = {
+    **table(
+        _each_label(_reshape),
+        """view _unsafe_view reshape _reshape_alias _reshape_copy view_copy flatten unflatten view_as
+        unsqueeze""",
+    ),
+    **table(_each_label(_permute), "permute permute_copy"),
+    **table(_each_label(_transpose), "transpose swapaxes swapdims transpose_copy"),
+    **table(_each_label(lambda call, label: label.T), "t t_copy numpy_T"),
+    **table(_each_label(_squeeze), "squeeze squeeze_copy"),
+    **table(_each_label(_slice), "slice slice_copy"),
+    **table(_each_label(_select), "select select_copy"),
+    **table(_each_label(_expand), "expand expand_copy"),
+    **table(_each_label(_flip), "flip"),
+    **table(_each_label(_repeat), "repeat"),
+    **table(
+        _split, "split unsafe_split split_with_sizes unsafe_split_with_sizes split_copy split_with_sizes_copy"
+    ),
+    **table(_unbind, "unbind unbind_copy"),
+    **table(
+        _pass,
+        "clone detach alias _to_copy contiguous lift lift_fresh lift_fresh_copy to _conj view_as_real_copy",
+    ),
+    **table(_roll, "roll"),
+    **table(_unfold, "unfold unfold_copy"),
+    **table(_constant_pad, "constant_pad_nd"),
+    **table(
+        _edge_pad, " ".join(f"{kind}_pad{n}d" for kind in ("reflection", "replication") for n in (1, 2, 3))
+    ),
+    **table(_index, "index _unsafe_index"),
+    **table(_index_select, "index_select"),
+    **table(_as_strided, "as_strided as_strided_copy"),
+    **table(
+        _same_operation,
+        """pixel_shuffle pixel_unshuffle channel_shuffle native_channel_shuffle im2col diagonal
+        repeat_interleave rot90 movedim""",
+    ),
+    **table(_glu, "glu"),
+}

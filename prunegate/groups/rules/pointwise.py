@@ -1,0 +1,66 @@
+"""Element by element: the units of all operands are the same units."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from prunegate.groups.labels import Labels, Shape, align, varying
+from prunegate.groups.partition import Ids
+from prunegate.groups.rules.call import Call, RuleTable, table
+
+Operand = tuple[Labels, Shape]
+
+
+def unite_operands(call: Call, operands: Sequence[Operand], ndim: int) -> Labels:
+    """The labels of a broadcast over ``operands``, whose common units are tied.
+
+    A label that varies on a dimension where another operand has many entries and no label would be
+    sliced against something that cannot be, so it is pinned.
+    """
+    shapes = [(1,) * (ndim - len(shape)) + shape for _, shape in operands]
+    labels = [[align(label, ndim) for label in found] for found, _ in operands]
+    covered = [{d for label in found for d in varying(label)} for found in labels]
+    spanned = [{d for d, size in enumerate(shape) if size > 1} for shape in shapes]
+
+    clusters: list[tuple[set[int], list[Ids]]] = []
+    for found in labels:
+        for label in found:
+            dims = set(varying(label))
+            if any(dims & spanned[j] - covered[j] for j in range(len(operands))):
+                call.pin(label, "meets channels that cannot be removed")
+                continue
+            merged: tuple[set[int], list[Ids]] = (dims, [label])
+            for cluster in [c for c in clusters if c[0] & dims]:
+                clusters.remove(cluster)
+                merged = (merged[0] | cluster[0], cluster[1] + merged[1])
+            clusters.append(merged)
+
+    result: list[Ids] = []
+    for _, members in clusters:
+        widest = members[0]
+        for label in members[1:]:
+            call.constraints.tie(widest, label)
+            if label.size > widest.size:
+                widest = label
+        shape = np.broadcast_shapes(*(label.shape for label in members))
+        result.append(np.broadcast_to(widest, shape) if shape != widest.shape else widest)
+    return tuple(result)
+
+
+def pointwise(call: Call) -> list[Labels]:
+    operands = [(call.labels_of(t), call.shape_of(t)) for t in call.inputs]
+    if not any(labels for labels, _ in operands):
+        return call.all_outputs(())
+    return call.all_outputs(unite_operands(call, operands, len(call.shape)))
+
+
+# Operations that torch does not tag as pointwise although they are.
+RULES: RuleTable = table(
+    pointwise,
+    """where copy masked_fill lerp addcmul addcdiv clamp hardtanh hardswish hardsigmoid silu gelu elu
+    leaky_relu mish softplus relu relu6 sigmoid tanh dropout native_dropout fill zero bernoulli
+    nan_to_num floor_divide normal uniform prelu _prelu_kernel tril triu rrelu_with_noise
+    log_sigmoid_forward exponential random""",
+)

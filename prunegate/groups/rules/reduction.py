@@ -1,0 +1,75 @@
+"""Operations that look at all entries along a dimension."""
+
+from __future__ import annotations
+
+from prunegate.groups.labels import Labels, varying
+from prunegate.groups.partition import Ids
+from prunegate.groups.rules.call import Call, RuleTable, table
+
+
+def _reduce(call: Call) -> list[Labels]:
+    if len(call.inputs) > 1:  # min, max and the like of two tensors
+        from prunegate.groups.rules.pointwise import pointwise
+
+        return pointwise(call)
+    x = call.inputs[0]
+    dims = _dims(call, x.dim())
+    keepdim = bool(call.arguments.get("keepdim", False))
+    result = []
+    for label in _clear_of(call, dims):
+        for dim in sorted(dims, reverse=True):
+            label = label if keepdim else label.take(0, axis=dim)
+        result.append(label)
+    return call.all_outputs(call.keep(result))
+
+
+def _dims(call: Call, ndim: int) -> set[int]:
+    given = call.arguments.get("dim")
+    if given is None or given == []:
+        return set(range(ndim))
+    chosen = [given] if isinstance(given, int) else given
+    return {d % max(ndim, 1) for d in chosen}
+
+
+def _clear_of(call: Call, dims: set[int]) -> list[Ids]:
+    """The first input's labels, none of them varying on ``dims`` any more.
+
+    A unit that lies only along ``dims`` is pinned: leaving it out changes the result. A unit that lies
+    along others as well (a head, reduced over its width) is kept whole.
+    """
+    result = []
+    for label in call.labels_of(call.inputs[0]):
+        inside = [d for d in varying(label) if d in dims]
+        if inside and len(inside) == len(varying(label)):
+            call.pin(label, f"{call.name} is taken over these channels")
+            continue
+        for dim in inside:
+            label = call.constraints.tie_along(label, dim)
+        result.append(label)
+    return result
+
+
+def _along(call: Call) -> list[Labels]:
+    """Softmax, cumulative sums, sorting: the shape stays, entries along one dimension are mixed."""
+    x = call.inputs[0]
+    return call.all_outputs(call.keep(_clear_of(call, {call.dim("dim", x.dim())})))
+
+
+def _gather(call: Call) -> list[Labels]:
+    for tensor in call.inputs:
+        call.pin(call.labels_of(tensor), "picked or placed by an index tensor")
+    return call.all_outputs(())
+
+
+RULES: RuleTable = {
+    **table(
+        _reduce,
+        """mean sum amax amin max min var var_mean std std_mean linalg_vector_norm norm logsumexp prod any all
+        argmax argmin median""",
+    ),
+    **table(
+        _along,
+        "_softmax _safe_softmax _log_softmax softmax log_softmax cumsum cumprod sort topk logcumsumexp",
+    ),
+    **table(_gather, "gather scatter scatter_add scatter_reduce index_put index_add _index_put_impl take"),
+}

@@ -1,0 +1,256 @@
+"""From the constraints of a run to channel groups."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+
+from prunegate.groups.analysis import Analysis, LoopNest
+from prunegate.groups.channel_group import ChannelGroup, Member, PinnedGroup
+from prunegate.groups.constraints import Constraints, LabelledAxis, Pin
+from prunegate.groups.labels import Labels, Shape, collapse, varying
+from prunegate.groups.partition import Ids, Partition
+
+_UNPRODUCED = Pin("no layer produces these channels")
+_UNREAD = Pin("no weight reads these channels")
+_SINGLE = Pin("a single unit: at least one must stay")
+_NO_REASON = -1
+
+
+def solve(
+    constraints: Constraints,
+    shapes: Mapping[str, Shape],
+    parameters: Iterable[str],
+    batch_size: int,
+    unused: Iterable[str],
+    refused: Mapping[str, Pin],
+) -> Analysis:
+    """Channel groups that satisfy all constraints.
+
+    Args:
+        shapes: Shape of every parameter and buffer.
+        parameters: Those of them that count as parameters.
+        unused: Parameters that the run never read.
+        refused: Groups, by name, that a caller pins on top (excluded by the user, or found not to compact).
+    """
+    partition = Partition(constraints.size)
+    if constraints.ties:
+        left, right = (np.concatenate(side) for side in zip(*constraints.ties, strict=True))
+        partition.unite(left, right)
+    why, pins = _first_pins(constraints)
+    _make_rectangular(constraints, partition, why)
+    reasons = _reasons_by_root(constraints, partition, why, pins)
+
+    stored = [axis for axis in constraints.axes if axis.kind != "constant"]
+    groups, pinned, unit_of_root = _group_units(stored, partition, reasons, pins, constraints, refused)
+    units_of = unit_of_root[partition.roots()]
+
+    axes: dict[str, dict[int, Ids]] = defaultdict(dict)
+    for axis in stored:
+        units = units_of[axis.start : axis.start + axis.length]
+        if (units >= 0).any():
+            axes[axis.tensor][axis.axis] = units
+    return Analysis(
+        groups=tuple(_with_members(groups, axes)),
+        pinned=tuple(pinned),
+        axes=dict(axes),
+        sites=_sites(constraints, stored, axes),
+        shapes=dict(shapes),
+        multiply_accumulates=tuple(
+            _loop_nest(c.module, c.sizes, c.labels, units_of) for c in constraints.contractions
+        ),
+        parameters=tuple(_parameter_nest(name, shapes[name], axes.get(name, {})) for name in parameters),
+        batch_size=batch_size,
+        unused=tuple(unused),
+    )
+
+
+def _first_pins(constraints: Constraints) -> tuple[Ids, list[Pin]]:
+    """For each id the number of the first pin that names it, `_NO_REASON` where there is none."""
+    why = np.full(constraints.size, _NO_REASON, dtype=np.int64)
+    for number in range(len(constraints.pins) - 1, -1, -1):
+        why[constraints.pins[number][0]] = number
+    return why, [pin for _, pin in constraints.pins]
+
+
+def _make_rectangular(constraints: Constraints, partition: Partition, why: Ids) -> None:
+    """Tie units until what is removed from any tensor is whole slices along one dimension.
+
+    Of the dimensions of a grid the one that leaves most classes is kept, the others are tied; ties in
+    one grid may coarsen another, so this is repeated until nothing changes.
+    """
+    changed = bool(constraints.grids)
+    while changed:
+        changed = False
+        pinned = np.zeros(constraints.size, dtype=bool)
+        pinned[partition.roots(np.flatnonzero(why != _NO_REASON))] = True
+        for grid in constraints.grids.values():
+            roots = collapse(partition.roots(grid))
+            if len(varying(roots)) < 2:
+                continue
+            best = max(varying(roots), key=lambda dim: _classes_along(roots, dim, pinned))
+            rows = np.moveaxis(roots, best, 0).reshape(roots.shape[best], -1)
+            changed |= partition.unite(rows.reshape(-1), np.repeat(rows[:, 0], rows.shape[1]))
+
+
+def _classes_along(roots: Ids, dim: int, pinned: np.ndarray) -> int:
+    """How many removable classes remain when everything but ``dim`` is tied."""
+    rows = np.moveaxis(roots, dim, 0).reshape(roots.shape[dim], -1)
+    names, local = np.unique(rows, return_inverse=True)
+    local = local.reshape(rows.shape)
+    tied = Partition(len(names))
+    tied.unite(local.reshape(-1), np.repeat(local[:, 0], rows.shape[1]))
+    stuck = np.unique(tied.roots(np.flatnonzero(pinned[names])))
+    return len(np.unique(tied.roots())) - len(stuck)
+
+
+def _reasons_by_root(constraints: Constraints, partition: Partition, why: Ids, pins: list[Pin]) -> Ids:
+    """For each root the first pin of its set, `_NO_REASON` if free; adds pins for what nothing makes or reads."""
+    roots = partition.roots()
+    first = np.full(constraints.size, len(pins), dtype=np.int64)
+    named = why != _NO_REASON
+    np.minimum.at(first, roots[named], why[named])
+    reasons = np.where(first == len(pins), _NO_REASON, first)
+    for collected, pin in (
+        (constraints.produced, _UNPRODUCED),
+        ([ids for _, ids in constraints.consumed], _UNREAD),
+    ):
+        reached = np.zeros(constraints.size, dtype=bool)
+        for ids in collected:
+            reached[roots[ids.reshape(-1)]] = True
+        reasons[(reasons == _NO_REASON) & ~reached] = len(pins)
+        pins.append(pin)
+    return reasons
+
+
+def _group_units(
+    stored: Sequence[LabelledAxis],
+    partition: Partition,
+    reasons: Ids,
+    pins: list[Pin],
+    constraints: Constraints,
+    refused: Mapping[str, Pin],
+) -> tuple[list[tuple[str, Ids]], list[PinnedGroup], Ids]:
+    """Collect the units that lie on the same axes; give each free unit its number."""
+    on_axes = _axes_by_root(stored, partition)
+    producing = _producing_axes(stored, constraints)
+    found: dict[tuple[tuple[int, ...], int], list[int]] = defaultdict(list)
+    for root, signature in on_axes.items():
+        found[signature, int(reasons[root])].append(root)
+
+    names: dict[str, int] = defaultdict(int)
+    groups: list[tuple[str, Ids]] = []
+    pinned: list[PinnedGroup] = []
+    unit_of_root = np.full(constraints.size, -1, dtype=np.int64)
+    count = 0
+    for (signature, reason), roots in sorted(found.items(), key=lambda item: (item[0][0], item[0][1])):
+        named_by = next((i for i in signature if i in producing), signature[0])
+        name = _group_name(stored[named_by].tensor)
+        if reason != _NO_REASON and named_by not in producing:
+            # Kernel positions, table rows and the like are no channels; only what a layer makes is reported.
+            continue
+        names[name] += 1
+        if names[name] > 1:
+            name = f"{name}#{names[name]}"
+        pin = pins[reason] if reason != _NO_REASON else refused.get(name)
+        if pin is None and len(roots) == 1:
+            pin = _SINGLE
+        if pin is not None:
+            tensors = tuple(dict.fromkeys(stored[i].tensor for i in signature))
+            pinned.append(PinnedGroup(name, len(roots), pin, tensors))
+            continue
+        ordered = np.array(sorted(roots), dtype=np.int64)
+        unit_of_root[ordered] = np.arange(count, count + len(ordered))
+        count += len(ordered)
+        groups.append((name, ordered))
+    return groups, pinned, unit_of_root
+
+
+def _axes_by_root(stored: Sequence[LabelledAxis], partition: Partition) -> dict[int, tuple[int, ...]]:
+    """For each root the stored axes it lies on, ascending."""
+    pairs = []
+    for number, axis in enumerate(stored):
+        roots = np.unique(partition.roots()[axis.start : axis.start + axis.length])
+        pairs.append(np.stack([roots, np.full_like(roots, number)]))
+    if not pairs:
+        return {}
+    roots, numbers = np.concatenate(pairs, axis=1)
+    order = np.argsort(roots, kind="stable")
+    roots, numbers = roots[order], numbers[order]
+    starts = np.flatnonzero(np.r_[True, roots[1:] != roots[:-1]])
+    return {
+        int(roots[start]): tuple(part.tolist())
+        for start, part in zip(starts, np.split(numbers, starts[1:]), strict=True)
+    }
+
+
+def _producing_axes(stored: Sequence[LabelledAxis], constraints: Constraints) -> set[int]:
+    """The stored axes that hold the ids a contraction or an embedding produces."""
+    starts = np.array([axis.start for axis in stored], dtype=np.int64)
+    producing: set[int] = set()
+    for ids in constraints.produced:
+        for number in np.unique(np.searchsorted(starts, np.ravel(ids), side="right") - 1).tolist():
+            axis = stored[number] if number >= 0 else None
+            if axis is not None and (np.ravel(ids) < axis.start + axis.length).any():
+                producing.add(number)
+    return producing
+
+
+def _group_name(tensor: str) -> str:
+    module, _, attribute = tensor.rpartition(".")
+    return module if attribute in ("weight", "bias") and module else tensor
+
+
+def _with_members(
+    groups: Sequence[tuple[str, Ids]], axes: Mapping[str, Mapping[int, Ids]]
+) -> list[ChannelGroup]:
+    """The groups with the tensor axes that hold their units."""
+    bounds = np.cumsum([0, *(len(roots) for _, roots in groups)])
+    members: list[list[Member]] = [[] for _ in groups]
+    for tensor, by_axis in axes.items():
+        for axis, units in by_axis.items():
+            present = np.unique(np.searchsorted(bounds, units[units >= 0], side="right") - 1)
+            for number in present.tolist():
+                inside = (units >= bounds[number]) & (units < bounds[number + 1])
+                members[number].append(Member(tensor, axis, np.where(inside, units - bounds[number], -1)))
+    return [
+        ChannelGroup(name, len(roots), int(bounds[number]), tuple(members[number]))
+        for number, (name, roots) in enumerate(groups)
+    ]
+
+
+def _sites(
+    constraints: Constraints, stored: Sequence[LabelledAxis], axes: Mapping[str, Mapping[int, Ids]]
+) -> dict[str, dict[int, Ids]]:
+    """The parameter axes at which units are read."""
+    by_tensor: dict[str, list[LabelledAxis]] = defaultdict(list)
+    for axis in stored:
+        by_tensor[axis.tensor].append(axis)
+    sites: dict[str, dict[int, Ids]] = defaultdict(dict)
+    for name, ids in constraints.consumed:
+        low, high = int(ids.min()), int(ids.max())
+        for axis in by_tensor[name]:
+            if axis.start <= low and high < axis.start + axis.length and axis.axis in axes.get(name, {}):
+                sites[name][axis.axis] = axes[name][axis.axis]
+    return dict(sites)
+
+
+def _loop_nest(module: str, sizes: Shape, labels: Labels, units_of: Ids) -> LoopNest:
+    by_loop: dict[int, Ids] = {}
+    for label in labels:
+        units = collapse(units_of[label])
+        dims = varying(units)
+        if len(dims) > 1:
+            raise AssertionError(f"{module}: a unit spans several loops of one product, expected one")
+        if dims:  # both factors label the summed loop, with the same units
+            by_loop[dims[0]] = np.ravel(units)
+    constant = math.prod(size for loop, size in enumerate(sizes) if loop not in by_loop)
+    return LoopNest(module, constant, tuple(by_loop.values()))
+
+
+def _parameter_nest(name: str, shape: Shape, axes: Mapping[int, Ids]) -> LoopNest:
+    constant = math.prod(size for dim, size in enumerate(shape) if dim not in axes)
+    return LoopNest(name.rpartition(".")[0], constant, tuple(axes[dim] for dim in sorted(axes)))

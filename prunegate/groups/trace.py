@@ -1,0 +1,170 @@
+"""Run a model once, without arithmetic, and find its channel groups."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import logging
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensorMode,
+    UnsupportedOperatorException,
+)
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._pytree import tree_leaves
+
+from prunegate.errors import TraceError
+from prunegate.groups.analysis import Analysis
+from prunegate.groups.constraints import Constraints, Pin
+from prunegate.groups.inputs import ExampleInputs
+from prunegate.groups.solve import solve
+from prunegate.groups.tracer import Tracer
+from prunegate.groups.values import Values
+
+logger = logging.getLogger(__name__)
+
+
+class Trace:
+    """The constraints of one model's run; `analysis` may be asked for repeatedly as groups get refused."""
+
+    def __init__(self, model: nn.Module, inputs: ExampleInputs) -> None:
+        """Follow the channels of ``model`` through a run on ``inputs``.
+
+        The run is on a copy whose tensors are fake: nothing is computed, no weights are needed and the
+        model is not touched. Where a shape depends on values, the run is repeated with real tensors.
+
+        Raises:
+            TraceError: The model does not run on these inputs.
+        """
+        self.constraints = Constraints()
+        self._values = Values(self.constraints)
+        self._batch_size = inputs.batch_size()
+        try:
+            self._follow(model, inputs, FakeTensorMode(allow_non_fake_inputs=True))
+        except (
+            DataDependentOutputException,
+            DynamicOutputShapeException,
+            UnsupportedOperatorException,
+        ) as reason:
+            logger.info("tracing on real tensors: %s", reason)
+            self.constraints = Constraints()
+            self._values = Values(self.constraints)
+            self._follow(model, inputs, None)
+
+    def _follow(self, model: nn.Module, inputs: ExampleInputs, fake_mode: FakeTensorMode | None) -> None:
+        copied = shadow(model, fake_mode)
+        named = dict(copied.named_parameters())
+        self._parameters = list(named)
+        named.update(copied.named_buffers())
+        self._shapes = {name: tuple(t.shape) for name, t in named.items()}
+        for name, tensor in named.items():
+            kind = "parameter" if name in self._parameters else "buffer"
+            self._values.add_leaf(tensor, kind, name, range(tensor.dim()))
+        self._run(copied.eval(), inputs, fake_mode)
+        if self._unused():
+            # Heads that only training runs read channels too; what they ask for must hold as well.
+            costs = len(self.constraints.contractions)
+            try:
+                self._run(copied.train(), inputs, fake_mode)
+            except TraceError as reason:
+                logger.info("training mode could not be followed: %s", reason)
+            del self.constraints.contractions[costs:]
+
+    def _run(self, model: nn.Module, inputs: ExampleInputs, fake_mode: FakeTensorMode | None) -> None:
+        tracer = Tracer(self._values)
+        if fake_mode is not None:
+            inputs = inputs.map(lambda t: fake_mode.from_tensor(t.detach()))
+        for tensor in inputs.tensors():
+            self._values.set(tensor, ())
+        handles = list(_module_path_hooks(model, tracer.module))
+        try:
+            with _decomposed_attention(), torch.no_grad(), fake_mode or contextlib.nullcontext(), tracer:
+                outputs = model(*inputs.args, **inputs.kwargs)
+        except (DataDependentOutputException, DynamicOutputShapeException, UnsupportedOperatorException):
+            raise
+        except Exception as error:
+            where = tracer.module[-1] or "the model"
+            raise TraceError(
+                f"{where}: running the model on the example inputs failed with {type(error).__name__}: {error}. "
+                "Channels are found by running it. Give example_inputs with which model(...) works."
+            ) from error
+        finally:
+            for handle in handles:
+                handle.remove()
+        self._pin_outputs(outputs)
+
+    def _pin_outputs(self, outputs: Any) -> None:
+        found = [t for t in tree_leaves(plain_outputs(outputs)) if isinstance(t, torch.Tensor)]
+        if not found:
+            raise TraceError(
+                "model output: found no tensor, expected at least one. Nothing can be compared or trained "
+                "then. Return tensors, or containers of them."
+            )
+        for tensor in found:
+            for label in self._values.labels(tensor):
+                self.constraints.pin(label, Pin("part of the model's output"))
+
+    def _unused(self) -> list[str]:
+        return [name for name in self._parameters if name not in self._values.used]
+
+    def analysis(self, refused: Mapping[str, Pin] | None = None) -> Analysis:
+        """Channel groups, without those refused by name."""
+        return solve(
+            self.constraints, self._shapes, self._parameters, self._batch_size, self._unused(), refused or {}
+        )
+
+
+def shadow(model: nn.Module, fake_mode: FakeTensorMode | None) -> nn.Module:
+    """A copy of ``model`` with fake parameters and buffers (shared ones stay shared), or a plain copy."""
+    memo: dict[int, Any] = {}
+    if fake_mode is not None:
+        for tensor in (*model.parameters(), *model.buffers()):
+            memo[id(tensor)] = fake_mode.from_tensor(tensor.detach())
+    try:
+        return copy.deepcopy(model, memo).requires_grad_(False)
+    except RuntimeError as error:
+        raise TraceError(
+            f"the model cannot be copied: {error}. prunegate works on a copy. Remove tensors computed with "
+            "gradients from the model's attributes."
+        ) from error
+
+
+def plain_outputs(outputs: Any) -> Any:
+    """Dataclass-like outputs as dicts, so that their tensors are found."""
+    if hasattr(outputs, "to_tuple"):
+        return outputs.to_tuple()
+    if hasattr(outputs, "__dataclass_fields__"):
+        return {name: getattr(outputs, name) for name in outputs.__dataclass_fields__}
+    return outputs
+
+
+@contextlib.contextmanager
+def _decomposed_attention() -> Iterator[None]:
+    """Attention as matrix products and softmax instead of one fused operation."""
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+
+
+def _module_path_hooks(model: nn.Module, stack: list[str]) -> Iterator[torch.utils.hooks.RemovableHandle]:
+    """Keep the running module's path on top of ``stack``."""
+    for path, module in model.named_modules():
+
+        def enter(_module: nn.Module, _args: Any, path: str = path) -> None:
+            stack.append(path)
+
+        def leave(_module: nn.Module, _args: Any, _output: Any) -> None:
+            stack.pop()
+
+        yield module.register_forward_pre_hook(enter)
+        yield module.register_forward_hook(leave)

@@ -1,0 +1,147 @@
+"""The form of a recipe: what a run is, as data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Fraction = Annotated[float, Field(gt=0.0, le=1.0)]
+Rate = Annotated[float, Field(gt=0.0, le=100.0)]
+Epochs = Annotated[int, Field(ge=0, le=100_000)]
+
+
+class Settings(BaseModel):
+    """Base of all sections: unknown keys are errors, and a recipe does not change once read."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class ModelSettings(Settings):
+    """The dense model."""
+
+    name: str = Field(description="timm/<name> or torchvision/<name>")
+    arguments: dict[str, Any] = Field(
+        default_factory=dict, description="keyword arguments of the model's builder"
+    )
+    weights: str | None = Field(None, description="safetensors file with trained weights of the dense model")
+
+
+class DataSettings(Settings):
+    """Images and labels."""
+
+    name: Literal["digits", "fashion_mnist"] = Field(description="data set")
+    folder: str | None = Field(None, description="where the files are, if not in the usual place")
+    image_size: Annotated[int, Field(ge=8, le=1024)] = Field(32, description="side in pixels after resizing")
+    batch_size: Annotated[int, Field(ge=2, le=65536)] = Field(64, description="samples in one step")
+    train_limit: Annotated[int, Field(ge=2)] | None = Field(
+        None, description="use only so many training images"
+    )
+    augment: Literal["none", "shift", "shift_flip"] = Field(
+        "none", description="random changes of training images"
+    )
+
+
+class GatesSettings(Settings):
+    """The gates."""
+
+    exclude: list[str] = Field(
+        default_factory=list, description="patterns of channel groups that get no gate"
+    )
+    round_to: Annotated[int, Field(ge=1, le=1024)] = Field(1, description="kept counts are multiples of this")
+    initial_keep_probability: Annotated[float, Field(gt=0.5, le=0.99)] = Field(
+        0.95, description="probability of keeping each unit when the gate stage starts"
+    )
+    learning_rate: Rate = Field(0.05, description="of the logits, by Adam")
+
+
+class BudgetSettings(Settings):
+    """What may remain of the dense cost."""
+
+    metric: Literal["macs", "params"] = Field("macs", description="what is counted")
+    fraction: Fraction = Field(0.5, description="share of the dense cost that may remain")
+
+
+class TauSettings(Settings):
+    """Relaxation temperature over the gate stage."""
+
+    start: Annotated[float, Field(gt=0.0, le=100.0)] = 2.0
+    end: Annotated[float, Field(gt=0.0, le=100.0)] = 0.1
+    schedule: Literal["exponential", "linear", "constant"] = "exponential"
+
+    @model_validator(mode="after")
+    def _annealed(self) -> TauSettings:
+        if self.end > self.start:
+            raise ValueError(f"found end {self.end} above start {self.start}, expected tau to be lowered")
+        return self
+
+
+class OptimizerSettings(Settings):
+    """The weights' optimiser."""
+
+    name: str = Field("sgd", description="any optimiser name of timm")
+    momentum: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.9
+    weight_decay: Annotated[float, Field(ge=0.0, le=1.0)] = 5e-4
+    label_smoothing: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+
+
+class StageSettings(Settings):
+    """Epochs of ordinary training."""
+
+    epochs: Epochs
+    learning_rate: Rate = Field(description="of the weights, at its highest")
+    warmup_epochs: Annotated[float, Field(ge=0.0)] = Field(
+        0.0, description="epochs over which the rate rises"
+    )
+
+
+class GateStageSettings(StageSettings):
+    """Epochs in which weights and gates are trained together."""
+
+    epochs: Annotated[int, Field(ge=1, le=100_000)]
+    target_ramp: Annotated[float, Field(ge=0.0, le=1.0)] = Field(
+        0.5, description="fraction of the stage over which the target comes down from the dense cost"
+    )
+    final_learning_rate_fraction: Annotated[float, Field(ge=0.0, le=1.0)] = Field(
+        0.5, description="the weights' rate at the end of this stage, as a fraction of its highest"
+    )
+
+
+class StagesSettings(Settings):
+    """The stages of a run, in their order."""
+
+    dense: StageSettings
+    gate: GateStageSettings
+    finetune: StageSettings
+
+
+class OutputSettings(Settings):
+    """Where the run writes."""
+
+    folder: str | None = Field(None, description="runs/<name> if not given")
+
+
+class Recipe(Settings):
+    """One run: a model, data, a budget, and the stages that lead to a compact checkpoint."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+$", max_length=100)]
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    model: ModelSettings
+    data: DataSettings
+    gates: GatesSettings = GatesSettings()
+    budget: BudgetSettings = BudgetSettings()
+    tau: TauSettings = TauSettings()
+    optimizer: OptimizerSettings = OptimizerSettings()
+    stages: StagesSettings
+    output: OutputSettings = OutputSettings()
+
+    @property
+    def folder(self) -> Path:
+        """Where the run writes by default."""
+        return Path(self.output.folder or f"runs/{self.name}")
+
+    def dump_yaml(self) -> str:
+        """The whole recipe with every default written out."""
+        return yaml.safe_dump(self.model_dump(), sort_keys=False, allow_unicode=True)

@@ -1,0 +1,85 @@
+"""A recipe's YAML text, with the line of every key."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from prunegate.errors import RecipeError
+
+KeyPath = tuple[str | int, ...]
+
+
+@dataclass
+class Source:
+    """The parsed document and where each of its values stands.
+
+    Attributes:
+        lines: For each key path the place to show: ``file:line``, or the override that set it.
+        mistakes: What was wrong with the text itself, such as a key given twice.
+    """
+
+    name: str
+    data: Any
+    places: dict[KeyPath, str]
+    mistakes: list[str]
+
+    def place(self, path: KeyPath) -> str:
+        """Where a key path, or the nearest part of it that exists, stands."""
+        for length in range(len(path), -1, -1):
+            if path[:length] in self.places:
+                return self.places[path[:length]]
+        return self.name
+
+
+def read_source(path: Path) -> Source:
+    """Parse a recipe file.
+
+    Raises:
+        RecipeError: The file is missing or not YAML.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path}: cannot be read: {error}. Give the path of a recipe in YAML.") from error
+    try:
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+        data = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f":{mark.line + 1}" if mark is not None else ""
+        problem = getattr(error, "problem", None) or str(error)
+        raise RecipeError(f"{path}{line}: is not valid YAML: {problem}. Mend the syntax there.") from error
+    source = Source(str(path), data, {(): f"{path}:1"}, [])
+    if root is not None:
+        for key_path, node, twice in _walk(root, ()):
+            line = node.start_mark.line + 1
+            source.places[key_path] = f"{path}:{line}"
+            if twice:
+                source.mistakes.append(
+                    f"{path}:{line}: {dotted(key_path)}: found twice, expected once. Remove one."
+                )
+    return source
+
+
+def dotted(path: KeyPath) -> str:
+    return ".".join(str(part) for part in path) or "recipe"
+
+
+def _walk(node: Any, path: KeyPath) -> Iterator[tuple[KeyPath, Any, bool]]:
+    """Every key path with its node, and whether the key had been seen in its mapping before."""
+    if isinstance(node, yaml.MappingNode):
+        seen: set[str] = set()
+        for key, value in node.value:
+            here = (*path, str(key.value))
+            yield here, key, key.value in seen
+            seen.add(key.value)
+            yield from _walk(value, here)
+    elif isinstance(node, yaml.SequenceNode):
+        for index, value in enumerate(node.value):
+            yield (*path, index), value, False
+            yield from _walk(value, (*path, index))

@@ -1,0 +1,17 @@
+"""What a run shows: measured comparison, curves, and live progress."""
+
+from __future__ import annotations
+
+from prunegate.report.comparison import Comparison, ModelFigures, counted_macs
+from prunegate.report.curves import KeptLayer, draw_report
+from prunegate.report.latency import Latency, measure_latency
+
+__all__ = [
+    "Comparison",
+    "KeptLayer",
+    "Latency",
+    "ModelFigures",
+    "counted_macs",
+    "draw_report",
+    "measure_latency",
+]

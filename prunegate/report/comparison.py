@@ -1,0 +1,106 @@
+"""The dense and the compact model side by side, everything measured on the models themselves."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from rich.table import Table
+from safetensors.torch import save
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from prunegate.report.latency import Latency, measure_latency
+
+
+@dataclass(frozen=True)
+class ModelFigures:
+    """One model in numbers.
+
+    Attributes:
+        accuracy: Top-1 on the test data, in [0, 1].
+        macs: Multiply-accumulates per sample, counted by torch on a run.
+        params: Parameters.
+        file_bytes: Size of the weights as a safetensors file.
+    """
+
+    accuracy: float
+    macs: int
+    params: int
+    file_bytes: int
+    latencies: tuple[Latency, ...]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Figures of the dense and of the compact model."""
+
+    dense: ModelFigures
+    compact: ModelFigures
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def measure(
+        cls,
+        dense: nn.Module,
+        compact: nn.Module,
+        accuracies: tuple[float, float],
+        shape: Sequence[int],
+        batch_sizes: Sequence[int] = (1, 64),
+    ) -> Comparison:
+        """Count, weigh and time both models; accuracies are handed in."""
+        timed = [measure_latency([dense, compact], shape, batch_size) for batch_size in batch_sizes]
+        figures = [
+            ModelFigures(
+                accuracies[i],
+                counted_macs(model, shape),
+                sum(p.numel() for p in model.parameters()),
+                _file_bytes(model),
+                tuple(pair[i] for pair in timed),
+            )
+            for i, model in enumerate((dense, compact))
+        ]
+        return cls(figures[0], figures[1])
+
+    def table(self) -> Table:
+        """For a terminal."""
+        table = Table(title="dense and compact", title_justify="left")
+        table.add_column("")
+        for column in ("dense", "compact", "ratio"):
+            table.add_column(column, justify="right")
+        dense, compact = self.dense, self.compact
+        points = (compact.accuracy - dense.accuracy) * 100
+        table.add_row("accuracy", f"{dense.accuracy:.2%}", f"{compact.accuracy:.2%}", f"{points:+.2f} points")
+        for name, a, b in (
+            ("MACs per sample", dense.macs, compact.macs),
+            ("parameters", dense.params, compact.params),
+            ("file size", dense.file_bytes, compact.file_bytes),
+        ):
+            unit = " B" if name == "file size" else ""
+            table.add_row(name, f"{a:,}{unit}", f"{b:,}{unit}", f"{b / a:.4f}")
+        for a, b in zip(dense.latencies, compact.latencies, strict=True):
+            table.add_row(
+                f"latency, batch {a.batch_size}", str(a), str(b), f"{b.median_ms / a.median_ms:.2f}"
+            )
+        return table
+
+
+def counted_macs(model: nn.Module, shape: Sequence[int]) -> int:
+    """MACs per sample, by torch's own counter on one forward."""
+    device = next(iter(model.parameters())).device
+    training = model.training
+    model.eval()
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model(torch.zeros(1, *shape, device=device))
+    model.train(training)
+    return int(counter.get_total_flops() // 2)
+
+
+def _file_bytes(model: nn.Module) -> int:
+    tensors = {name: t.detach().cpu().clone() for name, t in model.state_dict().items() if torch.is_tensor(t)}
+    return io.BytesIO(save(tensors)).getbuffer().nbytes

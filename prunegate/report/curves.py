@@ -1,0 +1,125 @@
+"""One picture of a run: how it went, and what is left of each layer."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+_COLOURS = {"dense": "#dbe4ee", "gate": "#f7e3c8", "finetune": "#dcecd9"}
+_BLUE, _RED, _GREY, _GREEN = "#1f5a93", "#b3432b", "#8a8f98", "#3d7a3d"
+
+
+@dataclass(frozen=True)
+class KeptLayer:
+    """Units of one channel group: how many there were and how many stay."""
+
+    name: str
+    kept: int
+    total: int
+
+
+def draw_report(
+    path: Path, title: str, records: Sequence[Mapping[str, Any]], layers: Sequence[KeptLayer], dense_macs: int
+) -> None:
+    """Write a PNG: loss, accuracy, tau and costs over epochs, and kept channels per channel group.
+
+    Args:
+        records: Lines of ``metrics.jsonl``, in order.
+        dense_macs: What costs are shown as fractions of.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    rows = max(1.6, 0.19 * len(layers) + 0.9)
+    figure = Figure(figsize=(11, 6.4 + rows), layout="constrained")
+    canvas = FigureCanvasAgg(figure)
+    grid = figure.add_gridspec(3, 2, height_ratios=[2.6, 2.6, rows])
+    figure.suptitle(title, fontsize=13, fontweight="bold")
+    epochs = list(range(1, len(records) + 1))
+
+    loss = figure.add_subplot(grid[0, 0])
+    loss.plot(epochs, [r["loss"] for r in records], color=_BLUE, marker=".", markersize=4)
+    loss.set(title="training loss (cross entropy)", yscale="log")
+
+    accuracy = figure.add_subplot(grid[0, 1])
+    accuracy.plot(epochs, [100 * r["accuracy"] for r in records], color=_BLUE, marker=".", markersize=4)
+    accuracy.set(title="test accuracy, gates hard (%)")
+
+    tau = figure.add_subplot(grid[1, 0])
+    _curve(tau, epochs, [r.get("tau") for r in records], _RED, "tau")
+    tau.set(title="tau while gates are trained", yscale="log", xlabel="epoch")
+    tau.set_yticks([0.1, 0.3, 1, 3], ["0.1", "0.3", "1", "3"])
+    tau.minorticks_off()
+
+    cost = figure.add_subplot(grid[1, 1])
+    for key, label, colour, style in (
+        ("target_macs", "target", _GREY, "--"),
+        ("expected_macs", "expected", _RED, "-"),
+        ("realised_macs", "realised", _BLUE, "-"),
+    ):
+        values = [None if r.get(key) is None else float(r[key]) / dense_macs for r in records]
+        _curve(cost, epochs, values, colour, label, style)
+    cost.set(title="MACs as a fraction of the dense model's", xlabel="epoch", ylim=(0, 1.05))
+    cost.legend(frameon=False, loc="lower left")
+
+    for axes in (loss, accuracy, tau, cost):
+        _shade_stages(axes, records)
+        axes.set_xlim(0.5, len(records) + 0.5)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(axis="y", alpha=0.25)
+    _label_stages(loss, records)
+
+    bars = figure.add_subplot(grid[2, :])
+    places = list(range(len(layers)))
+    bars.barh(places, [layer.total for layer in layers], color="#e3e6ea", label="removed")
+    bars.barh(places, [layer.kept for layer in layers], color=_GREEN, label="kept")
+    bars.set_yticks(places, [layer.name for layer in layers], fontsize=8)
+    bars.invert_yaxis()
+    bars.set(title="channels kept in each channel group", xlabel="units")
+    for place, layer in enumerate(layers):
+        bars.annotate(f"{layer.kept}/{layer.total}", (layer.total, place), xytext=(4, 0),
+                      textcoords="offset points", va="center", fontsize=7)  # fmt: skip
+    bars.margins(x=0.06, y=0.01)
+    bars.spines[["top", "right"]].set_visible(False)
+    bars.legend(frameon=False, loc="lower right")
+
+    handle, name = tempfile.mkstemp(dir=path.parent, suffix=".png")
+    os.close(handle)
+    canvas.print_png(name, metadata={"Software": "prunegate"})
+    os.replace(name, path)
+
+
+def _curve(
+    axes: Any, epochs: list[int], values: list[float | None], colour: str, label: str, style: str = "-"
+) -> None:
+    known = [(e, v) for e, v in zip(epochs, values, strict=True) if v is not None]
+    if known:
+        axes.plot(
+            *zip(*known, strict=True), color=colour, linestyle=style, marker=".", markersize=4, label=label
+        )
+
+
+def _spans(records: Sequence[Mapping[str, Any]]) -> list[tuple[str, float, float]]:
+    """The stages with their first and last place on the epoch axis."""
+    spans: list[tuple[str, float, float]] = []
+    for number, record in enumerate(records, start=1):
+        if spans and spans[-1][0] == record["stage"]:
+            spans[-1] = (spans[-1][0], spans[-1][1], number + 0.5)
+        else:
+            spans.append((record["stage"], number - 0.5, number + 0.5))
+    return spans
+
+
+def _shade_stages(axes: Any, records: Sequence[Mapping[str, Any]]) -> None:
+    for stage, start, end in _spans(records):
+        axes.axvspan(start, end, color=_COLOURS.get(stage, "#eeeeee"), alpha=0.6, zorder=0, linewidth=0)
+
+
+def _label_stages(axes: Any, records: Sequence[Mapping[str, Any]]) -> None:
+    for stage, start, end in _spans(records):
+        axes.annotate(stage, ((start + end) / 2, 0.97), xycoords=("data", "axes fraction"), ha="center", va="top",
+                      fontsize=9, color="#444444")  # fmt: skip

@@ -1,0 +1,20 @@
+"""Training weights and gates together under a budget."""
+
+from __future__ import annotations
+
+from prunegate.training.batch_norm import reestimate_batch_norm
+from prunegate.training.budget import Budget
+from prunegate.training.fit import EpochRecord, GateTraining, TrainingPlan, evaluate, fit
+from prunegate.training.tau import TauSchedule, tau_at
+
+__all__ = [
+    "Budget",
+    "EpochRecord",
+    "GateTraining",
+    "TauSchedule",
+    "TrainingPlan",
+    "evaluate",
+    "fit",
+    "reestimate_batch_norm",
+    "tau_at",
+]

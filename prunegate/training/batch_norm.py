@@ -1,0 +1,45 @@
+"""Re-estimating BatchNorm statistics after hardening.
+
+While gates are drawn, the running averages mix those of many subnetworks; the hardened one needs its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+
+@torch.no_grad()
+def reestimate_batch_norm(model: nn.Module, batches: Iterable[torch.Tensor]) -> int:
+    """Replace all running means and variances by plain averages over ``batches``.
+
+    The model's train or eval mode is as before afterwards; only BatchNorm layers are in training mode
+    meanwhile, so dropout and drawn masks do not disturb the averages.
+
+    Returns:
+        The number of batches used; 0 if the model has no BatchNorm with running statistics.
+    """
+    norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
+    if not norms:
+        return 0
+    modes = {module: module.training for module in model.modules()}
+    momenta = {norm: norm.momentum for norm in norms}
+    model.eval()
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # a cumulative average
+        norm.train()
+    count = 0
+    try:
+        for batch in batches:
+            model(batch)
+            count += 1
+    finally:
+        for norm in norms:
+            norm.momentum = momenta[norm]
+        for module, mode in modes.items():
+            module.training = mode
+    return count

@@ -1,0 +1,113 @@
+"""A budget as a constraint: the penalty's strength is found by control, not tuned by hand."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+
+from prunegate.errors import BudgetError
+from prunegate.wrapping import GatedModel
+
+METRICS = ("macs", "params")
+
+
+class Budget:
+    """The constraint *expected cost ≤ target*, held by a multiplier under PI control.
+
+    With the violation v = (expected − target) / dense, the penalty is ``multiplier · v + quadratic/2 ·
+    max(v, 0)²``. After every step the multiplier becomes ``max(0, proportional · v + integral)``, and the
+    integral grows by ``integral_gain · v`` without falling below zero. The target is ramped down from the
+    dense cost, so that the gates are led, not pushed.
+
+    Args:
+        metric: ``"macs"`` or ``"params"``.
+        fraction: Target as a fraction of the dense cost, in (0, 1].
+        limit: Absolute target instead: MACs per sample, or parameters.
+        ramp_steps: Optimisation steps over which the target comes down from the dense cost.
+        margin: The expected cost is led this much below the target, as a fraction of it, so that hardening
+            removes nothing that the training relied on.
+
+    Raises:
+        BudgetError: A fraction or limit out of range, or both or an unknown metric.
+
+    Reference:
+        Sohrabi et al., "On PI controllers for updating Lagrange multipliers in constrained optimization",
+        2024, arXiv:2406.04558.
+    """
+
+    def __init__(
+        self,
+        metric: str = "macs",
+        fraction: float | None = None,
+        *,
+        limit: int | None = None,
+        ramp_steps: int = 0,
+        margin: float = 0.0,
+        proportional_gain: float = 20.0,
+        integral_gain: float = 0.5,
+        quadratic: float = 10.0,
+    ) -> None:
+        if metric not in METRICS:
+            raise BudgetError(f"budget.metric: found {metric!r}, expected one of {', '.join(METRICS)}.")
+        if (fraction is None) == (limit is None):
+            raise BudgetError("budget: expected either a fraction of the dense cost or an absolute limit.")
+        if fraction is not None and not 0 < fraction <= 1:
+            raise BudgetError(
+                f"budget.fraction: found {fraction}, expected a number in (0, 1]: the share of the dense cost "
+                "that may remain. Write 0.5 to keep half of it."
+            )
+        if limit is not None and limit <= 0:
+            raise BudgetError(f"budget.limit: found {limit}, expected a positive cost.")
+        self.metric, self.fraction, self.limit = metric, fraction, limit
+        self.ramp_steps, self.margin = ramp_steps, margin
+        self.proportional_gain, self.integral_gain, self.quadratic = (
+            proportional_gain,
+            integral_gain,
+            quadratic,
+        )
+        self.count = 0
+        self.integral = 0.0
+        self.multiplier = 0.0
+        self._violation: float | None = None
+
+    def limit_for(self, dense_cost: int) -> int:
+        """The absolute limit for a model of this dense cost, rounded down."""
+        if self.limit is not None:
+            return min(self.limit, dense_cost)
+        assert self.fraction is not None
+        return math.floor(self.fraction * dense_cost)
+
+    def target(self, gated: GatedModel) -> float:
+        """The present, ramped target in units of the metric."""
+        dense = gated.dense_cost(self.metric)
+        final = self.limit_for(dense) * (1.0 - self.margin)
+        progress = 1.0 if self.ramp_steps == 0 else min(1.0, self.count / self.ramp_steps)
+        return dense + (final - dense) * progress
+
+    def penalty(self, gated: GatedModel) -> torch.Tensor:
+        """The term to add to the loss: 0-d tensor, differentiable in the logits."""
+        dense = gated.dense_cost(self.metric)
+        violation = (gated.expected_cost(self.metric) - self.target(gated)) / dense
+        self._violation = float(violation.detach())
+        return self.multiplier * violation + 0.5 * self.quadratic * violation.clamp(min=0.0).square()
+
+    def step(self) -> None:
+        """Update the multiplier by the violation that the last `penalty` saw, and advance the ramp."""
+        if self._violation is not None:
+            self.integral = max(0.0, self.integral + self.integral_gain * self._violation)
+            self.multiplier = max(0.0, self.integral + self.proportional_gain * self._violation)
+        self.count += 1
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"count": self.count, "integral": self.integral, "multiplier": self.multiplier}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.count = int(state["count"])
+        self.integral = float(state["integral"])
+        self.multiplier = float(state["multiplier"])
+
+    def __repr__(self) -> str:
+        size = f"fraction={self.fraction}" if self.limit is None else f"limit={self.limit}"
+        return f"Budget({self.metric!r}, {size}, multiplier={self.multiplier:.3g})"

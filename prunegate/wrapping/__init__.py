@@ -1,0 +1,10 @@
+"""Wrapping a model with gates, and compacting it again."""
+
+from __future__ import annotations
+
+from prunegate.wrapping.compact_model import Compaction, compact
+from prunegate.wrapping.explain import Explanation
+from prunegate.wrapping.gated_model import GatedModel
+from prunegate.wrapping.wrap_model import wrap
+
+__all__ = ["Compaction", "Explanation", "GatedModel", "compact", "wrap"]

@@ -1,0 +1,108 @@
+"""`compact`: from a gated model to a smaller model of the same class."""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils._pytree import tree_leaves
+
+from prunegate import checkpoint
+from prunegate.builders import Builder
+from prunegate.compaction import Certificate, Plan, certify, cut
+from prunegate.groups import ExampleInputs
+from prunegate.groups.trace import plain_outputs
+from prunegate.identify import identify
+from prunegate.wrapping.gated_model import GatedModel
+
+
+@dataclass
+class Compaction:
+    """The result of `compact`.
+
+    Attributes:
+        model: The compact model, of the original class, without a trace of gates.
+        plan: What was removed.
+        certificate: How close it is to the gated model, measured before it was handed out.
+        backend: The back-end that made it.
+        costs: Dense and compact MACs per sample and parameters.
+    """
+
+    model: nn.Module
+    plan: Plan
+    certificate: Certificate
+    backend: str
+    costs: dict[str, dict[str, int]]
+    _dense_skeleton: nn.Module = field(repr=False)
+    _example_inputs: ExampleInputs = field(repr=False)
+
+    def save(
+        self,
+        path: str | os.PathLike[str],
+        builder: Builder | None = None,
+        extra: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Write the present weights of `model` with all that is needed to load them, as one safetensors file.
+
+        Args:
+            builder: How the dense model is built; found out for timm and torchvision models if not given.
+            extra: JSON-ready data to keep with the model.
+        """
+        given = builder is not None
+        builder = builder or identify(self._dense_skeleton)
+        document = checkpoint.Document(
+            builder=builder,
+            class_name=f"{type(self.model).__module__}.{type(self.model).__qualname__}",
+            plan=self.plan,
+            certificate=self.certificate.as_dict(),
+            costs=self.costs,
+            extra=dict(extra or {}),
+        )
+        checkpoint.save(path, self.model, document)
+        if builder is not None and not given and not self._loads_back(Path(path)):
+            # Built alike but computing something else: an argument that leaves no trace in the structure.
+            checkpoint.save(path, self.model, checkpoint.without_builder(document))
+
+    def _loads_back(self, path: Path) -> bool:
+        """Whether the file, loaded by name alone, computes bit for bit what `model` computes."""
+        modes = {module: module.training for module in self.model.modules()}
+        device = next(iter(self.model.parameters())).device
+        try:
+            expected = _outputs(self.model.eval(), self._example_inputs)
+            found = _outputs(checkpoint.load(path).to(device), self._example_inputs)
+        finally:
+            for module, mode in modes.items():
+                module.training = mode
+        return len(expected) == len(found) and all(
+            torch.equal(a, b) for a, b in zip(expected, found, strict=True)
+        )
+
+
+def compact(gated: GatedModel) -> Compaction:
+    """Physically remove the units that the present hard masks drop.
+
+    Raises:
+        CompactionError: The compact model would not compute what the gated model computes.
+    """
+    keep = gated.gates.hard_mask().cpu().numpy()
+    dense = gated.dense_copy()
+    skeleton = copy.deepcopy(dense).to("meta")
+    plan = cut(dense, Plan.of(gated.analysis, keep))
+    certificate = certify(gated, dense, gated.example_inputs)
+    costs = {
+        metric: {"dense": gated.dense_cost(metric), "compact": gated.realised_cost(metric)}
+        for metric in ("macs", "params")
+    }
+    return Compaction(dense, plan, certificate, gated.backend, costs, skeleton, gated.example_inputs)
+
+
+def _outputs(model: nn.Module, inputs: ExampleInputs) -> list[torch.Tensor]:
+    with torch.no_grad():
+        outputs = model(*inputs.args, **inputs.kwargs)
+    return [t for t in tree_leaves(plain_outputs(outputs)) if isinstance(t, torch.Tensor)]

@@ -1,0 +1,100 @@
+"""A report on what can be pruned in a model and what cannot."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from prunegate.costs import CostModel
+from prunegate.groups import Analysis, ChannelGroup
+
+
+@dataclass(frozen=True)
+class GroupRow:
+    """One channel group in numbers.
+
+    Attributes:
+        macs_share: Share of the dense MACs that go when only one unit of this group stays, in [0, 1].
+        members: Tensor axes, e.g. ``"layer1.0.conv1.weight[0]"``.
+    """
+
+    name: str
+    num_units: int
+    macs_share: float
+    params_share: float
+    members: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class PinnedRow:
+    """One pinned channel group and why."""
+
+    name: str
+    num_units: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What `GatedModel.explain` returns; ``str()`` of it is a readable page.
+
+    Attributes:
+        least_macs: Lowest MACs per sample that masks can reach.
+        reachable_macs_share: Share of the dense MACs that the gates can remove at most, in [0, 1].
+    """
+
+    groups: tuple[GroupRow, ...]
+    pinned: tuple[PinnedRow, ...]
+    dense_macs: int
+    dense_params: int
+    least_macs: int
+    unused: tuple[str, ...]
+
+    @property
+    def reachable_macs_share(self) -> float:
+        return 1.0 - self.least_macs / self.dense_macs if self.dense_macs else 0.0
+
+    def __str__(self) -> str:
+        lines = [
+            f"{len(self.groups)} channel groups, {sum(g.num_units for g in self.groups)} units; dense "
+            f"{self.dense_macs:,} MACs per sample, {self.dense_params:,} parameters; the gates reach down to "
+            f"{self.least_macs:,} MACs (remove {self.reachable_macs_share:.1%}).",
+            *(
+                f"  {g.name}: {g.num_units} units, {g.macs_share:.1%} of MACs, {len(g.members)} tensor axes"
+                for g in self.groups
+            ),
+        ]
+        if self.pinned:
+            lines += ["pinned:", *(f"  {p.name}: {p.num_units} channels. {p.reason}" for p in self.pinned)]
+        if self.unused:
+            lines.append(f"never read while the model ran: {', '.join(self.unused)}")
+        return "\n".join(lines)
+
+
+def explain(analysis: Analysis, macs: CostModel, params: CostModel, least_macs: int) -> Explanation:
+    """Collect the report of one analysis."""
+    dense_macs, dense_params = macs.dense(), params.dense()
+    return Explanation(
+        groups=tuple(
+            GroupRow(
+                group.name,
+                group.num_units,
+                _share(macs, group, dense_macs),
+                _share(params, group, dense_params),
+                tuple(f"{m.tensor}[{m.axis}]" for m in group.members),
+            )
+            for group in analysis.groups
+        ),
+        pinned=tuple(PinnedRow(p.name, p.num_units, p.reason) for p in analysis.pinned),
+        dense_macs=dense_macs,
+        dense_params=dense_params,
+        least_macs=least_macs,
+        unused=analysis.unused,
+    )
+
+
+def _share(cost: CostModel, group: ChannelGroup, dense: int) -> float:
+    keep = np.ones(cost.num_units, dtype=bool)
+    keep[group.first_unit + 1 : group.units.stop] = False
+    return 1.0 - cost.exact(keep) / dense if dense else 0.0

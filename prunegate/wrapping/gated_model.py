@@ -1,0 +1,187 @@
+"""A model with gates on it."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from prunegate.costs import CostModel, keep_within
+from prunegate.errors import BudgetError, nearest
+from prunegate.gates import Gates, install_sites, remove_sites
+from prunegate.groups import Analysis, ChannelGroup, ExampleInputs, PinnedGroup
+from prunegate.wrapping.explain import Explanation, explain
+
+
+class HasLimit(Protocol):
+    """A budget, as far as `GatedModel.harden` needs to know it."""
+
+    @property
+    def metric(self) -> str: ...
+
+    def limit_for(self, dense_cost: int) -> int: ...
+
+
+class GatedModel(nn.Module):
+    """A model whose weights are masked by learnable gates wherever they read a removable channel.
+
+    It is called like the model and returns what the model returns. In training mode each forward draws
+    one hard mask for the whole model; in eval mode the mask is deterministic.
+
+    Attributes:
+        model: The gated copy of the user's model.
+        gates: The logits of all channel groups, `gates[name].logits` for one.
+        analysis: What tracing found.
+        example_inputs: The inputs it was traced with.
+        round_to: Kept counts are multiples of this when masks are hardened.
+        backend: The compaction back-end the gates were chosen for.
+    """
+
+    def __init__(
+        self, model: nn.Module, analysis: Analysis, example_inputs: ExampleInputs, round_to: int, backend: str
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.gates = Gates(analysis.groups)
+        self.analysis = analysis
+        self.example_inputs = example_inputs
+        self.round_to = round_to
+        self.backend = backend
+        self._costs = {
+            "macs": CostModel(analysis.multiply_accumulates, analysis.num_units, analysis.batch_size),
+            "params": CostModel(analysis.parameters, analysis.num_units),
+        }
+        device = next(iter(model.parameters())).device
+        self.gates.to(device)
+        self._sites = install_sites(model, analysis.sites, analysis.num_units)
+        self.train(model.training)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        self._sites.spread(self.gates.draw())
+        return self.model(*args, **kwargs)
+
+    @property
+    def groups(self) -> list[ChannelGroup]:
+        """The channel groups that have gates."""
+        return list(self.analysis.groups)
+
+    @property
+    def pinned(self) -> list[PinnedGroup]:
+        """The channel groups that have none, each with its `reason`."""
+        return list(self.analysis.pinned)
+
+    @property
+    def tau(self) -> float:
+        """Relaxation temperature of the gates, > 0."""
+        return self.gates.tau
+
+    @tau.setter
+    def tau(self, value: float) -> None:
+        if not value > 0:
+            raise BudgetError(f"tau: found {value}, expected a number above 0. Anneal towards 0.1, not to 0.")
+        self.gates.tau = float(value)
+
+    def weight_parameters(self) -> Iterator[nn.Parameter]:
+        """The model's own parameters, without the logits."""
+        return self.model.parameters()
+
+    def gate_parameters(self) -> Iterator[nn.Parameter]:
+        """The logits: optimise them with a learning rate of their own and no weight decay."""
+        return self.gates.parameters()
+
+    # Costs -------------------------------------------------------------------------------------
+
+    def _cost(self, metric: str) -> CostModel:
+        if metric not in self._costs:
+            raise BudgetError(
+                f"metric: found {metric!r}, expected one of {', '.join(self._costs)}. "
+                f"Nearest: {', '.join(nearest(metric, self._costs)) or 'none'}."
+            )
+        return self._costs[metric]
+
+    def expected_cost(self, metric: str = "macs") -> torch.Tensor:
+        """The cost at the present keep probabilities: 0-d, differentiable; MACs per sample or parameters."""
+        return self._cost(metric).expected(self.gates.keep_probability())
+
+    def realised_cost(self, metric: str = "macs") -> int:
+        """The exact cost under the present hard masks."""
+        return self._cost(metric).exact(self.gates.hard_mask().cpu().numpy())
+
+    def dense_cost(self, metric: str = "macs") -> int:
+        """The exact cost with nothing removed."""
+        return self._cost(metric).dense()
+
+    def least_cost(self, metric: str = "macs") -> int:
+        """The lowest cost that hard masks can reach: the fewest units that may stay in every group."""
+        keep = torch.zeros(self.analysis.num_units, dtype=torch.bool).numpy()
+        for group in self.analysis.groups:
+            keep[group.first_unit : group.first_unit + min(self.round_to, group.num_units)] = True
+        return self._cost(metric).exact(keep)
+
+    # Masks -------------------------------------------------------------------------------------
+
+    def masks(self) -> dict[str, torch.Tensor]:
+        """The present hard masks by channel group, bool, each of shape (units,)."""
+        return self.gates.masks()
+
+    def set_masks(self, masks: Mapping[str, torch.Tensor]) -> None:
+        """Fix hard masks; training and eval use them until `release_masks`.
+
+        Raises:
+            MaskError: An unknown group, a wrong shape, or a group left without any unit.
+        """
+        self.gates.fix(masks)
+
+    def release_masks(self) -> None:
+        """Draw masks from the logits again."""
+        self.gates.release()
+
+    def harden(self, budget: HasLimit | tuple[str, int]) -> None:
+        """Choose hard masks by the logits that meet ``budget``, and fix them.
+
+        The realised cost is at most the budget's, and nothing that is left out would still fit.
+
+        Args:
+            budget: A `Budget`, or a metric and its absolute limit.
+
+        Raises:
+            BudgetError: Even the fewest units that may stay cost more.
+        """
+        if isinstance(budget, tuple):
+            metric, limit = budget
+        else:
+            metric, limit = budget.metric, budget.limit_for(self.dense_cost(budget.metric))
+        logits = self.gates.logits.detach().double().cpu().numpy()
+        units = [group.units for group in self.analysis.groups]
+        keep = keep_within(self._cost(metric), limit, logits, units, self.round_to)
+        if keep is None:
+            raise BudgetError(unreachable(self, metric, limit))
+        hard = torch.from_numpy(keep)
+        self.gates.fix({group.name: hard[group.units] for group in self.analysis.groups})
+
+    # The way back ------------------------------------------------------------------------------
+
+    def unwrap(self) -> nn.Module:
+        """The dense model with its present weights; the gates are gone and this object is spent."""
+        return remove_sites(self.model)
+
+    def dense_copy(self) -> nn.Module:
+        """A copy of the dense model with its present weights; the gated model stays as it is."""
+        return remove_sites(copy.deepcopy(self.model))
+
+    def explain(self) -> Explanation:
+        """A report: channel groups, what they cost, what is pinned and why, the least reachable cost."""
+        return explain(self.analysis, self._costs["macs"], self._costs["params"], self.least_cost("macs"))
+
+
+def unreachable(gated: GatedModel, metric: str, limit: int) -> str:
+    """The message for a budget below what the gates can reach."""
+    dense, least = gated.dense_cost(metric), gated.least_cost(metric)
+    return (
+        f"budget: found {limit:,} {metric} ({limit / dense:.4f} of the dense {dense:,}), expected at least "
+        f"{least:,} ({least / dense:.4f}). At least {gated.round_to} unit(s) of each channel group stay, and pinned "
+        "channels always do. Raise the fraction, or see gated.explain() for what is pinned."
+    )

@@ -1,0 +1,102 @@
+"""`wrap`: from a model to a gated model in one call."""
+
+from __future__ import annotations
+
+import copy
+import fnmatch
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+from torch import nn
+
+from prunegate.compaction import failing_groups
+from prunegate.errors import NothingToPruneError, TraceError
+from prunegate.groups import Analysis, ExampleInputs, Pin, Trace
+from prunegate.wrapping.gated_model import GatedModel
+
+logger = logging.getLogger(__name__)
+
+BACKENDS = ("auto", "module")
+
+
+def wrap(
+    model: nn.Module,
+    example_inputs: Any,
+    exclude: Sequence[str] = (),
+    round_to: int = 1,
+    backend: str = "auto",
+) -> GatedModel:
+    """Find every channel group of ``model`` and put a learnable gate on each unit.
+
+    The model is run once on fake copies of the inputs, so nothing is computed and it is not modified;
+    the gated model works on a copy. What compaction could not honour is pinned, with the reason.
+
+    Args:
+        model: Any module; its weights may be anything, also on the meta device.
+        example_inputs: What the model is called with: a tensor, a tuple of positional arguments, or a
+            dict of keyword arguments. Its leading size is taken as the batch size.
+        exclude: Patterns (`fnmatch`) of channel group or tensor names that get no gate, e.g. ``"layer4.*"``.
+        round_to: Kept counts become multiples of this when masks are hardened.
+        backend: ``"module"`` keeps the model's class; ``"auto"`` takes the back-end that serves.
+
+    Returns:
+        The gated model, in the model's own train or eval mode.
+
+    Raises:
+        TraceError: The model does not run on the inputs.
+        NothingToPruneError: Every channel is pinned.
+    """
+    if backend not in BACKENDS:
+        raise TraceError(f"backend: found {backend!r}, expected one of {', '.join(BACKENDS)}.")
+    if not isinstance(round_to, int) or round_to < 1:
+        raise TraceError(f"round_to: found {round_to!r}, expected a whole number of at least 1.")
+    inputs = ExampleInputs.of(example_inputs)
+    if not any(True for _ in model.parameters()):
+        raise NothingToPruneError(
+            "the model: found no parameters, expected layers whose channels can be removed."
+        )
+    trace = Trace(model, inputs)
+    refused = _excluded(trace.analysis(), exclude)
+    analysis = trace.analysis(refused)
+    failing = failing_groups(model, inputs, analysis)
+    if failing:
+        analysis = trace.analysis({**refused, **failing})
+    if not analysis.groups:
+        raise NothingToPruneError(_nothing_left(analysis))
+    logger.info("%d channel groups with %d units, %d pinned", len(analysis.groups), analysis.num_units,
+                len(analysis.pinned))  # fmt: skip
+    return GatedModel(copy.deepcopy(model), analysis, inputs, round_to, "module")
+
+
+def _excluded(analysis: Analysis, patterns: Sequence[str]) -> dict[str, Pin]:
+    """The groups that a pattern names, by their own name or by that of a tensor they cut."""
+    refused = {}
+    for pattern in patterns:
+        matched = [
+            group.name
+            for group in analysis.groups
+            if any(
+                fnmatch.fnmatchcase(name, pattern)
+                for name in (group.name, *(m.tensor for m in group.members))
+            )
+        ]
+        if not matched:
+            known = ", ".join(group.name for group in analysis.groups[:5])
+            raise TraceError(
+                f"exclude: {pattern!r} matches no channel group, expected the name of a group or of one of its "
+                f"tensors, with * as wildcard. Groups are: {known}, ..."
+            )
+        refused.update(dict.fromkeys(matched, Pin(f"excluded by the pattern {pattern!r}")))
+    return refused
+
+
+def _nothing_left(analysis: Analysis) -> str:
+    reasons = "\n".join(f"  {p.name}: {p.num_units} channels. {p.reason}" for p in analysis.pinned[:10])
+    more = f"\n  and {len(analysis.pinned) - 10} more" if len(analysis.pinned) > 10 else ""
+    listed = (
+        f" They are pinned:\n{reasons}{more}"
+        if reasons
+        else " No layer produces channels that another reads."
+    )
+    return f"the model: found no channel group that can be pruned, expected at least one.{listed}"

@@ -1,0 +1,90 @@
+"""The first two promises on real architectures: lossless, and the budget is met."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+import prunegate
+from prunegate.builders import Builder
+from tests.conftest import TORCHVISION_MODELS, random_masks, randomise
+
+
+def build(name: str) -> nn.Module:
+    return randomise(Builder.parse(f"torchvision/{name}").build()).double().eval()
+
+
+@pytest.fixture(scope="module", params=TORCHVISION_MODELS)
+def wrapped(request: pytest.FixtureRequest) -> prunegate.GatedModel:
+    return prunegate.wrap(build(request.param), image())
+
+
+def image(batch: int = 2, seed: int = 0) -> torch.Tensor:
+    size = 64  # pixels: small, yet every stage of these models has more than one position or pools it
+    return torch.randn(
+        batch, 3, size, size, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)
+    )
+
+
+def counted_macs(model: nn.Module, x: torch.Tensor) -> int:
+    """MACs per sample by torch's own counter, which knows nothing of prunegate."""
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model(x)
+    return counter.get_total_flops() // 2 // x.shape[0]
+
+
+@pytest.mark.parametrize("density", [0.8, 0.5, 0.2])
+def test_compact_computes_what_the_gated_model_computed(
+    wrapped: prunegate.GatedModel, density: float
+) -> None:
+    masks = random_masks(wrapped.groups, density, seed=int(density * 10))
+    wrapped.set_masks(masks)
+    x = image(batch=3, seed=7)  # another batch size and other values than those traced
+    with torch.no_grad():
+        expected = wrapped.eval()(x)
+        result = prunegate.compact(wrapped)
+        found = result.model.eval()(x)
+    assert type(result.model) is type(wrapped.dense_copy())
+    assert found.shape == expected.shape
+    assert float((found - expected).abs().max() / expected.abs().max()) <= 1e-9
+    # The masks did something: the gated outputs are not the dense ones.
+    with torch.no_grad():
+        assert float((wrapped.dense_copy().eval()(x) - expected).abs().max()) > 1e-6
+    dense = dict(wrapped.dense_copy().named_parameters())
+    compact = dict(result.model.named_parameters())
+    assert dense.keys() == compact.keys()
+    for group in wrapped.groups:
+        cut = [m.tensor for m in group.members if m.tensor in dense]
+        if not masks[group.name].all():
+            assert sum(compact[t].numel() for t in cut) < sum(dense[t].numel() for t in cut), group.name
+
+
+@pytest.mark.parametrize("fraction", [0.75, 0.5, 0.25])
+def test_hardened_model_meets_the_budget_when_counted(wrapped: prunegate.GatedModel, fraction: float) -> None:
+    wrapped.release_masks()
+    generator = torch.Generator().manual_seed(int(fraction * 100))
+    with torch.no_grad():
+        wrapped.gates.logits.copy_(torch.randn(wrapped.gates.logits.shape, generator=generator))
+    budget = prunegate.Budget("macs", fraction=fraction)
+    wrapped.harden(budget)
+    x = image()
+    dense = counted_macs(wrapped.dense_copy().eval(), x)
+    assert dense == wrapped.dense_cost("macs")
+    result = prunegate.compact(wrapped)
+    macs = counted_macs(result.model.eval(), x)
+    assert macs == wrapped.realised_cost("macs")
+    assert sum(p.numel() for p in result.model.parameters()) == wrapped.realised_cost("params")
+    assert macs <= fraction * dense
+    assert macs >= 0.99 * fraction * dense
+
+
+@pytest.mark.parametrize("round_to", [4, 8])
+def test_round_to_keeps_multiples_and_the_budget(round_to: int) -> None:
+    gated = prunegate.wrap(build("resnet18"), image(), round_to=round_to)
+    gated.harden(("macs", gated.dense_cost() // 2))
+    for group in gated.groups:
+        kept = int(gated.masks()[group.name].sum())
+        assert kept % round_to == 0 or kept == group.num_units
+    assert 0.49 * gated.dense_cost() <= gated.realised_cost() <= 0.5 * gated.dense_cost()
