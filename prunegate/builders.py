@@ -21,6 +21,7 @@ _REFUSED = frozenset(
     """pretrained weights weights_backbone checkpoint_path pretrained_cfg pretrained_cfg_overlay cache_dir
     pretrained_strict scriptable exportable""".split()
 )
+_REFUSED_PREFIX = ("pretrained", "weights", "checkpoint")
 _PLAIN = (bool, int, float, str, type(None))
 
 
@@ -47,9 +48,7 @@ class Builder:
         """
         library, slash, name = text.partition("/")
         if not slash or library not in LIBRARIES:
-            near = [
-                f"{lib}/{n}" for lib in LIBRARIES for n in nearest(text.rpartition("/")[2], _names(lib), 2)
-            ]
+            near = [f"{lib}/{n}" for lib in LIBRARIES for n in nearest(text.rpartition("/")[2], _names(lib), 2)]
             raise ModelNameError(
                 f"model name: found {text!r}, expected timm/<name> or torchvision/<name>. "
                 f"Nearest: {', '.join(near) or 'none'}."
@@ -83,9 +82,12 @@ class Builder:
                 model = timm.create_model(self.name, pretrained=False, **self.arguments)
             else:
                 model = _build_torchvision(self.name, dict(self.arguments))
-        except (TypeError, ValueError, AttributeError) as error:
+        except Exception as error:  # a foreign constructor given foreign arguments may raise anything
             given = ", ".join(f"{k}={v!r}" for k, v in self.arguments.items()) or "no arguments"
-            raise ModelNameError(f"{self.full_name}: cannot be built with {given}: {error}") from error
+            raise ModelNameError(
+                f"{self.full_name}: cannot be built with {given}: {type(error).__name__}: {error}. "
+                "Arguments are those of the model's own constructor."
+            ) from error
         if not isinstance(model, nn.Module):
             raise ModelNameError(f"{self.full_name}: built a {type(model).__name__}, expected a module.")
         return model
@@ -99,6 +101,21 @@ class Builder:
 
         with torch.random.fork_rng(devices=[]), init_empty_weights(include_buffers=False):
             return self.build()
+
+    def zeroed(self) -> nn.Module:
+        """The dense model with all parameters zero: quick to make, for looking at its structure only."""
+        model = self.skeleton()
+        kept = [value for module in model.modules() for value in (*vars(module).values(), *module._buffers.values())]
+        if any(isinstance(value, torch.Tensor) and value.is_meta for value in kept):
+            return self.build()  # its constructor keeps a tensor that it derived from a parameter
+        made: dict[int, nn.Parameter] = {}
+        for name, parameter in list(model.named_parameters(remove_duplicate=False)):
+            owner, _, attribute = name.rpartition(".")
+            zeros = nn.Parameter(
+                torch.zeros(parameter.shape, dtype=parameter.dtype), requires_grad=parameter.requires_grad
+            )
+            model.get_submodule(owner)._parameters[attribute] = made.setdefault(id(parameter), zeros)
+        return model
 
     def as_dict(self) -> dict[str, Any]:
         return {"library": self.library, "name": self.name, "arguments": dict(self.arguments)}
@@ -119,16 +136,23 @@ class Builder:
         return cls.parse(f"{library}/{name}", arguments)
 
 
-def input_shape(builder: Builder, model: nn.Module) -> tuple[int, int, int]:
-    """The image shape (channels, height, width) that a model is usually run on."""
+def input_shape(builder: Builder, model: nn.Module) -> tuple[int, ...]:
+    """The shape of one sample that a model is usually run on: (channels, height, width).
+
+    Video models take frames too: (channels, frames, height, width).
+    """
     if builder.library == "timm":
         config = getattr(model, "pretrained_cfg", {})
-        get = config.get if isinstance(config, dict) else lambda key, default: getattr(config, key, default)
-        _, height, width = get("input_size", None) or (3, 224, 224)
+        config = config if isinstance(config, dict) else vars(config)
+        channels, height, width = config.get("input_size") or (3, 224, 224)
         size = builder.arguments.get("img_size")
         if size is not None:
             height, width = size if isinstance(size, (tuple, list)) else (size, size)
-        return int(builder.arguments.get("in_chans", 3)), int(height), int(width)
+        return int(builder.arguments.get("in_chans", channels)), int(height), int(width)
+    from torchvision.models import get_model_builder
+
+    if ".video." in get_model_builder(builder.name).__module__:
+        return (3, 16, 224, 224)
     return (3, 299, 299) if builder.name == "inception_v3" else (3, 224, 224)
 
 
@@ -143,7 +167,7 @@ def _names(library: str) -> set[str]:
 
 
 def _check_argument(model: str, key: str, value: Any) -> None:
-    if key in _REFUSED:
+    if key in _REFUSED or key.startswith(_REFUSED_PREFIX):
         raise ModelNameError(
             f"{model}: argument {key!r} is refused. Models are built without fetching or reading anything. "
             "Load weights into the model yourself."
@@ -153,9 +177,11 @@ def _check_argument(model: str, key: str, value: Any) -> None:
         raise ModelNameError(
             f"{model}: argument {key!r}: found {type(value).__name__}, expected a plain value or a list of them."
         )
-    if any(isinstance(v, str) and ("/" in v or "\\" in v or ":" in v) for v in values):
-        raise ModelNameError(f"{model}: argument {key!r}: found {value!r}, which looks like a path or address. "
-                             "Models are built without reading anything.")  # fmt: skip
+    if any(isinstance(v, str) and any(mark in v for mark in "/\\:") for v in values):
+        raise ModelNameError(
+            f"{model}: argument {key!r}: found {value!r}, which looks like a path or address. "
+            "Models are built without reading anything."
+        )
 
 
 def _build_torchvision(name: str, arguments: dict[str, Any]) -> nn.Module:

@@ -28,7 +28,6 @@ import dataclasses
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -42,6 +41,7 @@ from torch import nn
 from prunegate.builders import Builder
 from prunegate.compaction import Plan, apply
 from prunegate.errors import CheckpointError, CompactionError, ModelNameError
+from prunegate.files import replacing
 
 FORMAT = (1, 0)
 _KEY = "prunegate"
@@ -77,19 +77,8 @@ def save(path: str | os.PathLike[str], model: nn.Module, document: Document) -> 
         "weights_sha256": _hash(tensors),
     }
     text = json.dumps(fields, separators=(",", ":"), allow_nan=False)
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
-    try:
-        save_file(tensors, name, metadata={_KEY: text})
-        with open(name, "rb") as written:
-            os.fsync(written.fileno())
-        os.chmod(name, 0o666 & ~_umask())
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+    with replacing(Path(path)) as temporary:
+        save_file(tensors, temporary, metadata={_KEY: text})
 
 
 def load(path: str | os.PathLike[str], model: nn.Module | None = None) -> nn.Module:
@@ -130,9 +119,7 @@ def _load_built(path: Path, document: Document, tensors: dict[str, torch.Tensor]
     assert document.builder is not None
     try:
         filled = _fill(path, document.builder.skeleton(), document, tensors)
-        if any(
-            torch.is_tensor(v) and v.is_meta for module in filled.modules() for v in vars(module).values()
-        ):
+        if any(torch.is_tensor(v) and v.is_meta for module in filled.modules() for v in vars(module).values()):
             # A tensor that the constructor derived from a parameter and keeps elsewhere needs a real one.
             filled = _fill(path, document.builder.build(), document, tensors)
     except ModelNameError as error:
@@ -149,9 +136,7 @@ def _fill(path: Path, model: nn.Module, document: Document, tensors: Mapping[str
     everything = dict(tensors)
     for alias, name in document.aliases.items():
         if name not in tensors:
-            raise CheckpointError(
-                f"{path}: aliases.{alias}: names {name!r}, which is not stored in the file."
-            )
+            raise CheckpointError(f"{path}: aliases.{alias}: names {name!r}, which is not stored in the file.")
         everything[alias] = tensors[name]
     present: dict[str, torch.Tensor] = {
         **dict(model.named_parameters(remove_duplicate=False)),
@@ -204,13 +189,9 @@ def _read(path: Path) -> tuple[Document, dict[str, torch.Tensor]]:
             # is copied to memory of torch's own: only then does a loaded model compute bit for bit the same.
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 (not a dict)
         except (SafetensorError, OSError) as error:
-            raise CheckpointError(
-                f"{path}: cannot read the tensors ({error}). The file is damaged."
-            ) from error
+            raise CheckpointError(f"{path}: cannot read the tensors ({error}). The file is damaged.") from error
     if _hash(tensors) != document.weights_sha256:
-        raise CheckpointError(
-            f"{path}: weights_sha256: does not match the tensors. The file is damaged or changed."
-        )
+        raise CheckpointError(f"{path}: weights_sha256: does not match the tensors. The file is damaged or changed.")
     return document, tensors
 
 
@@ -222,9 +203,7 @@ def _document(path: Path, metadata: Mapping[str, str] | None) -> Document:
             "Plain weights have no plan to build the compact model by."
         )
     if len(text) > _LARGEST_DOCUMENT:
-        raise CheckpointError(
-            f"{path}: document: found {len(text)} bytes, expected at most {_LARGEST_DOCUMENT}."
-        )
+        raise CheckpointError(f"{path}: document: found {len(text)} bytes, expected at most {_LARGEST_DOCUMENT}.")
     try:
         fields = json.loads(text)
         if not isinstance(fields, dict):
@@ -245,9 +224,7 @@ def _document(path: Path, metadata: Mapping[str, str] | None) -> Document:
             weights_sha256=str(fields.get("weights_sha256", "")),
         )
     except (ValueError, RecursionError, ModelNameError) as error:
-        raise CheckpointError(
-            f"{path}: {error}. The file is damaged or was not made by prunegate."
-        ) from error
+        raise CheckpointError(f"{path}: {error}. The file is damaged or was not made by prunegate.") from error
 
 
 def _check_version(version: Any) -> None:
@@ -255,9 +232,7 @@ def _check_version(version: Any) -> None:
     if len(parts) != 2 or not all(part.isdecimal() and len(part) < 6 for part in parts):
         raise ValueError(f"version: found {version!r}, expected 'major.minor'")
     if int(parts[0]) > FORMAT[0]:
-        raise ValueError(
-            f"version: found {version}, expected at most {FORMAT[0]}.x; a newer prunegate wrote it"
-        )
+        raise ValueError(f"version: found {version}, expected at most {FORMAT[0]}.x; a newer prunegate wrote it")
 
 
 def _stored_tensors(model: nn.Module) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
@@ -283,11 +258,5 @@ def _hash(tensors: Mapping[str, torch.Tensor]) -> str:
     for name in sorted(tensors):
         tensor = tensors[name]
         digest.update(f"{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
-        digest.update(memoryview(tensor.contiguous().reshape(-1).view(torch.uint8).numpy()))
+        digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
-
-
-def _umask() -> int:
-    present = os.umask(0)
-    os.umask(present)
-    return present

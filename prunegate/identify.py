@@ -40,9 +40,7 @@ def _candidates(model: nn.Module) -> Iterator[tuple[str, dict[str, Any]]]:
     home = type(model).__module__.split(".")[0]
     if home == "timm":
         config = getattr(model, "pretrained_cfg", None)
-        name = (
-            config.get("architecture") if isinstance(config, dict) else getattr(config, "architecture", None)
-        )
+        name = config.get("architecture") if isinstance(config, dict) else getattr(config, "architecture", None)
         if isinstance(name, str):
             yield from ((f"timm/{name}", arguments) for arguments in _arguments(model, "in_chans"))
     elif home == "torchvision":

@@ -29,9 +29,7 @@ TORCHVISION_MODELS = [
 
 @pytest.fixture(autouse=True, scope="session")
 def _two_threads() -> None:
-    torch.set_num_threads(
-        max(1, (os.cpu_count() or 2) // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")))
-    )
+    torch.set_num_threads(max(1, (os.cpu_count() or 2) // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))))
 
 
 def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
@@ -39,13 +37,12 @@ def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
     generator = torch.Generator().manual_seed(seed)
 
     def draw(like: torch.Tensor) -> torch.Tensor:
-        return torch.rand(like.shape, generator=generator, dtype=torch.float64)
+        return torch.rand(like.shape, generator=generator)
 
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.dim() >= 2:
-                noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
-                parameter.copy_(noise / math.sqrt(max(parameter[0].numel(), 1)))
+                parameter.normal_(std=1.0 / math.sqrt(max(parameter[0].numel(), 1)), generator=generator)
             else:
                 parameter.copy_(draw(parameter) * 0.5 + (0.75 if name.endswith("weight") else -0.25))
         for name, buffer in model.named_buffers():

@@ -13,6 +13,7 @@ ROOT = Path(prunegate.__file__).parent
 
 LEVELS = {
     "errors": 0,
+    "files": 0,
     "version": 0,
     "groups": 1,
     "builders": 1,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -47,15 +47,21 @@ class Certificate:
         return asdict(self)
 
 
-def certify(gated: nn.Module, compact: nn.Module, inputs: ExampleInputs) -> Certificate:
+def certify(
+    gated: nn.Module, compact: nn.Module, inputs: ExampleInputs, not_weights: Iterable[nn.Parameter] = ()
+) -> Certificate:
     """Run both models, in eval mode, on the example inputs and on random ones of the same form.
+
+    Args:
+        not_weights: Parameters of the gated model that its outputs are not computed with (logits), whose
+            precision does not matter.
 
     Raises:
         CompactionError: They differ by more than `TOLERANCE`, in value or in the form of the outputs.
     """
     found = {}
     for dtype in (torch.float64, torch.float32):
-        found[dtype] = difference(gated, compact, inputs, dtype)
+        found[dtype] = difference(gated, compact, inputs, dtype, not_weights)
         if not found[dtype].max_rel <= TOLERANCE[dtype]:
             raise CompactionError(
                 f"compaction: the compact model differs from the gated one by {found[dtype].max_rel:.2g} "
@@ -66,9 +72,15 @@ def certify(gated: nn.Module, compact: nn.Module, inputs: ExampleInputs) -> Cert
     return Certificate(found[torch.float64], found[torch.float32])
 
 
-def difference(gated: nn.Module, compact: nn.Module, inputs: ExampleInputs, dtype: torch.dtype) -> Difference:
+def difference(
+    gated: nn.Module,
+    compact: nn.Module,
+    inputs: ExampleInputs,
+    dtype: torch.dtype,
+    not_weights: Iterable[nn.Parameter] = (),
+) -> Difference:
     """Differences of two models in one precision; infinite where their outputs have different forms."""
-    with _evaluating(gated, dtype) as first, _evaluating(compact, dtype) as second:
+    with _evaluating(gated, dtype, not_weights) as first, _evaluating(compact, dtype) as second:
         biggest, largest = 0.0, 0.0
         for arguments in (inputs, _random_like(inputs)):
             arguments = arguments.map(lambda t: t.to(dtype) if t.is_floating_point() else t)
@@ -89,10 +101,12 @@ def difference(gated: nn.Module, compact: nn.Module, inputs: ExampleInputs, dtyp
 
 
 @contextmanager
-def _evaluating(model: nn.Module, dtype: torch.dtype) -> Iterator[nn.Module]:
+def _evaluating(model: nn.Module, dtype: torch.dtype, not_weights: Iterable[nn.Parameter] = ()) -> Iterator[nn.Module]:
     """The model in eval mode and in ``dtype``: itself where it already is, a copy where it is not."""
     training = {module: module.training for module in model.modules()}
-    floats = {t.dtype for t in (*model.parameters(), *model.buffers()) if t.is_floating_point()}
+    skipped = {id(parameter) for parameter in not_weights}
+    tensors = [t for t in (*model.parameters(), *model.buffers()) if id(t) not in skipped]
+    floats = {t.dtype for t in tensors if t.is_floating_point()}
     try:
         if floats - {dtype}:
             model = copy.deepcopy(model).to(dtype)
@@ -111,6 +125,4 @@ def _run(model: nn.Module, inputs: ExampleInputs) -> list[torch.Tensor]:
 def _random_like(inputs: ExampleInputs) -> ExampleInputs:
     """Normal noise in place of every floating tensor; whole numbers (token ids, masks) stay as given."""
     generator = torch.Generator().manual_seed(0)
-    return inputs.map(
-        lambda t: torch.randn(t.shape, generator=generator).to(t.device) if t.is_floating_point() else t
-    )
+    return inputs.map(lambda t: torch.randn(t.shape, generator=generator).to(t.device) if t.is_floating_point() else t)

@@ -68,9 +68,7 @@ def _group_norm(module: nn.Module, masks: Masks) -> dict[str, AttributeValue]:
     groups, kept = _int(module, "num_groups"), masks.get("weight", {}).get(0)
     if kept is not None:
         groups = int(kept.reshape(groups, -1).any(axis=1).sum())
-    return (
-        {"num_groups": groups, "num_channels": _tensor(module, "weight").shape[0]} if kept is not None else {}
-    )
+    return {"num_groups": groups, "num_channels": _tensor(module, "weight").shape[0]} if kept is not None else {}
 
 
 def _embedding(module: nn.Module, masks: Masks) -> dict[str, AttributeValue]:

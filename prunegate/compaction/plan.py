@@ -64,9 +64,7 @@ class Plan:
             "tensors": tensors,
             "patterns": [[size, base64.b64encode(bits).decode()] for size, bits in patterns],
             "attributes": {
-                module: {
-                    name: list(value) if isinstance(value, tuple) else value for name, value in edits.items()
-                }
+                module: {name: list(value) if isinstance(value, tuple) else value for name, value in edits.items()}
                 for module, edits in self.attributes.items()
             },
         }
@@ -82,14 +80,12 @@ class Plan:
         raw_patterns = fields.get("patterns")
         if not isinstance(raw_patterns, list):
             raise ValueError("plan.patterns: expected a list")
-        patterns = [_pattern(entry, f"plan.patterns[{i}]") for i, entry in enumerate(raw_patterns)]
+        patterns: list[Mask] = [_pattern(entry, f"plan.patterns[{i}]") for i, entry in enumerate(raw_patterns)]
 
         def pattern(number: Any, where: str) -> Mask:
             if not _is_int(number) or not 0 <= number < len(patterns):
-                raise ValueError(
-                    f"{where}: found {number!r}, expected the number of one of {len(patterns)} patterns"
-                )
-            return patterns[number]
+                raise ValueError(f"{where}: found {number!r}, expected the number of one of {len(patterns)} patterns")
+            return patterns[int(number)]
 
         kept, num_units = {}, {}
         for name, number in _mapping(fields.get("groups"), "plan.groups").items():
@@ -135,12 +131,7 @@ _LARGEST_SIZE = 1 << 24
 
 
 def _pattern(entry: Any, where: str) -> Mask:
-    if (
-        not isinstance(entry, list)
-        or len(entry) != 2
-        or not _is_int(entry[0])
-        or not isinstance(entry[1], str)
-    ):
+    if not isinstance(entry, list) or len(entry) != 2 or not _is_int(entry[0]) or not isinstance(entry[1], str):
         raise ValueError(f"{where}: expected [size, base64 bits]")
     size, text = entry
     if not 0 < size <= _LARGEST_SIZE:
@@ -151,7 +142,8 @@ def _pattern(entry: Any, where: str) -> Mask:
         raise ValueError(f"{where}: {error}") from error
     if len(packed) != (size + 7) // 8:
         raise ValueError(f"{where}: found {len(packed)} bytes, expected {(size + 7) // 8} for {size} bits")
-    return np.unpackbits(np.frombuffer(packed, dtype=np.uint8), count=size).astype(bool)
+    bits: Mask = np.unpackbits(np.frombuffer(packed, dtype=np.uint8), count=size).astype(bool)
+    return bits
 
 
 def _attribute(value: Any, where: str) -> AttributeValue:

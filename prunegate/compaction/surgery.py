@@ -89,9 +89,7 @@ def set_attributes(model: nn.Module, attributes: Mapping[str, Mapping[str, Attri
                     f"{path}.{name}: found {present!r}, expected a size like {value!r} to replace. The plan was "
                     "made for another model."
                 )
-            setattr(
-                module, name, list(value) if isinstance(present, list) and isinstance(value, tuple) else value
-            )
+            setattr(module, name, list(value) if isinstance(present, list) and isinstance(value, tuple) else value)
 
 
 def _sizes(value: object) -> tuple[int, ...] | None:
@@ -124,10 +122,6 @@ def _lookup(model: nn.Module, name: str) -> torch.Tensor:
 
 
 def _memory_format(tensor: torch.Tensor) -> torch.memory_format:
-    if (
-        tensor.dim() == 4
-        and not tensor.is_contiguous()
-        and tensor.is_contiguous(memory_format=torch.channels_last)
-    ):
+    if tensor.dim() == 4 and not tensor.is_contiguous() and tensor.is_contiguous(memory_format=torch.channels_last):
         return torch.channels_last
     return torch.contiguous_format

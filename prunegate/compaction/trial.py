@@ -6,67 +6,108 @@ import logging
 from collections.abc import Callable, Sequence
 
 import numpy as np
+import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from prunegate.compaction.plan import Plan
+from prunegate.compaction.certificate import difference
+from prunegate.compaction.plan import Mask, Plan
 from prunegate.compaction.surgery import cut
-from prunegate.groups import Analysis, ExampleInputs, Pin, shadow
+from prunegate.gates import install_sites
+from prunegate.groups import Analysis, ExampleInputs, Pin, copy_with, shadow
 
 logger = logging.getLogger(__name__)
 
+# Rounding stays far below this in the weights' own precision; a wrong channel does not.
+_LARGEST_DIFFERENCE = 1e-3
+
 
 def failing_groups(model: nn.Module, inputs: ExampleInputs, analysis: Analysis) -> dict[str, Pin]:
-    """Channel groups whose removal breaks the model, found by cutting a copy on fake tensors and running it.
+    """Channel groups whose removal breaks the model, or makes it compute something else.
 
-    All groups are tried at once. If that fails, halves of the list are added to what works as long as it
-    keeps working, so that few runs find the culprits.
+    A random half of all units is cut and the copy is run: on fake tensors, to see that all shapes fit, and
+    then on the example inputs, to compare with the masked model; there the other half is tried as well, so
+    that every unit has been out once. If that fails, halves of the list of groups are added to what works
+    as long as it keeps working, so that few runs find the culprits.
     """
     names = [group.name for group in analysis.groups]
-    errors: dict[str, str] = {}
+    refused: dict[str, Pin] = {}
+    checks = [_shape_error] if _has_no_values(model, inputs) else [_shape_error, _value_error]
+    for check in checks:
 
-    def works(chosen: Sequence[str]) -> bool:
-        error = _error_without(model, inputs, analysis, frozenset(chosen))
-        if error is not None and chosen:
-            errors[chosen[-1]] = error
-        return error is None
+        def error_of(chosen: Sequence[str], check: _Check = check) -> str | None:
+            one, other = _halves(analysis, frozenset(chosen))
+            error = check(model, inputs, analysis, one)
+            return check(model, inputs, analysis, other) if error is None and check is _value_error else error
 
-    working = _largest_working(names, works)
-    failing = [name for name in names if name not in working]
-    if failing:
-        logger.info("%d channel groups cannot be cut and are pinned", len(failing))
-    return {name: Pin(f"cutting it breaks the model: {errors.get(name, 'see the log')}") for name in failing}
+        working, errors = _largest_working([name for name in names if name not in refused], error_of)
+        found = [name for name in names if name not in working and name not in refused]
+        refused.update({name: Pin(f"cutting it breaks the model: {errors[name]}") for name in found})
+    if refused:
+        logger.info("%d channel groups cannot be cut and are pinned", len(refused))
+    return refused
 
 
-def _largest_working(names: Sequence[str], works: Callable[[Sequence[str]], bool]) -> set[str]:
-    """A set of names that works together and that (as far as halving shows) no further name can join."""
+_Check = Callable[[nn.Module, ExampleInputs, Analysis, Mask], "str | None"]
+
+
+def _largest_working(
+    names: Sequence[str], error_of: Callable[[Sequence[str]], str | None]
+) -> tuple[set[str], dict[str, str]]:
+    """Names that work together and that, as far as halving shows, no further name can join; and what failed."""
     working: list[str] = []
+    errors: dict[str, str] = {}
     pending = [list(names)]
     while pending:
         part = pending.pop()
-        if not part or works(working + part):
+        error = error_of(working + part) if part else None
+        if error is None:
             working += part
-        elif len(part) > 1:
+        elif len(part) == 1:
+            errors[part[0]] = error
+        else:
             middle = len(part) // 2
             pending += [part[middle:], part[:middle]]
-    return set(working)
+    return set(working), errors
 
 
-def _error_without(
-    model: nn.Module, inputs: ExampleInputs, analysis: Analysis, chosen: frozenset[str]
-) -> str | None:
-    """What goes wrong when about half of the units of the chosen groups are cut; None if nothing does."""
-    keep = np.ones(analysis.num_units, dtype=bool)
-    for group in analysis.groups:
+def _halves(analysis: Analysis, chosen: frozenset[str]) -> tuple[Mask, Mask]:
+    """Two hard masks that each drop a random half of the units of the chosen groups, and every unit once."""
+    one = np.ones(analysis.num_units, dtype=bool)
+    other = one.copy()
+    for number, group in enumerate(analysis.groups):
         if group.name in chosen:
-            keep[group.first_unit + (group.num_units + 1) // 2 : group.units.stop] = False
+            shuffled = group.first_unit + np.random.default_rng(number).permutation(group.num_units)
+            one[shuffled[: group.num_units // 2]] = False
+            other[shuffled[group.num_units // 2 :]] = False
+    return one, other
+
+
+def _shape_error(model: nn.Module, inputs: ExampleInputs, analysis: Analysis, keep: Mask) -> str | None:
+    """What goes wrong when the model is cut and run without arithmetic; None if nothing does."""
     fake_mode = FakeTensorMode(allow_non_fake_inputs=True)
     copied = shadow(model, fake_mode).eval()
     arguments = inputs.map(lambda t: fake_mode.from_tensor(t.detach()))
     try:
-        with fake_mode:
+        with fake_mode, torch.no_grad():
             cut(copied, Plan.of(analysis, keep))
             copied(*arguments.args, **arguments.kwargs)
-    except Exception as error:
+    except Exception as error:  # a foreign forward may raise anything
         return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
     return None
+
+
+def _value_error(model: nn.Module, inputs: ExampleInputs, analysis: Analysis, keep: Mask) -> str | None:
+    """How far the cut model's outputs are from the masked model's; None if they agree."""
+    masked, compact = (copy_with(model, lambda tensor: tensor) for _ in range(2))
+    install_sites(masked, analysis.sites, analysis.num_units).spread(torch.from_numpy(keep).float())
+    cut(compact, Plan.of(analysis, keep))
+    dtype = next(p.dtype for p in model.parameters() if p.is_floating_point())
+    apart = difference(masked, compact, inputs, dtype).max_rel
+    if apart <= _LARGEST_DIFFERENCE:
+        return None
+    return f"the outputs differ by {apart:.1g} (relative) from those of the masked model"
+
+
+def _has_no_values(model: nn.Module, inputs: ExampleInputs) -> bool:
+    return any(t.is_meta for t in (*model.parameters(), *model.buffers(), *inputs.tensors()))

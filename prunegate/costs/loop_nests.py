@@ -96,10 +96,7 @@ class CostModel:
     def _on(self, device: torch.device, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
         key = (device, dtype)
         if key not in self._tensors:
-            real = [
-                torch.as_tensor(a, dtype=dtype, device=device)
-                for a in (self._constants, self._fixed, self._count)
-            ]
+            real = [torch.as_tensor(a, dtype=dtype, device=device) for a in (self._constants, self._fixed, self._count)]
             index = [torch.as_tensor(a, device=device) for a in (self._factors, self._axis, self._unit)]
             self._tensors[key] = (real[0], index[0], real[1], index[1], index[2], real[2])
         return self._tensors[key]

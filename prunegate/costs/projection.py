@@ -59,12 +59,12 @@ def keep_within(
     full: set[int] = set()
     owner = np.searchsorted([group.start for group in groups], np.arange(cost.num_units), side="right") - 1
     for part in order[low:]:
-        group = int(owner[part[0]])
-        if group in full:
+        number = int(owner[part[0]])
+        if number in full:
             continue
         keep[part] = True
         if cost.exact(keep) > limit:
             keep[part] = False
             if len(part) == round_to:
-                full.add(group)
+                full.add(number)
     return keep

@@ -54,7 +54,7 @@ class SiteMap:
         if self._index.device != mask.device:
             self._index = self._index.to(mask.device)
         padded = torch.cat([mask, mask.new_ones(1)])  # the last entry serves positions of no unit
-        parts = iter(padded[self._index].split(self._lengths))
+        parts = iter(torch.split(padded[self._index], self._lengths))
         for site in self.sites:
             site.masks = tuple(next(parts) for _ in site.axes)
 
@@ -117,13 +117,9 @@ def remove_sites(model: nn.Module) -> nn.Module:
 def _drop_properties(module: nn.Module, names: Sequence[str]) -> None:
     """Give ``module`` a class without the properties that served parametrised tensors."""
     cls = type(module)
-    remaining = [
-        name for name, chain in vars(cls).items() if isinstance(chain, property) and name not in names
-    ]
+    remaining = [name for name, chain in vars(cls).items() if isinstance(chain, property) and name not in names]
     if remaining:
-        body = {
-            key: value for key, value in vars(cls).items() if key not in (*names, "__dict__", "__weakref__")
-        }
+        body = {key: value for key, value in vars(cls).items() if key not in (*names, "__dict__", "__weakref__")}
         module.__class__ = type(cls.__name__, cls.__bases__, body)
     else:
         module.__class__ = cls.__bases__[0]

@@ -6,7 +6,7 @@ from prunegate.groups.analysis import Analysis, LoopNest
 from prunegate.groups.channel_group import ChannelGroup, Member, PinnedGroup
 from prunegate.groups.constraints import Pin
 from prunegate.groups.inputs import ExampleInputs
-from prunegate.groups.trace import Trace, shadow
+from prunegate.groups.trace import Trace, copy_with, shadow
 
 __all__ = [
     "Analysis",
@@ -17,5 +17,6 @@ __all__ = [
     "Pin",
     "PinnedGroup",
     "Trace",
+    "copy_with",
     "shadow",
 ]

@@ -68,9 +68,7 @@ class Constraints:
     grids: dict[tuple[Shape, bytes], Ids] = field(default_factory=dict)
     size: int = 0
 
-    def new_axis(
-        self, kind: Literal["parameter", "buffer", "constant"], tensor: str, axis: int, length: int
-    ) -> Ids:
+    def new_axis(self, kind: Literal["parameter", "buffer", "constant"], tensor: str, axis: int, length: int) -> Ids:
         """Fresh ids, shape (length,), for the indices of a tensor's dimension."""
         ids = np.arange(self.size, self.size + length, dtype=np.int64)
         self.axes.append(LabelledAxis(kind, tensor, axis, self.size, length))

@@ -51,9 +51,7 @@ class ExampleInputs:
 
     def map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> ExampleInputs:
         """The same arguments with every tensor changed."""
-        args, kwargs = tree_map(
-            lambda x: change(x) if isinstance(x, torch.Tensor) else x, (self.args, self.kwargs)
-        )
+        args, kwargs = tree_map(lambda x: change(x) if isinstance(x, torch.Tensor) else x, (self.args, self.kwargs))
         return ExampleInputs(args, kwargs)
 
     def batch_size(self) -> int:

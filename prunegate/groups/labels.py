@@ -36,6 +36,11 @@ def align(label: Ids, ndim: int) -> Ids:
     return label.reshape((1,) * (ndim - label.ndim) + label.shape)
 
 
+def pick(label: Ids, index: int, dim: int) -> Ids:
+    """The label of ``x.select(dim, index)``: that dimension is gone."""
+    return np.asarray(label.take(index if label.shape[dim] > 1 else 0, axis=dim))
+
+
 def on_axis(ids: Ids, dim: int, ndim: int) -> Ids:
     """A flat array of ids laid along dimension ``dim`` of ``ndim``."""
     shape = [1] * ndim

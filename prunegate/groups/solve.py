@@ -59,9 +59,7 @@ def solve(
         axes=dict(axes),
         sites=_sites(constraints, stored, axes),
         shapes=dict(shapes),
-        multiply_accumulates=tuple(
-            _loop_nest(c.module, c.sizes, c.labels, units_of) for c in constraints.contractions
-        ),
+        multiply_accumulates=tuple(_loop_nest(c.module, c.sizes, c.labels, units_of) for c in constraints.contractions),
         parameters=tuple(_parameter_nest(name, shapes[name], axes.get(name, {})) for name in parameters),
         batch_size=batch_size,
         unused=tuple(unused),
@@ -204,9 +202,7 @@ def _group_name(tensor: str) -> str:
     return module if attribute in ("weight", "bias") and module else tensor
 
 
-def _with_members(
-    groups: Sequence[tuple[str, Ids]], axes: Mapping[str, Mapping[int, Ids]]
-) -> list[ChannelGroup]:
+def _with_members(groups: Sequence[tuple[str, Ids]], axes: Mapping[str, Mapping[int, Ids]]) -> list[ChannelGroup]:
     """The groups with the tensor axes that hold their units."""
     bounds = np.cumsum([0, *(len(roots) for _, roots in groups)])
     members: list[list[Member]] = [[] for _ in groups]

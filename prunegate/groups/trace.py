@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -59,7 +59,7 @@ class Trace:
 
     def _follow(self, model: nn.Module, inputs: ExampleInputs, fake_mode: FakeTensorMode | None) -> None:
         copied = shadow(model, fake_mode)
-        named = dict(copied.named_parameters())
+        named: dict[str, torch.Tensor] = dict(copied.named_parameters())
         self._parameters = list(named)
         named.update(copied.named_buffers())
         self._shapes = {name: tuple(t.shape) for name, t in named.items()}
@@ -115,19 +115,28 @@ class Trace:
 
     def analysis(self, refused: Mapping[str, Pin] | None = None) -> Analysis:
         """Channel groups, without those refused by name."""
-        return solve(
-            self.constraints, self._shapes, self._parameters, self._batch_size, self._unused(), refused or {}
-        )
+        return solve(self.constraints, self._shapes, self._parameters, self._batch_size, self._unused(), refused or {})
 
 
 def shadow(model: nn.Module, fake_mode: FakeTensorMode | None) -> nn.Module:
     """A copy of ``model`` with fake parameters and buffers (shared ones stay shared), or a plain copy."""
+    if fake_mode is None:
+        return copy_with(model, None).requires_grad_(False)
+    return copy_with(model, lambda tensor: fake_mode.from_tensor(tensor.detach())).requires_grad_(False)
+
+
+def copy_with(model: nn.Module, change: Callable[[torch.Tensor], torch.Tensor] | None) -> nn.Module:
+    """A deep copy whose parameters and buffers are ``change`` of the original ones; shared ones stay shared.
+
+    Raises:
+        TraceError: An attribute of the model cannot be copied.
+    """
     memo: dict[int, Any] = {}
-    if fake_mode is not None:
+    if change is not None:
         for tensor in (*model.parameters(), *model.buffers()):
-            memo[id(tensor)] = fake_mode.from_tensor(tensor.detach())
+            memo[id(tensor)] = change(tensor)
     try:
-        return copy.deepcopy(model, memo).requires_grad_(False)
+        return copy.deepcopy(model, memo)
     except RuntimeError as error:
         raise TraceError(
             f"the model cannot be copied: {error}. prunegate works on a copy. Remove tensors computed with "

@@ -31,7 +31,7 @@ class _Signature:
 
 
 @dataclass
-class Tracer(TorchDispatchMode):
+class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """A dispatch mode that follows channels through the operations of one run.
 
     Attributes:
@@ -42,7 +42,7 @@ class Tracer(TorchDispatchMode):
     module: list[str] = field(default_factory=lambda: [""])
 
     def __post_init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(
         self, func: torch._ops.OpOverload, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-
 from dataclasses import dataclass, field
 
 import torch
@@ -29,9 +28,7 @@ class Values:
         """Give every listed dimension of a parameter or buffer its own ids."""
         labels = tuple(
             on_axis(
-                self.constraints.new_axis(
-                    "parameter" if kind == "parameter" else "buffer", name, d, tensor.shape[d]
-                ),
+                self.constraints.new_axis("parameter" if kind == "parameter" else "buffer", name, d, tensor.shape[d]),
                 d,
                 tensor.dim(),
             )

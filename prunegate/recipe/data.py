@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import importlib.util
 import struct
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ Batch = tuple[torch.Tensor, torch.Tensor]
 
 # Where Debian's package dataset-fashion-mnist puts its files, and where torchvision downloads to.
 _FASHION_FOLDERS = ("/usr/share/datasets/fashion-mnist", "data/FashionMNIST/raw")
+_CLASSES = 10  # of either data set, also where train_limit leaves some of them out
 _FASHION_FILES = {
     "train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
     "test": ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),
@@ -111,9 +113,7 @@ def load_data(settings: DataSettings) -> ImageData:
         train = (train[0][: settings.train_limit], train[1][: settings.train_limit])
     size = settings.image_size
     images = [
-        F.interpolate(
-            torch.from_numpy(x).float()[:, None], (size, size), mode="bilinear", align_corners=False
-        )
+        F.interpolate(torch.from_numpy(x).float()[:, None], (size, size), mode="bilinear", align_corners=False)
         for x, _ in (train, test)
     ]
     mean, deviation = images[0].mean(), images[0].std()
@@ -123,17 +123,22 @@ def load_data(settings: DataSettings) -> ImageData:
         labels[0],
         (images[1] - mean) / deviation,
         labels[1],
-        int(labels[0].max()) + 1,
+        _CLASSES,
         settings.batch_size,
         settings.augment,
     )
+
+
+def _resized(images: torch.Tensor, size: int) -> torch.Tensor:
+    shrinks = size < images.shape[-1]  # then each pixel is a mean of several
+    return F.interpolate(images, (size, size), mode="bilinear", align_corners=False, antialias=shrinks)
 
 
 Split = tuple[npt.NDArray[np.uint8] | npt.NDArray[np.float64], npt.NDArray[np.int64]]
 
 
 def _digits() -> tuple[Split, Split]:
-    """1,437 training and 360 test images of 8 × 8 pixels; every fifth of each class is for testing."""
+    """1,442 training and 355 test images of 8 × 8 pixels; every fifth of each class is for testing."""
     from sklearn.datasets import load_digits
 
     found = load_digits()
@@ -148,7 +153,8 @@ def _digits() -> tuple[Split, Split]:
 
 
 def _fashion_folder(given: str | None) -> Path:
-    looked_at = [given] if given is not None else list(_FASHION_FOLDERS)
+    # torchvision's root holds its files two folders further down.
+    looked_at = [given, f"{given}/FashionMNIST/raw"] if given is not None else list(_FASHION_FOLDERS)
     for folder in map(Path, looked_at):
         if all(_existing(folder / name) for names in _FASHION_FILES.values() for name in names):
             return folder
@@ -168,22 +174,31 @@ def _existing(path: Path) -> Path | None:
 
 def _fashion(given: str | None) -> tuple[Split, Split]:
     folder = _fashion_folder(given)
-    train, test = ((_idx(folder / images), _idx(folder / labels).astype(np.int64))
-                   for images, labels in (_FASHION_FILES["train"], _FASHION_FILES["test"]))  # fmt: skip
+    train, test = (_fashion_part(folder, *_FASHION_FILES[part]) for part in ("train", "test"))
     return train, test
+
+
+def _fashion_part(folder: Path, images_name: str, labels_name: str) -> Split:
+    images, labels = _idx(folder / images_name), _idx(folder / labels_name)
+    if images.ndim != 3 or labels.shape != images.shape[:1] or labels.size == 0 or labels.max() >= _CLASSES:
+        raise DataError(
+            f"{folder}: found images {images.shape} and labels {labels.shape}, expected (n, height, width) and (n,), "
+            f"labels below {_CLASSES}. These are not the files of Fashion-MNIST. Install or download them again."
+        )
+    return images, labels.astype(np.int64)
 
 
 def _idx(path: Path) -> npt.NDArray[np.uint8]:
     """Read an IDX file of bytes, gzipped or not."""
-    existing = _existing(path)
+    existing = _existing(path) or path
     try:
-        raw = existing.read_bytes() if existing is not None else b""
+        raw = existing.read_bytes()
         raw = gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw
+        if raw[:3] != b"\0\0\x08":
+            raise ValueError("does not start as IDX files of bytes do")
         dims = raw[3]
         shape = struct.unpack(f">{dims}I", raw[4 : 4 + 4 * dims])
-        values = np.frombuffer(raw, dtype=np.uint8, offset=4 + 4 * dims).reshape(shape)
-    except (OSError, EOFError, IndexError, ValueError, struct.error) as error:
-        raise DataError(
-            f"{path}: cannot be read as an IDX file: {error}. Install or download it again."
-        ) from error
-    return values
+        # A copy, because what a bytes object holds cannot be written to, and tensors can.
+        return np.frombuffer(raw, dtype=np.uint8, offset=4 + 4 * dims).reshape(shape).copy()
+    except (OSError, EOFError, IndexError, ValueError, struct.error, zlib.error) as error:
+        raise DataError(f"{existing}: cannot be read as an IDX file: {error}. Install or download it again.") from error

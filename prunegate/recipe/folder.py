@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from prunegate.errors import RunFolderError
+from prunegate.files import replacing
 
 CHECKPOINT = "compact.safetensors"
 DENSE = "dense.safetensors"
@@ -34,9 +33,7 @@ class RunFolder:
             RunFolderError: It holds another run or other files, or is no folder.
         """
         if path.exists() and not path.is_dir():
-            raise RunFolderError(
-                f"{path}: is a file, expected a folder to write to. Choose another with --out."
-            )
+            raise RunFolderError(f"{path}: is a file, expected a folder to write to. Choose another with --out.")
         if path.is_dir() and any(path.iterdir()):
             what = "another run" if (path / RECIPE).exists() else "other files"
             raise RunFolderError(
@@ -53,16 +50,8 @@ class RunFolder:
 
     def write(self, name: str, text: str) -> None:
         """Write a text file whole or not at all."""
-        handle, temporary = tempfile.mkstemp(dir=self.path, prefix=f".{name}.")
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, self.path / name)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+        with replacing(self.file(name)) as temporary:
+            temporary.write_text(text, encoding="utf-8")
 
     def append_metrics(self, record: Mapping[str, Any]) -> None:
         with self.file(METRICS).open("a", encoding="utf-8") as file:

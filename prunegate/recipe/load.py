@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import re
+import reprlib
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import BaseModel, ValidationError
 
 from prunegate.builders import Builder
-from prunegate.errors import ModelNameError, RecipeError, nearest
+from prunegate.errors import PrunegateError, RecipeError, nearest
 from prunegate.recipe.data import check_data
 from prunegate.recipe.schema import Recipe
-from prunegate.recipe.source import KeyPath, Source, dotted, read_source
+from prunegate.recipe.source import KeyPath, Source, dotted, parse_value, read_source
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -45,15 +46,30 @@ def check_recipe(recipe: Recipe) -> None:
     """Check what a recipe refers to, without building or training anything.
 
     Raises:
-        PrunegateError: An unknown model or optimiser, or data that is not there.
+        PrunegateError: An unknown model or optimiser, weights or data that are not there. Of the mistake's
+            own kind if there is one, a `RecipeError` that lists them if there are several.
     """
-    Builder.parse(recipe.model.name, recipe.model.arguments)
-    _check_optimizer(recipe.optimizer.name)
-    if recipe.model.weights is not None and not Path(recipe.model.weights).is_file():
-        raise RecipeError(
-            f"model.weights: found no file {recipe.model.weights!r}, expected a safetensors file."
-        )
-    check_data(recipe.data)
+    checks: list[Callable[[], object]] = [
+        lambda: Builder.parse(recipe.model.name, recipe.model.arguments),
+        lambda: _check_weights(recipe.model.weights),
+        lambda: check_data(recipe.data),
+        lambda: _check_optimizer(recipe.optimizer.name),
+    ]
+    mistakes: list[PrunegateError] = []
+    for check in checks:
+        try:
+            check()
+        except PrunegateError as error:
+            mistakes.append(error)
+    if len(mistakes) == 1:
+        raise mistakes[0]
+    if mistakes:
+        raise RecipeError("\n".join(map(str, mistakes)))
+
+
+def _check_weights(path: str | None) -> None:
+    if path is not None and not Path(path).is_file():
+        raise RecipeError(f"model.weights: found no file {path!r}, expected a safetensors file.")
 
 
 def _check_optimizer(name: str) -> None:
@@ -74,22 +90,27 @@ def _override(source: Source, text: str) -> list[str]:
     if not equals or not all(path):
         return [f"{where}: expected key.path=value, for example budget.fraction=0.5."]
     try:
-        value = yaml.safe_load(raw)
-    except yaml.YAMLError:
-        return [f"{where}: found {raw!r}, expected a value in YAML."]
+        value = parse_value(raw)
+    except ValueError as error:
+        return [f"{where}: found {raw!r}, expected a value in YAML: {error}."]
     section = source.data
-    for part in path[:-1]:
-        if not isinstance(section.get(part, {}), dict):
-            return [f"{where}: {part} is no section, so it has no keys to set."]
-        section = section.setdefault(part, {})
+    for depth, part in enumerate(path[:-1], start=1):
+        if section.get(part) is None:  # not given, or a section without keys
+            section[part] = {}
+            source.replace(path[:depth], where)
+        section = section[part]
+        if not isinstance(section, dict):
+            return [f"{where}: {dotted(path[:depth])} is no section, so it has no keys to set."]
     section[path[-1]] = value
-    source.places[path] = where
+    source.replace(path, where)
     return []
 
 
 def _describe(source: Source, detail: Any) -> str:
     """One pydantic error in our form: where, found, expected, nearest key."""
     path: KeyPath = tuple(detail["loc"])
+    if detail["type"] == "invalid_key":  # such as a number; its place is noted under its text
+        path = (*path[:-2], str(path[-2])) if path[-1] == "[key]" else (*path[:-1], str(path[-1]))
     where = f"{source.place(path)}: {dotted(path)}"
     kind = detail["type"]
     if kind == "extra_forbidden":
@@ -97,13 +118,15 @@ def _describe(source: Source, detail: Any) -> str:
         near = nearest(str(path[-1]), known, 1)
         hint = f"Nearest known key: {near[0]}." if near else f"Known keys: {', '.join(known)}."
         return f"{where}: unknown key. {hint}"
+    if kind == "invalid_key":
+        return f"{where}: found {reprlib.repr(detail['input'])} as a key, expected text. Put it in quotes."
     if kind == "missing":
         return f"{where}: is missing, expected a value. Add it."
     message = detail["msg"].removeprefix("Value error, ")
     if kind == "value_error":
         return f"{where}: {message}."
-    expected = message.replace("Input should be ", "expected ", 1)
-    return f"{where}: found {detail['input']!r}, {expected}."
+    expected = re.sub(r"^\w+ should ", "expected to ", message.replace("Input should be ", "expected ", 1))
+    return f"{where}: found {reprlib.repr(detail['input'])}, {expected}."
 
 
 def _keys_at(path: KeyPath) -> Iterator[str]:

@@ -18,6 +18,7 @@ from torch import nn
 
 from prunegate.builders import Builder
 from prunegate.errors import BudgetError, RecipeError
+from prunegate.files import replacing
 from prunegate.recipe import folder as files
 from prunegate.recipe.data import Batch, ImageData, load_data
 from prunegate.recipe.folder import RunFolder, environment
@@ -107,9 +108,7 @@ class _Run:
         gated = self._train_gates()
         hardened_accuracy = self._harden(gated)
         result = compact(gated)
-        self._note(
-            f"{'compact':9} {_kept(gated)} units kept; the compact model computes what the gated one did"
-        )
+        self._note(f"{'compact':9} {_kept(gated)} units kept; the compact model computes what the gated one did")
         accuracy = self._finetune(result)
         return self._report(result, gated, (dense_accuracy, accuracy), hardened_accuracy)
 
@@ -117,7 +116,8 @@ class _Run:
         stage = self.recipe.stages.dense
         self.dense_macs = _wrap(self.recipe, self.dense, self.data).dense_cost("macs")
         self._fit(self.dense, self._plan("dense", stage))
-        save_file({k: v.contiguous() for k, v in self.dense.state_dict().items()}, self.out.file(files.DENSE))
+        with replacing(self.out.file(files.DENSE)) as temporary:
+            save_file({k: v.contiguous() for k, v in self.dense.state_dict().items()}, temporary)
         return self._accuracy(self.dense)
 
     def _train_gates(self) -> GatedModel:
@@ -167,11 +167,9 @@ class _Run:
         extra = {"recipe": self.recipe.name, "budget": summary["budget"], "accuracy": accuracies[1]}
         result.save(self.out.file(files.CHECKPOINT), builder=self.builder, extra=extra)
         self.out.write(files.SUMMARY, json.dumps(summary, indent=2))
-        layers = [
-            KeptLayer(group.name, len(result.plan.kept[group.name]), group.num_units)
-            for group in gated.groups
-        ]
-        title = f"{self.recipe.name}: {self.builder.full_name}, {comparison.compact.macs / self.dense_macs:.1%} of the MACs"
+        layers = [KeptLayer(group.name, len(result.plan.kept[group.name]), group.num_units) for group in gated.groups]
+        share = comparison.compact.macs / self.dense_macs
+        title = f"{self.recipe.name}: {self.builder.full_name}, {share:.1%} of the MACs"
         draw_report(self.out.file(files.REPORT), title, self.records, layers, self.dense_macs)
         if self.listener is not None:
             self.listener.finished(comparison, result.certificate.as_dict(), str(self.out.path))

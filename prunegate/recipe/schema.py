@@ -16,16 +16,14 @@ Epochs = Annotated[int, Field(ge=0, le=100_000)]
 class Settings(BaseModel):
     """Base of all sections: unknown keys are errors, and a recipe does not change once read."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class ModelSettings(Settings):
     """The dense model."""
 
     name: str = Field(description="timm/<name> or torchvision/<name>")
-    arguments: dict[str, Any] = Field(
-        default_factory=dict, description="keyword arguments of the model's builder"
-    )
+    arguments: dict[str, Any] = Field(default_factory=dict, description="keyword arguments of the model's builder")
     weights: str | None = Field(None, description="safetensors file with trained weights of the dense model")
 
 
@@ -36,20 +34,14 @@ class DataSettings(Settings):
     folder: str | None = Field(None, description="where the files are, if not in the usual place")
     image_size: Annotated[int, Field(ge=8, le=1024)] = Field(32, description="side in pixels after resizing")
     batch_size: Annotated[int, Field(ge=2, le=65536)] = Field(64, description="samples in one step")
-    train_limit: Annotated[int, Field(ge=2)] | None = Field(
-        None, description="use only so many training images"
-    )
-    augment: Literal["none", "shift", "shift_flip"] = Field(
-        "none", description="random changes of training images"
-    )
+    train_limit: Annotated[int, Field(ge=2)] | None = Field(None, description="use only so many training images")
+    augment: Literal["none", "shift", "shift_flip"] = Field("none", description="random changes of training images")
 
 
 class GatesSettings(Settings):
     """The gates."""
 
-    exclude: list[str] = Field(
-        default_factory=list, description="patterns of channel groups that get no gate"
-    )
+    exclude: list[str] = Field(default_factory=list, description="patterns of channel groups that get no gate")
     round_to: Annotated[int, Field(ge=1, le=1024)] = Field(1, description="kept counts are multiples of this")
     initial_keep_probability: Annotated[float, Field(gt=0.5, le=0.99)] = Field(
         0.95, description="probability of keeping each unit when the gate stage starts"
@@ -67,9 +59,11 @@ class BudgetSettings(Settings):
 class TauSettings(Settings):
     """Relaxation temperature over the gate stage."""
 
-    start: Annotated[float, Field(gt=0.0, le=100.0)] = 2.0
-    end: Annotated[float, Field(gt=0.0, le=100.0)] = 0.1
-    schedule: Literal["exponential", "linear", "constant"] = "exponential"
+    start: Annotated[float, Field(gt=0.0, le=100.0)] = Field(2.0, description="tau at the first step")
+    end: Annotated[float, Field(gt=0.0, le=100.0)] = Field(0.1, description="tau at the last step, at most start")
+    schedule: Literal["exponential", "linear", "constant"] = Field(
+        "exponential", description="how tau gets from start to end; constant stays at start"
+    )
 
     @model_validator(mode="after")
     def _annealed(self) -> TauSettings:
@@ -82,25 +76,29 @@ class OptimizerSettings(Settings):
     """The weights' optimiser."""
 
     name: str = Field("sgd", description="any optimiser name of timm")
-    momentum: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.9
-    weight_decay: Annotated[float, Field(ge=0.0, le=1.0)] = 5e-4
-    label_smoothing: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    momentum: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(
+        0.9, description="momentum, for the optimisers that have it"
+    )
+    weight_decay: Annotated[float, Field(ge=0.0, le=1.0)] = Field(
+        5e-4, description="of the weights; biases, norms and logits have none"
+    )
+    label_smoothing: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(
+        0.0, description="share of the target that is spread over all classes"
+    )
 
 
 class StageSettings(Settings):
     """Epochs of ordinary training."""
 
-    epochs: Epochs
+    epochs: Epochs = Field(description="passes over the training images; 0 leaves the stage out")
     learning_rate: Rate = Field(description="of the weights, at its highest")
-    warmup_epochs: Annotated[float, Field(ge=0.0)] = Field(
-        0.0, description="epochs over which the rate rises"
-    )
+    warmup_epochs: Annotated[float, Field(ge=0.0)] = Field(0.0, description="epochs over which the rate rises")
 
 
 class GateStageSettings(StageSettings):
     """Epochs in which weights and gates are trained together."""
 
-    epochs: Annotated[int, Field(ge=1, le=100_000)]
+    epochs: Annotated[int, Field(ge=1, le=100_000)] = Field(description="passes over the training images")
     target_ramp: Annotated[float, Field(ge=0.0, le=1.0)] = Field(
         0.5, description="fraction of the stage over which the target comes down from the dense cost"
     )
@@ -112,9 +110,9 @@ class GateStageSettings(StageSettings):
 class StagesSettings(Settings):
     """The stages of a run, in their order."""
 
-    dense: StageSettings
-    gate: GateStageSettings
-    finetune: StageSettings
+    dense: StageSettings = Field(description="trains the dense model; 0 epochs if it comes with weights")
+    gate: GateStageSettings = Field(description="trains weights and gates together under the budget")
+    finetune: StageSettings = Field(description="trains the compact model")
 
 
 class OutputSettings(Settings):
@@ -126,16 +124,18 @@ class OutputSettings(Settings):
 class Recipe(Settings):
     """One run: a model, data, a budget, and the stages that lead to a compact checkpoint."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+$", max_length=100)]
-    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
-    model: ModelSettings
-    data: DataSettings
-    gates: GatesSettings = GatesSettings()
-    budget: BudgetSettings = BudgetSettings()
-    tau: TauSettings = TauSettings()
-    optimizer: OptimizerSettings = OptimizerSettings()
-    stages: StagesSettings
-    output: OutputSettings = OutputSettings()
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]*$", max_length=100)] = Field(
+        description="letters, digits, dots, dashes and underscores; names the output folder"
+    )
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = Field(0, description="of weights, batches and noise")
+    model: ModelSettings = Field(description="the dense model")
+    data: DataSettings = Field(description="images and labels")
+    gates: GatesSettings = Field(GatesSettings(), description="the gates")
+    budget: BudgetSettings = Field(BudgetSettings(), description="what may remain of the dense cost")
+    tau: TauSettings = Field(TauSettings(), description="relaxation temperature")
+    optimizer: OptimizerSettings = Field(OptimizerSettings(), description="the weights' optimiser")
+    stages: StagesSettings = Field(description="dense, gate, finetune")
+    output: OutputSettings = Field(OutputSettings(), description="where the run writes")
 
     @property
     def folder(self) -> Path:

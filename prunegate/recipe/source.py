@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +36,32 @@ class Source:
                 return self.places[path[:length]]
         return self.name
 
+    def replace(self, path: KeyPath, place: str) -> None:
+        """Note that ``path`` and all below it now come from elsewhere."""
+        self.places = {known: at for known, at in self.places.items() if known[: len(path)] != path}
+        self.places[path] = place
+
+
+class Loader(yaml.SafeLoader):
+    """PyYAML's safe loader, which also reads ``1e-3`` as a number, as YAML 1.2 does and 1.1 does not."""
+
+
+Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
+
+
+def parse_value(text: str) -> Any:
+    """One YAML value, such as an override's.
+
+    Raises:
+        ValueError: The text is not YAML.
+    """
+    try:
+        return yaml.load(text, Loader)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise ValueError(getattr(error, "problem", None) or str(error)) from error
+
 
 def read_source(path: Path) -> Source:
     """Parse a recipe file.
@@ -47,22 +74,20 @@ def read_source(path: Path) -> Source:
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(f"{path}: cannot be read: {error}. Give the path of a recipe in YAML.") from error
     try:
-        root = yaml.compose(text, Loader=yaml.SafeLoader)
-        data = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+        root = yaml.compose(text, Loader)
+        data = yaml.load(text, Loader)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # dates out of range, thousands of brackets
         mark = getattr(error, "problem_mark", None)
         line = f":{mark.line + 1}" if mark is not None else ""
         problem = getattr(error, "problem", None) or str(error)
         raise RecipeError(f"{path}{line}: is not valid YAML: {problem}. Mend the syntax there.") from error
     source = Source(str(path), data, {(): f"{path}:1"}, [])
     if root is not None:
-        for key_path, node, twice in _walk(root, ()):
+        for key_path, node, twice in _walk(root, (), set()):
             line = node.start_mark.line + 1
             source.places[key_path] = f"{path}:{line}"
             if twice:
-                source.mistakes.append(
-                    f"{path}:{line}: {dotted(key_path)}: found twice, expected once. Remove one."
-                )
+                source.mistakes.append(f"{path}:{line}: {dotted(key_path)}: found twice, expected once. Remove one.")
     return source
 
 
@@ -70,16 +95,22 @@ def dotted(path: KeyPath) -> str:
     return ".".join(str(part) for part in path) or "recipe"
 
 
-def _walk(node: Any, path: KeyPath) -> Iterator[tuple[KeyPath, Any, bool]]:
-    """Every key path with its node, and whether the key had been seen in its mapping before."""
+def _walk(node: Any, path: KeyPath, visited: set[int]) -> Iterator[tuple[KeyPath, Any, bool]]:
+    """Every key path with its node, and whether the key had been seen in its mapping before.
+
+    A node that an alias repeats is walked once: aliases may be nested without end.
+    """
+    if id(node) in visited:
+        return
+    visited.add(id(node))
     if isinstance(node, yaml.MappingNode):
         seen: set[str] = set()
         for key, value in node.value:
             here = (*path, str(key.value))
             yield here, key, key.value in seen
-            seen.add(key.value)
-            yield from _walk(value, here)
+            seen.add(str(key.value))
+            yield from _walk(value, here, visited)
     elif isinstance(node, yaml.SequenceNode):
         for index, value in enumerate(node.value):
             yield (*path, index), value, False
-            yield from _walk(value, (*path, index))
+            yield from _walk(value, (*path, index), visited)

@@ -83,10 +83,9 @@ class Comparison:
         ):
             unit = " B" if name == "file size" else ""
             table.add_row(name, f"{a:,}{unit}", f"{b:,}{unit}", f"{b / a:.4f}")
-        for a, b in zip(dense.latencies, compact.latencies, strict=True):
-            table.add_row(
-                f"latency, batch {a.batch_size}", str(a), str(b), f"{b.median_ms / a.median_ms:.2f}"
-            )
+        for was, now in zip(dense.latencies, compact.latencies, strict=True):
+            ratio = f"{now.median_ms / was.median_ms:.2f}"
+            table.add_row(f"latency, batch {was.batch_size}", str(was), str(now), ratio)
         return table
 
 

@@ -6,9 +6,20 @@ from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+)
 
 from prunegate.report.comparison import Comparison
+
+# Narrower terminals get figures only: what a line cannot hold would be cut off.
+_ROOM_FOR_A_BAR = 130
 
 
 class ConsoleListener:
@@ -22,39 +33,44 @@ class ConsoleListener:
     def stage_started(self, stage: str, epochs: int) -> None:
         self._stop()
         if self.console.is_terminal and epochs:
-            self._progress = Progress(
-                TextColumn("[bold]{task.description:9}"),
-                BarColumn(bar_width=24),
-                MofNCompleteColumn(),
-                TextColumn("{task.fields[figures]}"),
-                TimeElapsedColumn(),
-                console=self.console,
-            )
+            name = TextColumn("[bold]{task.description}")
+            figures = TextColumn("{task.fields[figures]}")
+            columns: list[ProgressColumn] = [name, MofNCompleteColumn(), figures]
+            if self._wide:
+                columns = [name, BarColumn(bar_width=24), MofNCompleteColumn(), figures, TimeElapsedColumn()]
+            self._progress = Progress(*columns, console=self.console)
             self._progress.start()
             self._task = self._progress.add_task(stage, total=epochs, figures="")
 
     def epoch_ended(self, record: Mapping[str, Any], dense_macs: int) -> None:
-        figures = _figures(record, dense_macs)
         if self._progress is not None and self._task is not None:
+            figures = _figures(record, dense_macs, with_loss=self._wide)
             self._progress.update(self._task, advance=1, figures=figures)
         else:
-            self.console.print(f"{record['stage']:9} epoch {record['epoch']:3}  {figures}", highlight=False)
+            self._line(f"{record['stage']:9} epoch {record['epoch']:3}  {_figures(record, dense_macs)}")
 
     def note(self, text: str) -> None:
         self._stop()
-        self.console.print(text, highlight=False)
+        self._line(text)
 
     def finished(self, comparison: Comparison, certificate: Mapping[str, Any], folder: str) -> None:
         self._stop()
         self.console.print(comparison.table())
         for precision in ("float64", "float32"):
             found = certificate[precision]
-            self.console.print(
+            self._line(
                 f"certificate, {precision}: largest difference to the gated model {found['max_abs']:.1e}, "
-                f"relative {found['max_rel']:.1e}",
-                highlight=False,
+                f"relative {found['max_rel']:.1e}"
             )
-        self.console.print(f"everything is in {folder}/ (look at report.png)", highlight=False)
+        self._line(f"everything is in {folder}/ (look at report.png)")
+
+    @property
+    def _wide(self) -> bool:
+        return self.console.width >= _ROOM_FOR_A_BAR
+
+    def _line(self, text: str) -> None:
+        """One line as it is: not wrapped (a log is searched by line), square brackets no markup."""
+        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def _stop(self) -> None:
         if self._progress is not None:
@@ -66,8 +82,9 @@ class ConsoleListener:
         self._stop()
 
 
-def _figures(record: Mapping[str, Any], dense_macs: int) -> str:
-    text = f"loss {record['loss']:.4f}  accuracy {record['accuracy']:.2%}"
+def _figures(record: Mapping[str, Any], dense_macs: int, with_loss: bool = True) -> str:
+    text = f"loss {record['loss']:.4f}  " if with_loss else ""
+    text += f"accuracy {record['accuracy']:.2%}"
     if record.get("tau") is not None:
         text += (
             f"  tau {record['tau']:.2f}  MACs expected {record['expected_macs'] / dense_macs:.3f}"

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from prunegate.files import replacing
 
 _COLOURS = {"dense": "#dbe4ee", "gate": "#f7e3c8", "finetune": "#dcecd9"}
 _BLUE, _RED, _GREY, _GREEN = "#1f5a93", "#b3432b", "#8a8f98", "#3d7a3d"
@@ -36,7 +36,7 @@ def draw_report(
 
     rows = max(1.6, 0.19 * len(layers) + 0.9)
     figure = Figure(figsize=(11, 6.4 + rows), layout="constrained")
-    canvas = FigureCanvasAgg(figure)
+    FigureCanvasAgg(figure)  # a canvas of its own: pyplot's process-wide state is left alone
     grid = figure.add_gridspec(3, 2, height_ratios=[2.6, 2.6, rows])
     figure.suptitle(title, fontsize=13, fontweight="bold")
     epochs = list(range(1, len(records) + 1))
@@ -64,7 +64,8 @@ def draw_report(
         values = [None if r.get(key) is None else float(r[key]) / dense_macs for r in records]
         _curve(cost, epochs, values, colour, label, style)
     cost.set(title="MACs as a fraction of the dense model's", xlabel="epoch", ylim=(0, 1.05))
-    cost.legend(frameon=False, loc="lower left")
+    if cost.get_lines():
+        cost.legend(frameon=False, loc="lower left")
 
     for axes in (loss, accuracy, tau, cost):
         _shade_stages(axes, records)
@@ -87,20 +88,19 @@ def draw_report(
     bars.spines[["top", "right"]].set_visible(False)
     bars.legend(frameon=False, loc="lower right")
 
-    handle, name = tempfile.mkstemp(dir=path.parent, suffix=".png")
-    os.close(handle)
-    canvas.print_png(name, metadata={"Software": "prunegate"})
-    os.replace(name, path)
+    _write(figure, path)
 
 
-def _curve(
-    axes: Any, epochs: list[int], values: list[float | None], colour: str, label: str, style: str = "-"
-) -> None:
+def _write(figure: Any, path: Path) -> None:
+    """The picture appears whole or not at all, and readable by whoever may read new files."""
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format="png")
+
+
+def _curve(axes: Any, epochs: list[int], values: list[float | None], colour: str, label: str, style: str = "-") -> None:
     known = [(e, v) for e, v in zip(epochs, values, strict=True) if v is not None]
     if known:
-        axes.plot(
-            *zip(*known, strict=True), color=colour, linestyle=style, marker=".", markersize=4, label=label
-        )
+        axes.plot(*zip(*known, strict=True), color=colour, linestyle=style, marker=".", markersize=4, label=label)
 
 
 def _spans(records: Sequence[Mapping[str, Any]]) -> list[tuple[str, float, float]]:

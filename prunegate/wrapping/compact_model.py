@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -16,7 +15,7 @@ from torch.utils._pytree import tree_leaves
 from prunegate import checkpoint
 from prunegate.builders import Builder
 from prunegate.compaction import Certificate, Plan, certify, cut
-from prunegate.groups import ExampleInputs
+from prunegate.groups import ExampleInputs, copy_with
 from prunegate.groups.trace import plain_outputs
 from prunegate.identify import identify
 from prunegate.wrapping.gated_model import GatedModel
@@ -79,9 +78,7 @@ class Compaction:
         finally:
             for module, mode in modes.items():
                 module.training = mode
-        return len(expected) == len(found) and all(
-            torch.equal(a, b) for a, b in zip(expected, found, strict=True)
-        )
+        return len(expected) == len(found) and all(torch.equal(a, b) for a, b in zip(expected, found, strict=True))
 
 
 def compact(gated: GatedModel) -> Compaction:
@@ -91,15 +88,28 @@ def compact(gated: GatedModel) -> Compaction:
         CompactionError: The compact model would not compute what the gated model computes.
     """
     keep = gated.gates.hard_mask().cpu().numpy()
-    dense = gated.dense_copy()
-    skeleton = copy.deepcopy(dense).to("meta")
+    # The copy shares the gated model's weights until they are cut, so that no second full set is ever held.
+    dense = gated.dense_copy(share_weights=True)
+    skeleton = copy_with(dense, _on_meta)
+    shared = {id(tensor) for tensor in (*dense.parameters(), *dense.buffers())}
     plan = cut(dense, Plan.of(gated.analysis, keep))
-    certificate = certify(gated, dense, gated.example_inputs)
+    dense = copy_with(dense, lambda tensor: _own(tensor) if id(tensor) in shared else tensor)
+    certificate = certify(gated, dense, gated.example_inputs, list(gated.gate_parameters()))
     costs = {
         metric: {"dense": gated.dense_cost(metric), "compact": gated.realised_cost(metric)}
         for metric in ("macs", "params")
     }
     return Compaction(dense, plan, certificate, gated.backend, costs, skeleton, gated.example_inputs)
+
+
+def _on_meta(tensor: torch.Tensor) -> torch.Tensor:
+    empty = tensor.detach().to("meta")
+    return nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
+
+
+def _own(tensor: torch.Tensor) -> torch.Tensor:
+    copied = tensor.detach().clone()
+    return nn.Parameter(copied, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else copied
 
 
 def _outputs(model: nn.Module, inputs: ExampleInputs) -> list[torch.Tensor]:

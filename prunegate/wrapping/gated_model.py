@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
@@ -12,7 +11,7 @@ from torch import nn
 from prunegate.costs import CostModel, keep_within
 from prunegate.errors import BudgetError, nearest
 from prunegate.gates import Gates, install_sites, remove_sites
-from prunegate.groups import Analysis, ChannelGroup, ExampleInputs, PinnedGroup
+from prunegate.groups import Analysis, ChannelGroup, ExampleInputs, PinnedGroup, copy_with
 from prunegate.wrapping.explain import Explanation, explain
 
 
@@ -168,9 +167,13 @@ class GatedModel(nn.Module):
         """The dense model with its present weights; the gates are gone and this object is spent."""
         return remove_sites(self.model)
 
-    def dense_copy(self) -> nn.Module:
-        """A copy of the dense model with its present weights; the gated model stays as it is."""
-        return remove_sites(copy.deepcopy(self.model))
+    def dense_copy(self, share_weights: bool = False) -> nn.Module:
+        """A copy of the dense model with its present weights; the gated model stays as it is.
+
+        Args:
+            share_weights: Let the copy hold the very parameters and buffers of the gated model.
+        """
+        return remove_sites(copy_with(self.model, (lambda tensor: tensor) if share_weights else None))
 
     def explain(self) -> Explanation:
         """A report: channel groups, what they cost, what is pinned and why, the least reachable cost."""

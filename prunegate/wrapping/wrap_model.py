@@ -53,9 +53,7 @@ def wrap(
         raise TraceError(f"round_to: found {round_to!r}, expected a whole number of at least 1.")
     inputs = ExampleInputs.of(example_inputs)
     if not any(True for _ in model.parameters()):
-        raise NothingToPruneError(
-            "the model: found no parameters, expected layers whose channels can be removed."
-        )
+        raise NothingToPruneError("the model: found no parameters, expected layers whose channels can be removed.")
     trace = Trace(model, inputs)
     refused = _excluded(trace.analysis(), exclude)
     analysis = trace.analysis(refused)
@@ -76,10 +74,7 @@ def _excluded(analysis: Analysis, patterns: Sequence[str]) -> dict[str, Pin]:
         matched = [
             group.name
             for group in analysis.groups
-            if any(
-                fnmatch.fnmatchcase(name, pattern)
-                for name in (group.name, *(m.tensor for m in group.members))
-            )
+            if any(fnmatch.fnmatchcase(name, pattern) for name in (group.name, *(m.tensor for m in group.members)))
         ]
         if not matched:
             known = ", ".join(group.name for group in analysis.groups[:5])
@@ -94,9 +89,5 @@ def _excluded(analysis: Analysis, patterns: Sequence[str]) -> dict[str, Pin]:
 def _nothing_left(analysis: Analysis) -> str:
     reasons = "\n".join(f"  {p.name}: {p.num_units} channels. {p.reason}" for p in analysis.pinned[:10])
     more = f"\n  and {len(analysis.pinned) - 10} more" if len(analysis.pinned) > 10 else ""
-    listed = (
-        f" They are pinned:\n{reasons}{more}"
-        if reasons
-        else " No layer produces channels that another reads."
-    )
+    listed = f" They are pinned:\n{reasons}{more}" if reasons else " No layer produces channels that another reads."
     return f"the model: found no channel group that can be pruned, expected at least one.{listed}"

@@ -18,9 +18,7 @@ def gated(small_net: nn.Module, small_input: torch.Tensor) -> prunegate.GatedMod
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_drawn_masks_are_exactly_zero_or_one_in_every_dtype(
-    gated: prunegate.GatedModel, dtype: torch.dtype
-) -> None:
+def test_drawn_masks_are_exactly_zero_or_one_in_every_dtype(gated: prunegate.GatedModel, dtype: torch.dtype) -> None:
     gated.train()
     gated.gates.to(dtype)
     gated.tau = 0.05
@@ -84,9 +82,7 @@ def test_one_seed_gives_one_sequence_of_draws(gated: prunegate.GatedModel) -> No
     assert all(torch.equal(a, gated.gates.draw()) for a in ahead)
 
 
-def test_copying_after_a_training_forward_works(
-    gated: prunegate.GatedModel, small_input: torch.Tensor
-) -> None:
+def test_copying_after_a_training_forward_works(gated: prunegate.GatedModel, small_input: torch.Tensor) -> None:
     gated.train()
     gated(small_input.float())
     twin = copy.deepcopy(gated)

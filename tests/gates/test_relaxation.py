@@ -59,12 +59,8 @@ def test_hard_masks_agree_with_gumbel_softmax_in_distribution(logit: float, tau:
     size = 100_000
     generator = torch.Generator().manual_seed(1)
     torch.manual_seed(2)
-    ours = float(
-        (soft_mask(torch.full((size,), logit), logistic_noise(size, generator), tau) > 0.5).float().mean()
-    )
-    theirs = float(
-        F.gumbel_softmax(torch.tensor([logit, 0.0]).expand(size, 2), tau=tau, hard=True)[:, 0].mean()
-    )
+    ours = float((soft_mask(torch.full((size,), logit), logistic_noise(size, generator), tau) > 0.5).float().mean())
+    theirs = float(F.gumbel_softmax(torch.tensor([logit, 0.0]).expand(size, 2), tau=tau, hard=True)[:, 0].mean())
     pooled = (ours + theirs) / 2
     z = (ours - theirs) / math.sqrt(2 * pooled * (1 - pooled) / size)
     assert abs(z) < 4.4

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import FrameType
 from typing import Any, TypeAlias
 
 import torch
@@ -115,11 +116,11 @@ _INTERNAL = ("/torch/", "/prunegate/groups/")
 
 def _user_line() -> str:
     """File and line of the innermost frame that is neither torch's nor ours: the user's module."""
-    frame = sys._getframe(2)
+    frame: FrameType | None = sys._getframe(2)
     while frame is not None:
         path = frame.f_code.co_filename
         if not any(part in path for part in _INTERNAL) and not path.startswith("<"):
             short = "/".join(path.rsplit("/", 3)[1:])
             return f"{short}:{frame.f_lineno}"
-        frame = frame.f_back  # type: ignore[assignment]
+        frame = frame.f_back
     return ""

@@ -83,9 +83,7 @@ def _consume_channels(call: Call, channels: Ids | None, in_ids: Ids | None) -> N
                 call.pin(ids, _FIXED)
 
 
-def _grouped(
-    call: Call, channels: Ids | None, in_ids: Ids | None, out_ids: Ids | None, groups: int
-) -> Ids | None:
+def _grouped(call: Call, channels: Ids | None, in_ids: Ids | None, out_ids: Ids | None, groups: int) -> Ids | None:
     """Units of a grouped convolution: whole groups where groups are many, else one place in every group."""
     width_in, width_out = int(call.tensor("weight").shape[1]), call.shape[1] // groups
     outputs = out_ids.reshape(groups, width_out) if out_ids is not None else None
@@ -102,9 +100,7 @@ def _grouped(
     return None if first is None else np.broadcast_to(first, (groups, width_out)).reshape(-1)
 
 
-def _whole_groups(
-    call: Call, inputs: Ids | None, inner: Ids | None, outputs: Ids | None, groups: int
-) -> Ids | None:
+def _whole_groups(call: Call, inputs: Ids | None, inner: Ids | None, outputs: Ids | None, groups: int) -> Ids | None:
     """Tie each group's inputs and outputs to one unit, which passes through; ``inner`` is the width that stays."""
     if inner is not None:
         call.pin(inner, "whole groups of this convolution are removed, their width stays")

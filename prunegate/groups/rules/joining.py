@@ -15,9 +15,7 @@ def _cat(call: Call) -> list[Labels]:
     dim = call.dim("dim", ndim)
     parts = [t for t in call.inputs if len(call.shape_of(t)) == ndim]
     across = [along(call.labels_of(t), dim) for t in parts]
-    beside = [
-        tuple(x for x in call.labels_of(t) if x is not mine) for t, mine in zip(parts, across, strict=True)
-    ]
+    beside = [tuple(x for x in call.labels_of(t) if x is not mine) for t, mine in zip(parts, across, strict=True)]
     # A label over the joined dimension and another one at once: whatever else it varies on must agree.
     others = {d for label in across if label is not None for d in varying(label) if d != dim}
     clear = [tuple(x for x in found if not others.intersection(varying(x))) for found in beside]
@@ -39,9 +37,7 @@ def _pieces(call: Call, parts: list, across: list[Ids | None], dim: int, others:
     for tensor, label in zip(parts, across, strict=True):
         length = call.shape_of(tensor)[dim]
         if label is None:
-            ids = call.constraints.pinned_ids(
-                length, call.reason("joined with channels that cannot be removed")
-            )
+            ids = call.constraints.pinned_ids(length, call.reason("joined with channels that cannot be removed"))
             label = on_axis(ids, dim, len(call.shape))
         shape = [length if d == dim else call.shape[d] if d in others else 1 for d in range(len(call.shape))]
         pieces.append(np.broadcast_to(label, shape))

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch.utils._python_dispatch import _disable_current_modes
 
-from prunegate.groups.labels import Labels, along, reshaped, varying
+from prunegate.groups.labels import Labels, along, pick, reshaped, varying
 from prunegate.groups.partition import Ids
 from prunegate.groups.rules.call import Call, RuleTable, table
 
@@ -54,7 +54,7 @@ def _slice(call: Call, label: Ids) -> Ids:
 
 def _select(call: Call, label: Ids) -> Ids:
     dim = call.dim("dim", label.ndim)
-    return label.take(call["index"] if label.shape[dim] > 1 else 0, axis=dim)
+    return pick(label, int(call["index"]), dim)
 
 
 def _split(call: Call) -> list[Labels]:
@@ -78,10 +78,7 @@ def _unbind(call: Call) -> list[Labels]:
     source = call.inputs[0]
     dim = call.dim("dim", source.dim())
     labels = call.labels_of(source)
-    return [
-        call.keep([label.take(i if label.shape[dim] > 1 else 0, axis=dim) for label in labels])
-        for i in range(len(call.outputs))
-    ]
+    return [call.keep([pick(label, i, dim) for label in labels]) for i in range(len(call.outputs))]
 
 
 def _pass(call: Call) -> list[Labels]:
@@ -215,12 +212,8 @@ def _same_operation(call: Call) -> list[Labels]:
 
 
 def _invoke(func: torch._ops.OpOverload, arguments: dict[str, Any]) -> Any:
-    positional = [
-        arguments[a.name] for a in func._schema.arguments if not a.kwarg_only and a.name in arguments
-    ]
-    keyword = {
-        a.name: arguments[a.name] for a in func._schema.arguments if a.kwarg_only and a.name in arguments
-    }
+    positional = [arguments[a.name] for a in func._schema.arguments if not a.kwarg_only and a.name in arguments]
+    keyword = {a.name: arguments[a.name] for a in func._schema.arguments if a.kwarg_only and a.name in arguments}
     return func(*positional, **keyword)
 
 
@@ -256,9 +249,7 @@ RULES: RuleTable = {
     **table(_each_label(_expand), "expand expand_copy"),
     **table(_each_label(_flip), "flip"),
     **table(_each_label(_repeat), "repeat"),
-    **table(
-        _split, "split unsafe_split split_with_sizes unsafe_split_with_sizes split_copy split_with_sizes_copy"
-    ),
+    **table(_split, "split unsafe_split split_with_sizes unsafe_split_with_sizes split_copy split_with_sizes_copy"),
     **table(_unbind, "unbind unbind_copy"),
     **table(
         _pass,
@@ -267,9 +258,7 @@ RULES: RuleTable = {
     **table(_roll, "roll"),
     **table(_unfold, "unfold unfold_copy"),
     **table(_constant_pad, "constant_pad_nd"),
-    **table(
-        _edge_pad, " ".join(f"{kind}_pad{n}d" for kind in ("reflection", "replication") for n in (1, 2, 3))
-    ),
+    **table(_edge_pad, " ".join(f"{kind}_pad{n}d" for kind in ("reflection", "replication") for n in (1, 2, 3))),
     **table(_index, "index _unsafe_index"),
     **table(_index_select, "index_select"),
     **table(_as_strided, "as_strided as_strided_copy"),

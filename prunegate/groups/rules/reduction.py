@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from prunegate.groups.labels import Labels, varying
+from prunegate.groups.labels import Labels, pick, varying
 from prunegate.groups.partition import Ids
 from prunegate.groups.rules.call import Call, RuleTable, table
+from prunegate.groups.rules.pointwise import pointwise
 
 
 def _reduce(call: Call) -> list[Labels]:
     if len(call.inputs) > 1:  # min, max and the like of two tensors
-        from prunegate.groups.rules.pointwise import pointwise
-
         return pointwise(call)
     x = call.inputs[0]
     dims = _dims(call, x.dim())
@@ -18,7 +17,7 @@ def _reduce(call: Call) -> list[Labels]:
     result = []
     for label in _clear_of(call, dims):
         for dim in sorted(dims, reverse=True):
-            label = label if keepdim else label.take(0, axis=dim)
+            label = label if keepdim else pick(label, 0, dim)
         result.append(label)
     return call.all_outputs(call.keep(result))
 

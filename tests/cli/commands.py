@@ -1,0 +1,32 @@
+"""Running a command in this process, and what must hold whatever it was."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from prunegate.cli import main
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() if p.is_file() else b"" for p in sorted(folder.rglob("*"))}
+
+
+def refused(folder: Path, capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """Run a command that must fail as a user's mistake; give its message."""
+    before = files(folder)
+    assert main(arguments) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith("prunegate: ")
+    assert "Traceback" not in captured.err
+    assert captured.out == ""
+    assert files(folder) == before
+    return captured.err
+
+
+def succeeded(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    assert main(arguments) == 0
+    captured = capsys.readouterr()
+    assert captured.err == ""
+    return captured.out

@@ -1,0 +1,210 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+import prunegate
+from prunegate import BudgetError, DataError, ModelNameError, NothingToPruneError, RecipeError, RunFolderError
+from prunegate.recipe import Recipe, run
+from prunegate.recipe.run import RunSummary
+from prunegate.report import Comparison, counted_macs
+
+BASE: dict[str, Any] = {
+    "name": "small",
+    "seed": 3,
+    "model": {"name": "timm/test_resnet", "arguments": {"in_chans": 1, "num_classes": 10}},
+    "data": {"name": "digits", "image_size": 16, "batch_size": 64, "augment": "shift", "train_limit": 512},
+    "budget": {"metric": "macs", "fraction": 0.5},
+    "stages": {
+        "dense": {"epochs": 2, "learning_rate": 0.1},
+        "gate": {"epochs": 3, "learning_rate": 0.05, "target_ramp": 0.5},
+        "finetune": {"epochs": 2, "learning_rate": 0.05},
+    },
+}
+
+
+def recipe(**changed: Any) -> Recipe:
+    """The base recipe, with single keys of sections changed: ``model={"name": ...}``."""
+    merged = {
+        key: value | changed[key] if isinstance(value, dict) and key in changed else changed.get(key, value)
+        for key, value in BASE.items()
+    }
+    return Recipe.model_validate(merged | {key: value for key, value in changed.items() if key not in merged})
+
+
+class Recorder:
+    """A listener that keeps what it hears."""
+
+    def __init__(self) -> None:
+        self.stages: list[tuple[str, int]] = []
+        self.records: list[dict[str, Any]] = []
+        self.notes: list[str] = []
+        self.ends: list[str] = []
+
+    def stage_started(self, stage: str, epochs: int) -> None:
+        self.stages.append((stage, epochs))
+
+    def epoch_ended(self, record: Mapping[str, Any], dense_macs: int) -> None:
+        assert dense_macs > 0
+        self.records.append(dict(record))
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+    def finished(self, comparison: Comparison, certificate: Mapping[str, Any], folder: str) -> None:
+        assert certificate["float64"]["max_rel"] <= 1e-9
+        self.ends.append(folder)
+
+
+def one_run(folder: Path) -> tuple[RunSummary, Recorder]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # so small a model runs no faster on two
+    recorder = Recorder()
+    summary = run(recipe(), folder, recorder)
+    torch.set_num_threads(threads)
+    return summary, recorder
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunSummary, Recorder]:
+    return one_run(tmp_path_factory.mktemp("runs") / "first")
+
+
+def lines(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_run_leaves_everything_that_was_promised(finished: tuple[RunSummary, Recorder]) -> None:
+    summary, _ = finished
+    assert sorted(path.name for path in summary.folder.iterdir()) == [
+        "compact.safetensors",
+        "dense.safetensors",
+        "environment.json",
+        "metrics.jsonl",
+        "recipe.yaml",
+        "report.png",
+        "summary.json",
+    ]
+    assert Recipe.model_validate(yaml.safe_load((summary.folder / "recipe.yaml").read_text())) == recipe()
+    environment = json.loads((summary.folder / "environment.json").read_text())
+    assert environment["prunegate"] == prunegate.__version__
+    assert environment["torch"] == torch.__version__
+    assert (summary.folder / "report.png").stat().st_size > 20_000
+
+
+def test_metrics_hold_one_line_for_each_epoch_and_the_listener_heard_them(
+    finished: tuple[RunSummary, Recorder],
+) -> None:
+    summary, recorder = finished
+    found = lines(summary.folder)
+    assert found == recorder.records
+    assert [(r["stage"], r["epoch"]) for r in found] == [
+        ("dense", 1), ("dense", 2), ("gate", 1), ("gate", 2), ("gate", 3), ("finetune", 1), ("finetune", 2)
+    ]  # fmt: skip
+    assert recorder.stages == [("dense", 2), ("gate", 3), ("finetune", 2)]
+    assert recorder.ends == [str(summary.folder)]
+    gate = [r for r in found if r["stage"] == "gate"]
+    assert gate[-1]["tau"] == 0.1
+    for record in gate:
+        assert 0 < record["expected_macs"] < summary.dense_macs
+        assert 0 < record["realised_macs"] <= summary.dense_macs
+    assert gate[-1]["expected_macs"] < gate[0]["expected_macs"]
+
+
+def test_budget_is_met_by_the_compact_model_itself(finished: tuple[RunSummary, Recorder]) -> None:
+    summary, _ = finished
+    dense, compact = summary.comparison.dense.macs, summary.comparison.compact.macs
+    assert (dense, compact) == (summary.dense_macs, summary.realised_macs)
+    assert 0.99 * 0.5 <= compact / dense <= 0.5
+    model = prunegate.load(summary.folder / "compact.safetensors")
+    assert counted_macs(model, (1, 16, 16)) == compact
+
+
+def test_saved_model_has_the_finetuned_weights(finished: tuple[RunSummary, Recorder]) -> None:
+    from prunegate.recipe.data import load_data
+    from prunegate.training import evaluate
+
+    summary, recorder = finished
+    data = load_data(recipe().data)
+    model = prunegate.load(summary.folder / "compact.safetensors")
+    accuracy = evaluate(model, data.test_batches())
+    assert accuracy == summary.comparison.compact.accuracy == recorder.records[-1]["accuracy"]
+    assert accuracy > 0.5, "ten classes: chance is 0.1"
+
+
+def test_summary_agrees_with_what_is_returned(finished: tuple[RunSummary, Recorder]) -> None:
+    summary, _ = finished
+    written = json.loads((summary.folder / "summary.json").read_text())
+    assert written["comparison"] == json.loads(json.dumps(summary.comparison.as_dict()))
+    assert written["accuracy_after_hardening"] == summary.accuracy_after_hardening
+    assert written["certificate"]["float64"]["max_rel"] <= 1e-9
+
+
+def test_same_recipe_gives_the_same_bits(finished: tuple[RunSummary, Recorder], tmp_path: Path) -> None:
+    first, _ = finished
+    second, _ = one_run(tmp_path / "second")
+
+    def untimed(folder: Path) -> list[dict[str, Any]]:
+        return [{key: value for key, value in line.items() if key != "seconds"} for line in lines(folder)]
+
+    assert untimed(first.folder) == untimed(second.folder)
+    for name in ("dense.safetensors", "compact.safetensors"):
+        one, other = load_file(first.folder / name), load_file(second.folder / name)
+        assert one.keys() == other.keys()
+        assert all(torch.equal(one[key], other[key]) for key in one)
+
+
+def test_folder_of_another_run_is_refused_and_untouched(finished: tuple[RunSummary, Recorder]) -> None:
+    folder = finished[0].folder
+    before = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
+    with pytest.raises(RunFolderError, match=r"holds another run, expected a new or empty folder\. Nothing is over"):
+        run(recipe(), folder)
+    assert {path.name: path.stat().st_mtime_ns for path in folder.iterdir()} == before
+
+
+def test_folder_with_other_files_or_a_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").write_text("years of work")
+    with pytest.raises(RunFolderError, match="holds other files, expected a new or empty folder"):
+        run(recipe(), tmp_path / "mine")
+    with pytest.raises(RunFolderError, match="is a file, expected a folder"):
+        run(recipe(), tmp_path / "mine" / "thesis.tex")
+    assert (tmp_path / "mine" / "thesis.tex").read_text() == "years of work"
+
+
+@pytest.mark.parametrize(
+    ("changed", "error", "text"),
+    [
+        ({"budget": {"fraction": 0.0001}}, BudgetError, r"budget: found [\d,]+ macs .* expected at least [\d,]+"),
+        ({"model": {"name": "timm/test_resnett"}}, ModelNameError, r"has no model 'test_resnett'.*timm/test_resnet"),
+        (
+            {"model": {"arguments": {"in_chans": 1, "num_classes": 4}}},
+            RecipeError,
+            r"returns \(2, 4\) for two images, expected \(2, 10\). Set model.arguments.num_classes to 10",
+        ),
+        (
+            {"model": {"arguments": {"num_classes": 10}}},
+            RecipeError,
+            r"does not take images of shape \(1, 16, 16\).*Set model\.arguments \(in_chans, img_size\)",
+        ),
+        ({"model": {"weights": "no/such.safetensors"}}, RecipeError, r"model\.weights: found no file 'no/such"),
+        ({"data": {"name": "fashion_mnist", "folder": "no/such"}}, DataError, "found no Fashion-MNIST in no/such"),
+        ({"gates": {"exclude": ["*"]}}, NothingToPruneError, "found no channel group that can be pruned"),
+    ],
+    ids=["budget", "model-name", "classes", "channels", "weights", "data", "excluded"],
+)
+def test_what_cannot_work_is_refused_before_anything_is_written(
+    tmp_path: Path, changed: dict[str, Any], error: type[Exception], text: str
+) -> None:
+    recorder = Recorder()
+    with pytest.raises(error, match=f"(?s){text}"):
+        run(recipe(**changed), tmp_path / "runs" / "x", recorder)
+    assert not (tmp_path / "runs").exists()
+    assert recorder.stages == []

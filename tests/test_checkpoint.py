@@ -1,0 +1,210 @@
+"""Saving and loading: bit for bit in a new process, and no damaged or foreign file gets through."""
+
+from __future__ import annotations
+
+import json
+import struct
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import nn
+
+import prunegate
+from prunegate.builders import Builder
+from prunegate.errors import CheckpointError
+from tests.conftest import SmallNet, random_masks, randomise
+
+LOADER = """
+import sys, torch, prunegate
+torch.set_num_threads(int(sys.argv[4]))  # sums are split by thread, so their rounding is too
+with torch.no_grad():
+    torch.save(prunegate.load(sys.argv[1])(torch.load(sys.argv[2])), sys.argv[3])
+"""
+
+
+def compacted(name: str, **arguments: Any) -> tuple[prunegate.Compaction, torch.Tensor]:
+    model = randomise(Builder.parse(name, arguments).build()).eval()
+    x = torch.randn(2, arguments.get("in_chans", 3), 64, 64, generator=torch.Generator().manual_seed(0))
+    gated = prunegate.wrap(model, x)
+    gated.set_masks(random_masks(gated.groups, 0.5, 0))
+    return prunegate.compact(gated), x
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("timm/test_resnet", {"in_chans": 1, "num_classes": 10}),
+        ("torchvision/mobilenet_v3_small", {}),
+        ("torchvision/regnet_y_400mf", {"num_classes": 7}),
+        ("torchvision/googlenet", {}),
+    ],
+)
+def test_new_process_reproduces_the_saved_model_bit_for_bit(
+    tmp_path: Path, name: str, arguments: dict[str, Any]
+) -> None:
+    result, x = compacted(name, **arguments)
+    file = tmp_path / "compact.safetensors"
+    result.save(file)  # the builder is found out from the model itself
+    with torch.no_grad():
+        expected = result.model.eval()(x)
+    torch.save(x, tmp_path / "x.pt")
+    files = [str(file), str(tmp_path / "x.pt"), str(tmp_path / "y.pt"), str(torch.get_num_threads())]
+    subprocess.run([sys.executable, "-W", "error", "-c", LOADER, *files], check=True, timeout=300)
+    assert torch.equal(torch.load(tmp_path / "y.pt"), expected)
+    assert list(tmp_path.glob(".compact*")) == []
+
+
+def test_file_is_plain_safetensors_without_pickle(tmp_path: Path) -> None:
+    result, _ = compacted("timm/test_resnet")
+    file = tmp_path / "compact.safetensors"
+    result.save(file, extra={"note": "x"})
+    raw = file.read_bytes()
+    length = struct.unpack("<Q", raw[:8])[0]
+    header = json.loads(raw[8 : 8 + length])
+    document = json.loads(header["__metadata__"]["prunegate"])
+    assert document["builder"] == {"library": "timm", "name": "test_resnet", "arguments": {}}
+    assert document["extra"] == {"note": "x"}
+    # What follows the header is the tensors and nothing else.
+    assert len(raw) - 8 - length == max(entry["data_offsets"][1] for key, entry in header.items() if key[0] != "_")
+    assert b"\x80\x04\x95" not in raw[: 8 + length]  # the start of a pickle
+
+
+def test_weights_trained_after_compaction_are_the_ones_saved(tmp_path: Path) -> None:
+    result, x = compacted("timm/test_resnet")
+    with torch.no_grad():
+        result.model.fc.bias.add_(1.0)
+    result.save(tmp_path / "c.safetensors")
+    assert torch.equal(prunegate.load(tmp_path / "c.safetensors")(x), result.model.eval()(x))
+
+
+def test_own_class_is_loaded_into_a_dense_instance(
+    tmp_path: Path, small_net: nn.Module, small_input: torch.Tensor
+) -> None:
+    gated = prunegate.wrap(small_net, small_input)
+    gated.set_masks(random_masks(gated.groups, 0.5, 0))
+    result = prunegate.compact(gated)
+    file = tmp_path / "own.safetensors"
+    result.save(file)
+    with pytest.raises(
+        CheckpointError, match=r"SmallNet, which is neither a timm nor a torchvision model.*model=\.\.\."
+    ):
+        prunegate.load(file)
+    loaded = prunegate.load(file, model=SmallNet())
+    assert torch.equal(loaded(small_input), result.model.eval()(small_input))
+    with pytest.raises(CheckpointError, match=r"plan: .*The plan was made for another model"):
+        prunegate.load(file, model=nn.Linear(3, 3))
+
+
+def test_shared_weights_stay_shared(tmp_path: Path) -> None:
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed, self.inner, self.head = nn.Embedding(11, 6), nn.Linear(6, 6), nn.Linear(6, 11, bias=False)
+            self.head.weight = self.embed.weight
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.head(torch.tanh(self.inner(self.embed(x))) + self.embed(x))
+
+    gated = prunegate.wrap(Tied().eval(), torch.arange(8).reshape(2, 4))
+    gated.set_masks(random_masks(gated.groups, 0.5, 0))
+    result = prunegate.compact(gated)
+    assert result.model.head.weight is result.model.embed.weight
+    result.save(tmp_path / "tied.safetensors")
+    loaded = prunegate.load(tmp_path / "tied.safetensors", model=Tied())
+    assert loaded.head.weight is loaded.embed.weight
+    x = torch.arange(8).reshape(2, 4)
+    assert torch.equal(loaded(x), result.model.eval()(x))
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    result, _ = compacted("timm/test_resnet")
+    file = tmp_path / "c.safetensors"
+    result.save(file)
+    return file
+
+
+def rewritten(file: Path, change: Any) -> Path:
+    """The file with its document changed and everything else as it was."""
+    with safe_open(str(file), framework="pt") as opened:
+        document = json.loads(opened.metadata()["prunegate"])
+        tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+    change(document)
+    save_file(tensors, str(file), metadata={"prunegate": json.dumps(document)})
+    return file
+
+
+@pytest.mark.parametrize("share", [0.0, 0.001, 0.5, 0.999])
+def test_truncated_file_is_refused(saved: Path, share: float) -> None:
+    raw = saved.read_bytes()
+    saved.write_bytes(raw[: int(len(raw) * share)])
+    with pytest.raises(CheckpointError, match="cannot be read as a safetensors file"):
+        prunegate.load(saved)
+
+
+def test_foreign_and_missing_files_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="no such file"):
+        prunegate.load(tmp_path / "none.safetensors")
+    save_file({"a": torch.zeros(2)}, tmp_path / "plain.safetensors")
+    with pytest.raises(CheckpointError, match="has no 'prunegate' metadata"):
+        prunegate.load(tmp_path / "plain.safetensors")
+    torch.save({"a": 1}, tmp_path / "pickle.pt")
+    with pytest.raises(CheckpointError, match="cannot be read as a safetensors file"):
+        prunegate.load(tmp_path / "pickle.pt")
+
+
+DAMAGES: dict[str, tuple[Any, str]] = {
+    "newer major version": (lambda d: d.update(version="2.0"), "version: found 2.0, expected at most 1.x"),
+    "no version": (lambda d: d.pop("version"), "version: found None"),
+    "unknown model": (lambda d: d["builder"].update(name="resnet19"), "timm has no model 'resnet19'. Nearest: timm/"),
+    "unknown library": (lambda d: d["builder"].update(library="os"), "expected timm/<name> or torchvision/<name>"),
+    "download": (lambda d: d["builder"]["arguments"].update(pretrained=True), "argument 'pretrained' is refused"),
+    "path": (
+        lambda d: d["builder"]["arguments"].update(checkpoint_path="/etc/passwd"),
+        "argument 'checkpoint_path' is refused",
+    ),
+    "argument that is a path": (
+        lambda d: d["builder"]["arguments"].update(global_pool="/etc/passwd"),
+        "looks like a path or address",
+    ),
+    "changed plan": (lambda d: d["plan"]["tensors"].pop("fc.weight"), "found shape .* by the file's own plan"),
+    "other attributes": (lambda d: d["plan"]["attributes"].update(fc={"bias": 3}), "plan: fc.bias: found"),
+    "wrong hash": (lambda d: d.update(weights_sha256="0" * 64), "weights_sha256: does not match"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES.keys())
+def test_damaged_document_is_refused_with_the_field(saved: Path, damage: tuple[Any, str]) -> None:
+    change, message = damage
+    with pytest.raises(CheckpointError, match=message):
+        prunegate.load(rewritten(saved, change))
+
+
+def test_changed_weights_are_noticed(saved: Path) -> None:
+    raw = bytearray(saved.read_bytes())
+    raw[-100] ^= 1
+    saved.write_bytes(bytes(raw))
+    with pytest.raises(CheckpointError, match="weights_sha256: does not match the tensors"):
+        prunegate.load(saved)
+
+
+def test_failed_save_leaves_the_old_file(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import prunegate.checkpoint as module
+
+    before = saved.read_bytes()
+    result, _ = compacted("timm/test_resnet")
+
+    def full(*args: Any, **kwargs: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(module, "save_file", full)
+    with pytest.raises(OSError, match="No space left"):
+        result.save(saved)
+    assert saved.read_bytes() == before
+    assert [p.name for p in saved.parent.iterdir()] == [saved.name]
