@@ -34,8 +34,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; 0 if it went well, 2 for a mistake the user can mend, 130 if interrupted."""
     arguments = _parser().parse_args(argv)
     logging.basicConfig(level=logging.INFO if arguments.verbose else logging.WARNING, format="%(name)s: %(message)s")
-    if not arguments.verbose:  # torch logs every failure of a trial run, also those that are expected
-        logging.getLogger("torch._subclasses.fake_tensor").setLevel(logging.CRITICAL)
     try:
         return int(arguments.command(arguments))
     except PrunegateError as error:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -14,7 +15,7 @@ from prunegate.compaction.certificate import difference
 from prunegate.compaction.plan import Mask, Plan
 from prunegate.compaction.surgery import cut
 from prunegate.gates import install_sites
-from prunegate.groups import Analysis, ExampleInputs, Pin, copy_with, shadow
+from prunegate.groups import Analysis, ExampleInputs, Pin, copy_with, fake, shadow
 
 logger = logging.getLogger(__name__)
 
@@ -87,14 +88,30 @@ def _shape_error(model: nn.Module, inputs: ExampleInputs, analysis: Analysis, ke
     """What goes wrong when the model is cut and run without arithmetic; None if nothing does."""
     fake_mode = FakeTensorMode(allow_non_fake_inputs=True)
     copied = shadow(model, fake_mode).eval()
-    arguments = inputs.map(lambda t: fake_mode.from_tensor(t.detach()))
+    arguments = inputs.map(lambda t: fake(t, fake_mode))
     try:
-        with fake_mode, torch.no_grad():
+        with _quiet(), fake_mode, torch.no_grad():
             cut(copied, Plan.of(analysis, keep))
             copied(*arguments.args, **arguments.kwargs)
     except Exception as error:  # a foreign forward may raise anything
-        return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+        return _told(error)
     return None
+
+
+def _told(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without torch's own report of every operation that fails on fake tensors: here some may."""
+    log = logging.getLogger("torch._subclasses.fake_tensor")
+    level = log.level
+    log.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        log.setLevel(level)
 
 
 def _value_error(model: nn.Module, inputs: ExampleInputs, analysis: Analysis, keep: Mask) -> str | None:
@@ -103,7 +120,10 @@ def _value_error(model: nn.Module, inputs: ExampleInputs, analysis: Analysis, ke
     install_sites(masked, analysis.sites, analysis.num_units).spread(torch.from_numpy(keep).float())
     cut(compact, Plan.of(analysis, keep))
     dtype = next(p.dtype for p in model.parameters() if p.is_floating_point())
-    apart = difference(masked, compact, inputs, dtype).max_rel
+    try:
+        apart = difference(masked, compact, inputs, dtype).max_rel
+    except Exception as error:  # fused kernels ask for more than the shapes that fake tensors see
+        return _told(error)
     if apart <= _LARGEST_DIFFERENCE:
         return None
     return f"the outputs differ by {apart:.1g} (relative) from those of the masked model"

@@ -6,7 +6,7 @@ from prunegate.groups.analysis import Analysis, LoopNest
 from prunegate.groups.channel_group import ChannelGroup, Member, PinnedGroup
 from prunegate.groups.constraints import Pin
 from prunegate.groups.inputs import ExampleInputs
-from prunegate.groups.trace import Trace, copy_with, shadow
+from prunegate.groups.trace import Trace, copy_with, fake, shadow
 
 __all__ = [
     "Analysis",
@@ -18,5 +18,6 @@ __all__ = [
     "PinnedGroup",
     "Trace",
     "copy_with",
+    "fake",
     "shadow",
 ]

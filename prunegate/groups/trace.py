@@ -79,7 +79,7 @@ class Trace:
     def _run(self, model: nn.Module, inputs: ExampleInputs, fake_mode: FakeTensorMode | None) -> None:
         tracer = Tracer(self._values)
         if fake_mode is not None:
-            inputs = inputs.map(lambda t: fake_mode.from_tensor(t.detach()))
+            inputs = inputs.map(lambda t: fake(t, fake_mode))
         for tensor in inputs.tensors():
             self._values.set(tensor, ())
         handles = list(_module_path_hooks(model, tracer.module))
@@ -122,7 +122,15 @@ def shadow(model: nn.Module, fake_mode: FakeTensorMode | None) -> nn.Module:
     """A copy of ``model`` with fake parameters and buffers (shared ones stay shared), or a plain copy."""
     if fake_mode is None:
         return copy_with(model, None).requires_grad_(False)
-    return copy_with(model, lambda tensor: fake_mode.from_tensor(tensor.detach())).requires_grad_(False)
+    return copy_with(model, lambda tensor: fake(tensor, fake_mode)).requires_grad_(False)
+
+
+def fake(tensor: torch.Tensor, fake_mode: FakeTensorMode) -> torch.Tensor:
+    """A fake tensor of the same form. One on the meta device becomes one on the CPU, so that both can meet."""
+    if tensor.is_meta:
+        with fake_mode:
+            return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="cpu")
+    return fake_mode.from_tensor(tensor.detach())
 
 
 def copy_with(model: nn.Module, change: Callable[[torch.Tensor], torch.Tensor] | None) -> nn.Module:

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import prunegate
+from prunegate.builders import Builder
 from prunegate.groups import ExampleInputs, Trace
 from tests.conftest import random_masks
 
@@ -192,6 +193,13 @@ def test_tracing_needs_no_weights_and_computes_nothing() -> None:
         net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3))
     analysis = Trace(net, ExampleInputs.of(torch.empty(1, 3, 8, 8, device="meta"))).analysis()
     assert [group.num_units for group in analysis.groups] == [8]
+
+
+def test_wrapping_takes_parameters_on_meta_beside_real_buffers() -> None:
+    skeleton = Builder.parse("timm/test_resnet").skeleton()
+    assert skeleton.fc.weight.is_meta
+    assert not skeleton.bn1.running_mean.is_meta
+    assert prunegate.wrap(skeleton, torch.zeros(1, 3, 64, 64)).analysis.num_units > 100
 
 
 def test_heads_that_only_training_runs_are_honoured() -> None:
