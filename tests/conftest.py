@@ -7,10 +7,14 @@ import os
 
 # A test must not reach for the network; this makes any attempt an error at once.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# pytest runs several processes; each computes, and so do those they start, on one thread.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 import pytest
 import torch
 from torch import nn
+
+torch.set_num_threads(1)
 
 # The ten torchvision models that first light promises, with what randomised eval needs no more than.
 TORCHVISION_MODELS = [
@@ -25,11 +29,6 @@ TORCHVISION_MODELS = [
     "shufflenet_v2_x0_5",
     "googlenet",
 ]
-
-
-@pytest.fixture(autouse=True, scope="session")
-def _two_threads() -> None:
-    torch.set_num_threads(max(1, (os.cpu_count() or 2) // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))))
 
 
 def randomise(model: nn.Module, seed: int = 0) -> nn.Module:

@@ -86,7 +86,7 @@ def draw_report(
                       textcoords="offset points", va="center", fontsize=7)  # fmt: skip
     bars.margins(x=0.06, y=0.01)
     bars.spines[["top", "right"]].set_visible(False)
-    bars.legend(frameon=False, loc="lower right")
+    bars.legend(frameon=False, loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=2, borderaxespad=0.2)
 
     _write(figure, path)
 
