@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -11,7 +12,7 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from prunegate.compaction.certificate import difference
+from prunegate.compaction.certificate import difference, random_like
 from prunegate.compaction.plan import Mask, Plan
 from prunegate.compaction.surgery import cut
 from prunegate.gates import install_sites
@@ -19,7 +20,7 @@ from prunegate.groups import Analysis, ExampleInputs, Pin, copy_with, fake, shad
 
 logger = logging.getLogger(__name__)
 
-# Rounding stays far below this in the weights' own precision; a wrong channel does not.
+# Rounding in float32 stays far below this; a wrong channel does not.
 _LARGEST_DIFFERENCE = 1e-3
 
 
@@ -27,19 +28,21 @@ def failing_groups(model: nn.Module, inputs: ExampleInputs, analysis: Analysis) 
     """Channel groups whose removal breaks the model, or makes it compute something else.
 
     A random half of all units is cut and the copy is run: on fake tensors, to see that all shapes fit, and
-    then on the example inputs, to compare with the masked model; there the other half is tried as well, so
-    that every unit has been out once. If that fails, halves of the list of groups are added to what works
+    then on noise of the inputs' form, to compare with the masked model; there the other half is tried as
+    well, so that every unit has been out once. If that fails, halves of the list of groups are added to what works
     as long as it keeps working, so that few runs find the culprits.
     """
     names = [group.name for group in analysis.groups]
     refused: dict[str, Pin] = {}
-    checks = [_shape_error] if _has_no_values(model, inputs) else [_shape_error, _value_error]
-    for check in checks:
+    checks: list[tuple[_Check, nn.Module]] = [(_shape_error, model)]
+    if not _has_no_values(model, inputs):
+        checks.append((_value_error, _in_full_precision(model)))
+    for check, subject in checks:
 
-        def error_of(chosen: Sequence[str], check: _Check = check) -> str | None:
+        def error_of(chosen: Sequence[str], check: _Check = check, subject: nn.Module = subject) -> str | None:
             one, other = _halves(analysis, frozenset(chosen))
-            error = check(model, inputs, analysis, one)
-            return check(model, inputs, analysis, other) if error is None and check is _value_error else error
+            error = check(subject, inputs, analysis, one)
+            return check(subject, inputs, analysis, other) if error is None and check is _value_error else error
 
         working, errors = _largest_working([name for name in names if name not in refused], error_of)
         found = [name for name in names if name not in working and name not in refused]
@@ -121,12 +124,18 @@ def _value_error(model: nn.Module, inputs: ExampleInputs, analysis: Analysis, ke
     cut(compact, Plan.of(analysis, keep))
     dtype = next(p.dtype for p in model.parameters() if p.is_floating_point())
     try:
-        apart = difference(masked, compact, inputs, dtype).max_rel
+        apart = difference(masked, compact, [random_like(inputs)], dtype).max_rel
     except Exception as error:  # fused kernels ask for more than the shapes that fake tensors see
         return _told(error)
     if apart <= _LARGEST_DIFFERENCE:
         return None
     return f"the outputs differ by {apart:.1g} (relative) from those of the masked model"
+
+
+def _in_full_precision(model: nn.Module) -> nn.Module:
+    """The model itself if it is all in float64 or all in float32, else a copy in float32."""
+    stored = {t.dtype for t in (*model.parameters(), *model.buffers()) if t.is_floating_point()}
+    return model if stored in ({torch.float64}, {torch.float32}) else copy.deepcopy(model).float()
 
 
 def _has_no_values(model: nn.Module, inputs: ExampleInputs) -> bool:

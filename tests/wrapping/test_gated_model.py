@@ -154,6 +154,17 @@ def test_inputs_as_tuple_and_dict_find_the_same_groups(small_net: nn.Module, sma
     assert [g.name for g in prunegate.wrap(small_net, {"x": small_input}).groups] == names
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_models_offer_the_same_groups(
+    gated: prunegate.GatedModel, small_net: nn.Module, small_input: torch.Tensor, dtype: torch.dtype
+) -> None:
+    """Rounding in half precision must not pass for a wrong channel when the surgery is tried."""
+    half = prunegate.wrap(small_net.to(dtype), small_input.to(dtype))
+    assert [g.name for g in half.groups] == [g.name for g in gated.groups]
+    half.harden(("macs", half.dense_cost() // 2))
+    assert next(prunegate.compact(half).model.parameters()).dtype == dtype
+
+
 def test_explanation_names_groups_and_reasons(gated: prunegate.GatedModel) -> None:
     text = str(gated.explain())
     assert "stem" in text
