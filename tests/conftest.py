@@ -12,9 +12,15 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 import pytest
 import torch
+from hypothesis import settings
 from torch import nn
 
 torch.set_num_threads(1)
+
+# `HYPOTHESIS_PROFILE=long python -m pytest tests/wrapping/test_random_networks.py` looks harder.
+settings.register_profile("normal", max_examples=100, derandomize=True)
+settings.register_profile("long", max_examples=2000)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "normal"))
 
 # The ten torchvision models that first light promises, with what randomised eval needs no more than.
 TORCHVISION_MODELS = [

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import logging
+import re
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -22,6 +24,8 @@ logger = logging.getLogger(__name__)
 
 # Rounding in float32 stays far below this; a wrong channel does not.
 _LARGEST_DIFFERENCE = 1e-3
+# So many of a kind have to fail one by one before the rest of them are refused untried.
+_ENOUGH = 2
 
 
 def failing_groups(model: nn.Module, inputs: ExampleInputs, analysis: Analysis) -> dict[str, Pin]:
@@ -44,7 +48,7 @@ def failing_groups(model: nn.Module, inputs: ExampleInputs, analysis: Analysis) 
             error = check(subject, inputs, analysis, one)
             return check(subject, inputs, analysis, other) if error is None and check is _value_error else error
 
-        working, errors = _largest_working([name for name in names if name not in refused], error_of)
+        working, errors = _largest_working([name for name in names if name not in refused], error_of, _kind_of)
         found = [name for name in names if name not in working and name not in refused]
         refused.update({name: Pin(f"cutting it breaks the model: {errors[name]}") for name in found})
     if refused:
@@ -56,23 +60,39 @@ _Check = Callable[[nn.Module, ExampleInputs, Analysis, Mask], "str | None"]
 
 
 def _largest_working(
-    names: Sequence[str], error_of: Callable[[Sequence[str]], str | None]
+    names: Sequence[str], error_of: Callable[[Sequence[str]], str | None], kind_of: Callable[[str], str]
 ) -> tuple[set[str], dict[str, str]]:
-    """Names that work together and that, as far as halving shows, no further name can join; and what failed."""
+    """Names that work together and that, as far as halving shows, no further name can join; and what failed.
+
+    Names of one kind (the same layer of every block) stand together. Where `_ENOUGH` of a kind have failed
+    one by one, the parts that hold nothing else are not tried any more: a deep model has many like blocks.
+    """
     working: list[str] = []
     errors: dict[str, str] = {}
-    pending = [list(names)]
+    failed: dict[str, list[str]] = defaultdict(list)
+    pending = [sorted(names, key=kind_of)]
     while pending:
         part = pending.pop()
+        kinds = {kind_of(name) for name in part}
+        alike = failed[kinds.pop()] if len(kinds) == 1 else []
+        if len(alike) >= _ENOUGH:
+            errors.update(dict.fromkeys(part, f"like {alike[0]}, {errors[alike[0]]}"))
+            continue
         error = error_of(working + part) if part else None
         if error is None:
             working += part
         elif len(part) == 1:
             errors[part[0]] = error
+            alike.append(part[0])
         else:
             middle = len(part) // 2
             pending += [part[middle:], part[:middle]]
     return set(working), errors
+
+
+def _kind_of(name: str) -> str:
+    """The name without its numbers: the same for the same layer of every block."""
+    return re.sub(r"\d+", "#", name)
 
 
 def _halves(analysis: Analysis, chosen: frozenset[str]) -> tuple[Mask, Mask]:

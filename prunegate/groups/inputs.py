@@ -54,6 +54,11 @@ class ExampleInputs:
         args, kwargs = tree_map(lambda x: change(x) if isinstance(x, torch.Tensor) else x, (self.args, self.kwargs))
         return ExampleInputs(args, kwargs)
 
+    def doubled(self) -> ExampleInputs:
+        """Every sample twice: BatchNorm refuses to train on a single value for each channel."""
+        batch = self.batch_size()
+        return self.map(lambda t: torch.cat([t, t]) if t.dim() > 0 and t.shape[0] == batch else t)
+
     def batch_size(self) -> int:
         """Samples in one call: the leading size of the first tensor with dimensions."""
         return next((int(t.shape[0]) for t in self.tensors() if t.dim() > 0), 1)

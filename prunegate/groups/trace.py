@@ -71,7 +71,7 @@ class Trace:
             # Heads that only training runs read channels too; what they ask for must hold as well.
             costs = len(self.constraints.contractions)
             try:
-                self._run(copied.train(), inputs, fake_mode)
+                self._run(copied.train(), inputs.doubled(), fake_mode)
             except TraceError as reason:
                 logger.info("training mode could not be followed: %s", reason)
             del self.constraints.contractions[costs:]
