@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from prunegate.compaction.certificate import TOLERANCE, Certificate, Difference, certify, difference
+from prunegate.compaction.certificate import TOLERANCE, Certificate, Difference, certify, difference, outputs_of
 from prunegate.compaction.plan import Plan
 from prunegate.compaction.surgery import apply, cut
 from prunegate.compaction.trial import failing_groups
@@ -17,4 +17,5 @@ __all__ = [
     "cut",
     "difference",
     "failing_groups",
+    "outputs_of",
 ]

@@ -57,11 +57,19 @@ def certify(
             precision does not matter.
 
     Raises:
-        CompactionError: They differ by more than `TOLERANCE`, in value or in the form of the outputs.
+        CompactionError: They differ by more than `TOLERANCE`, in value or in the form of the outputs, or the
+            compact model does not run.
     """
     found = {}
     for dtype in (torch.float64, torch.float32):
-        found[dtype] = difference(gated, compact, (inputs, random_like(inputs)), dtype, not_weights)
+        try:
+            found[dtype] = difference(gated, compact, (inputs, random_like(inputs)), dtype, not_weights)
+        except Exception as error:  # a foreign forward may raise anything
+            raise CompactionError(
+                f"compaction: the compact model does not run: {type(error).__name__}: {error}. The model's code may "
+                "branch on the number of channels, which the trial in wrap() need not meet. Exclude the channel "
+                "groups it looks at with wrap(..., exclude=[...]), or keep other units."
+            ) from error
         if not found[dtype].max_rel <= TOLERANCE[dtype]:
             raise CompactionError(
                 f"compaction: the compact model differs from the gated one by {found[dtype].max_rel:.2g} "
@@ -87,8 +95,8 @@ def difference(
         biggest, largest = 0.0, 0.0
         for case in cases:
             arguments = case.map(lambda t: t.to(dtype) if t.is_floating_point() else t)
-            found = _run(second, arguments)
-            expected = _run(first, arguments)
+            found = outputs_of(second, arguments)
+            expected = outputs_of(first, arguments)
             if [tuple(t.shape) for t in expected] != [tuple(t.shape) for t in found]:
                 return Difference(math.inf, math.inf)
             for a, b in zip(expected, found, strict=True):
@@ -119,7 +127,8 @@ def _evaluating(model: nn.Module, dtype: torch.dtype, not_weights: Iterable[nn.P
             module.training = mode
 
 
-def _run(model: nn.Module, inputs: ExampleInputs) -> list[torch.Tensor]:
+def outputs_of(model: nn.Module, inputs: ExampleInputs) -> list[torch.Tensor]:
+    """All tensors that a model returns for these inputs, without gradients."""
     with torch.no_grad():
         outputs = model(*inputs.args, **inputs.kwargs)
     return [t for t in tree_leaves(plain_outputs(outputs)) if isinstance(t, torch.Tensor)]

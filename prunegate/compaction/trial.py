@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import math
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -14,7 +15,7 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from prunegate.compaction.certificate import difference, random_like
+from prunegate.compaction.certificate import difference, outputs_of, random_like
 from prunegate.compaction.plan import Mask, Plan
 from prunegate.compaction.surgery import cut
 from prunegate.gates import install_sites
@@ -33,14 +34,15 @@ def failing_groups(model: nn.Module, inputs: ExampleInputs, analysis: Analysis) 
 
     A random half of all units is cut and the copy is run: on fake tensors, to see that all shapes fit, and
     then on noise of the inputs' form, to compare with the masked model; there the other half is tried as
-    well, so that every unit has been out once. If that fails, halves of the list of groups are added to what works
-    as long as it keeps working, so that few runs find the culprits.
+    well, so that every unit has been out once. Values are compared under random weights: a branch that a
+    fresh model scales by zero or by 1e-6 hides every mistake inside it. If that fails, halves of the list
+    of groups are added to what works as long as it keeps working, so that few runs find the culprits.
     """
     names = [group.name for group in analysis.groups]
     refused: dict[str, Pin] = {}
     checks: list[tuple[_Check, nn.Module]] = [(_shape_error, model)]
     if not _has_no_values(model, inputs):
-        checks.append((_value_error, _in_full_precision(model)))
+        checks.append((_value_error, _telling_copy(model, inputs)))
     for check, subject in checks:
 
         def error_of(chosen: Sequence[str], check: _Check = check, subject: nn.Module = subject) -> str | None:
@@ -152,10 +154,24 @@ def _value_error(model: nn.Module, inputs: ExampleInputs, analysis: Analysis, ke
     return f"the outputs differ by {apart:.1g} (relative) from those of the masked model"
 
 
-def _in_full_precision(model: nn.Module) -> nn.Module:
-    """The model itself if it is all in float64 or all in float32, else a copy in float32."""
+def _telling_copy(model: nn.Module, inputs: ExampleInputs) -> nn.Module:
+    """A copy in which a wrong channel shows: random weights of ordinary size, or its own if those overflow."""
     stored = {t.dtype for t in (*model.parameters(), *model.buffers()) if t.is_floating_point()}
-    return model if stored in ({torch.float64}, {torch.float32}) else copy.deepcopy(model).float()
+    dtype = torch.float64 if stored == {torch.float64} else torch.float32
+    copied = copy.deepcopy(model).to(dtype).eval()
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in copied.parameters():
+            drawn = torch.rand(parameter.shape, generator=generator)
+            if parameter.dim() >= 2:
+                drawn = (2 * drawn - 1) * math.sqrt(3 / max(parameter[0].numel(), 1))  # variance 1 / fan-in
+            else:
+                drawn = drawn / 2 + 0.5  # scales and biases alike, clear of zero
+            parameter.copy_(drawn)
+    arguments = random_like(inputs).map(lambda t: t.to(dtype) if t.is_floating_point() else t)
+    if all(torch.isfinite(t).all() for t in outputs_of(copied, arguments)):
+        return copied
+    return copy.deepcopy(model).to(dtype)
 
 
 def _has_no_values(model: nn.Module, inputs: ExampleInputs) -> bool:

@@ -10,13 +10,11 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils._pytree import tree_leaves
 
 from prunegate import checkpoint
 from prunegate.builders import Builder
-from prunegate.compaction import Certificate, Plan, certify, cut
+from prunegate.compaction import Certificate, Plan, certify, cut, outputs_of
 from prunegate.groups import ExampleInputs, copy_with
-from prunegate.groups.trace import plain_outputs
 from prunegate.identify import identify
 from prunegate.wrapping.gated_model import GatedModel
 
@@ -73,8 +71,8 @@ class Compaction:
         modes = {module: module.training for module in self.model.modules()}
         device = next(iter(self.model.parameters())).device
         try:
-            expected = _outputs(self.model.eval(), self._example_inputs)
-            found = _outputs(checkpoint.load(path).to(device), self._example_inputs)
+            expected = outputs_of(self.model.eval(), self._example_inputs)
+            found = outputs_of(checkpoint.load(path).to(device), self._example_inputs)
         finally:
             for module, mode in modes.items():
                 module.training = mode
@@ -110,9 +108,3 @@ def _on_meta(tensor: torch.Tensor) -> torch.Tensor:
 def _own(tensor: torch.Tensor) -> torch.Tensor:
     copied = tensor.detach().clone()
     return nn.Parameter(copied, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else copied
-
-
-def _outputs(model: nn.Module, inputs: ExampleInputs) -> list[torch.Tensor]:
-    with torch.no_grad():
-        outputs = model(*inputs.args, **inputs.kwargs)
-    return [t for t in tree_leaves(plain_outputs(outputs)) if isinstance(t, torch.Tensor)]

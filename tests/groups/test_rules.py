@@ -218,3 +218,13 @@ def test_heads_that_only_training_runs_are_honoured() -> None:
     compact = prunegate.compact(gated).model.train()
     for ours, theirs in zip(compact(ROW), gated.train()(ROW), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+
+
+def test_wrong_channels_behind_a_zero_scale_are_found() -> None:
+    """Fresh models scale residual branches by zero; the trial must not be fooled by that."""
+    net = Net(
+        lambda m, x: m.c(x) + m.s(m.b(m.a(x)[:, 2:6])), a=conv(3, 8), b=conv(4, 4), s=nn.BatchNorm2d(4), c=conv(3, 4)
+    )
+    nn.init.zeros_(net.s.weight)
+    with pytest.raises(prunegate.NothingToPruneError, match="cutting it breaks the model"):
+        prunegate.wrap(net.double().eval(), IMAGE)

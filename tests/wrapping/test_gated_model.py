@@ -183,6 +183,22 @@ def test_compact_model_can_be_trained_and_wrapped_again(gated: prunegate.GatedMo
     assert prunegate.compact(again).certificate.float64.max_rel <= 1e-9
 
 
+def test_code_that_branches_on_the_number_of_channels_is_refused_by_name() -> None:
+    class Parity(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(5, 8), nn.Linear(8, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = self.a(x)
+            return self.b(x if x.shape[1] % 2 == 0 else x[:, :-1])
+
+    gated = prunegate.wrap(Parity().double().eval(), torch.randn(2, 5, dtype=torch.float64))
+    gated.set_masks({"a": torch.arange(8) < 3})
+    with pytest.raises(prunegate.CompactionError, match=r"the compact model does not run: RuntimeError: .*exclude="):
+        prunegate.compact(gated)
+
+
 def test_compaction_that_would_differ_is_refused(gated: prunegate.GatedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     """Surgery that slices one tensor at the wrong places must be caught by measuring."""
     import prunegate.wrapping.compact_model as module

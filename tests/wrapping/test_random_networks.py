@@ -29,6 +29,7 @@ class RandomNet(nn.Module):
         self.stem = nn.Conv2d(3, width, 3, padding=1)
         self.pieces = pieces
         self.layers = nn.ModuleDict()
+        self.even: dict[str, bool] = {}  # decided once: code that branches on widths at run time is another matter
         channels = width
         for number, (kind, choice) in enumerate(pieces):
             channels = self._add(str(number), kind, choice, channels)
@@ -54,7 +55,10 @@ class RandomNet(nn.Module):
             self.layers[key] = nn.Conv2d(channels, outputs, 1)
             return channels + outputs
         elif kind == "chunk":
-            return channels // 2 if channels % 2 == 0 else channels
+            self.even[key] = channels % 2 == 0
+            return channels // 2 if self.even[key] else channels
+        elif kind == "shuffle":
+            self.even[key] = channels % 2 == 0
         elif kind == "excite":
             self.layers[key] = nn.Sequential(
                 nn.Conv2d(channels, 4, 1), nn.ReLU(), nn.Conv2d(4, channels, 1), nn.Sigmoid()
@@ -77,15 +81,15 @@ class RandomNet(nn.Module):
         if kind == "concat":
             return torch.cat([x, self.layers[key](x)], dim=1)
         if kind == "chunk":
-            if x.shape[1] % 2:
+            if not self.even[key]:
                 return x
             first, second = x.chunk(2, dim=1)
             return first * torch.sigmoid(second)
         if kind == "excite":
             return x * self.layers[key](x.mean((2, 3), keepdim=True))
         if kind == "shuffle":
-            batch, channels, height, width = x.shape
-            if channels % 2:
+            batch, _, height, width = x.shape
+            if not self.even[key]:
                 return x
             return x.view(batch, 2, -1, height, width).transpose(1, 2).reshape(batch, -1, height, width)
         return self.layers[key](x)
