@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from prunegate.compaction.certificate import difference, outputs_of, random_like
+from prunegate.compaction.certificate import TOLERANCE, difference, outputs_of, random_like
 from prunegate.compaction.plan import Mask, Plan
 from prunegate.compaction.surgery import cut
 from prunegate.gates import install_sites
@@ -23,8 +23,6 @@ from prunegate.groups import Analysis, ExampleInputs, Pin, copy_with, fake, shad
 
 logger = logging.getLogger(__name__)
 
-# Rounding in float32 stays far below this; a wrong channel does not.
-_LARGEST_DIFFERENCE = 1e-3
 # So many of a kind have to fail one by one before the rest of them are refused untried.
 _ENOUGH = 2
 
@@ -34,7 +32,8 @@ def failing_groups(model: nn.Module, inputs: ExampleInputs, analysis: Analysis) 
 
     A random half of all units is cut and the copy is run: on fake tensors, to see that all shapes fit, and
     then on noise of the inputs' form, to compare with the masked model; there the other half is tried as
-    well, so that every unit has been out once. Values are compared under random weights: a branch that a
+    well, so that every unit has been out once. Values are compared in float64 and under random weights: deep
+    layers shrink a wrong channel below what float32 can tell from rounding, and a branch that a
     fresh model scales by zero or by 1e-6 hides every mistake inside it. If that fails, halves of the list
     of groups are added to what works as long as it keeps working, so that few runs find the culprits.
     """
@@ -144,21 +143,18 @@ def _value_error(model: nn.Module, inputs: ExampleInputs, analysis: Analysis, ke
     masked, compact = (copy_with(model, lambda tensor: tensor) for _ in range(2))
     install_sites(masked, analysis.sites, analysis.num_units).spread(torch.from_numpy(keep).float())
     cut(compact, Plan.of(analysis, keep))
-    dtype = next(p.dtype for p in model.parameters() if p.is_floating_point())
     try:
-        apart = difference(masked, compact, [random_like(inputs)], dtype).max_rel
+        apart = difference(masked, compact, [random_like(inputs)], torch.float64).max_rel
     except Exception as error:  # fused kernels ask for more than the shapes that fake tensors see
         return _told(error)
-    if apart <= _LARGEST_DIFFERENCE:
+    if apart <= TOLERANCE[torch.float64]:
         return None
     return f"the outputs differ by {apart:.1g} (relative) from those of the masked model"
 
 
 def _telling_copy(model: nn.Module, inputs: ExampleInputs) -> nn.Module:
     """A copy in which a wrong channel shows: random weights of ordinary size, or its own if those overflow."""
-    stored = {t.dtype for t in (*model.parameters(), *model.buffers()) if t.is_floating_point()}
-    dtype = torch.float64 if stored == {torch.float64} else torch.float32
-    copied = copy.deepcopy(model).to(dtype).eval()
+    copied = copy.deepcopy(model).double().eval()
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in copied.parameters():
@@ -168,10 +164,10 @@ def _telling_copy(model: nn.Module, inputs: ExampleInputs) -> nn.Module:
             else:
                 drawn = drawn / 2 + 0.5  # scales and biases alike, clear of zero
             parameter.copy_(drawn)
-    arguments = random_like(inputs).map(lambda t: t.to(dtype) if t.is_floating_point() else t)
+    arguments = random_like(inputs).map(lambda t: t.double() if t.is_floating_point() else t)
     if all(torch.isfinite(t).all() for t in outputs_of(copied, arguments)):
         return copied
-    return copy.deepcopy(model).to(dtype)
+    return copy.deepcopy(model).double()
 
 
 def _has_no_values(model: nn.Module, inputs: ExampleInputs) -> bool:
