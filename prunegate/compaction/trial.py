@@ -49,9 +49,8 @@ def failing_groups(model: nn.Module, inputs: ExampleInputs, analysis: Analysis) 
             error = check(subject, inputs, analysis, one)
             return check(subject, inputs, analysis, other) if error is None and check is _value_error else error
 
-        working, errors = _largest_working([name for name in names if name not in refused], error_of, _kind_of)
-        found = [name for name in names if name not in working and name not in refused]
-        refused.update({name: Pin(f"cutting it breaks the model: {errors[name]}") for name in found})
+        _, errors = _largest_working([name for name in names if name not in refused], error_of, _kind_of)
+        refused.update({name: Pin(f"cutting it breaks the model: {error}") for name, error in errors.items()})
     if refused:
         logger.info("%d channel groups cannot be cut and are pinned", len(refused))
     return refused

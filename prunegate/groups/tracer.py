@@ -25,7 +25,6 @@ class _Signature:
     name: str
     arguments: tuple[str, ...]
     defaults: dict[str, Any]
-    in_place: bool
     rule: Rule
     moves: bool
 
@@ -115,7 +114,6 @@ def _signature(func: torch._ops.OpOverload) -> _Signature:
             name,
             tuple(a.name for a in schema.arguments),
             {a.name: a.default_value for a in schema.arguments if a.has_default_value()},
-            in_place,
             rule,
             name in _REARRANGING,
         )

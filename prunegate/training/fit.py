@@ -6,7 +6,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -86,7 +86,6 @@ class EpochRecord:
 class _Totals:
     loss: float = 0.0
     count: int = 0
-    history: list[float] = field(default_factory=list)
 
 
 def fit(
