@@ -11,6 +11,8 @@ field                     meaning
 ``builder``               ``{"library", "name", "arguments"}`` of the dense model, or null: hand it in
 ``class``                 qualified name of the model's class, for people; never imported
 ``plan``                  `Plan.as_dict`: kept units, kept positions of every cut axis, size attributes
+``mending``               `Mending.as_dict`: modules that are played back, or null where the code serves
+``inputs``                form of the example inputs, by which these are traced again, or null
 ``aliases``               for each name that shares a tensor, the name it is stored under
 ``certificate``           `Certificate.as_dict`: measured differences to the gated model, or null
 ``costs``                 ``{"macs": {"dense", "compact"}, "params": {...}}``: per sample, exact
@@ -39,9 +41,10 @@ from safetensors.torch import save_file
 from torch import nn
 
 from prunegate.builders import Builder
-from prunegate.compaction import Plan, apply
+from prunegate.compaction import Mending, Plan, rebuild
 from prunegate.errors import CheckpointError, CompactionError, ModelNameError
 from prunegate.files import replacing
+from prunegate.groups import ExampleInputs
 
 FORMAT = (1, 0)
 _KEY = "prunegate"
@@ -56,6 +59,8 @@ class Document:
     class_name: str
     plan: Plan
     aliases: Mapping[str, str] = field(default_factory=dict)
+    mending: Mending = field(default_factory=Mending)
+    inputs: Any = None
     certificate: Mapping[str, Any] | None = None
     costs: Mapping[str, Any] = field(default_factory=dict)
     extra: Mapping[str, Any] = field(default_factory=dict)
@@ -70,6 +75,8 @@ def save(path: str | os.PathLike[str], model: nn.Module, document: Document) -> 
         "builder": None if document.builder is None else document.builder.as_dict(),
         "class": document.class_name,
         "plan": document.plan.as_dict(),
+        "mending": None if document.mending.is_plain else document.mending.as_dict(),
+        "inputs": document.inputs,
         "aliases": aliases,
         "certificate": document.certificate,
         "costs": document.costs,
@@ -130,9 +137,12 @@ def _load_built(path: Path, document: Document, tensors: dict[str, torch.Tensor]
 def _fill(path: Path, model: nn.Module, document: Document, tensors: Mapping[str, torch.Tensor]) -> nn.Module:
     """Cut a dense model by the document's plan and give it the stored tensors."""
     try:
-        apply(model, document.plan)
+        inputs = ExampleInputs((), {}) if document.mending.is_plain else ExampleInputs.of_form(document.inputs)
+        model = rebuild(model, document.plan, document.mending, inputs)
     except CompactionError as error:
         raise CheckpointError(f"{path}: plan: {error}") from error
+    except ValueError as error:
+        raise CheckpointError(f"{path}: {error}. The file is damaged or was not made by prunegate.") from error
     everything = dict(tensors)
     for alias, name in document.aliases.items():
         if name not in tensors:
@@ -218,6 +228,8 @@ def _document(path: Path, metadata: Mapping[str, str] | None) -> Document:
             class_name=str(fields.get("class", "")),
             plan=Plan.from_dict(fields.get("plan")),
             aliases=aliases,
+            mending=Mending.from_dict(fields.get("mending")),
+            inputs=fields.get("inputs"),
             certificate=fields.get("certificate"),
             costs=fields.get("costs") or {},
             extra=fields.get("extra") or {},

@@ -3,19 +3,34 @@
 from __future__ import annotations
 
 from prunegate.compaction.certificate import TOLERANCE, Certificate, Difference, certify, difference, outputs_of
-from prunegate.compaction.plan import Plan
+from prunegate.compaction.cut_sizes import CutSizes
+from prunegate.compaction.faults import Fault
+from prunegate.compaction.mending import Mending, UnplayableError, build, mend, settle
+from prunegate.compaction.plan import Mask, Plan
+from prunegate.compaction.rebuild import rebuild
 from prunegate.compaction.surgery import apply, cut
-from prunegate.compaction.trial import failing_groups
+from prunegate.compaction.trial import Trial, shape_fault_of, value_fault_of
 
 __all__ = [
     "TOLERANCE",
     "Certificate",
+    "CutSizes",
     "Difference",
+    "Fault",
+    "Mask",
+    "Mending",
     "Plan",
+    "Trial",
+    "UnplayableError",
     "apply",
+    "build",
     "certify",
     "cut",
     "difference",
-    "failing_groups",
+    "mend",
     "outputs_of",
+    "rebuild",
+    "settle",
+    "shape_fault_of",
+    "value_fault_of",
 ]

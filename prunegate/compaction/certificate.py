@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from prunegate.errors import CompactionError
@@ -44,17 +45,27 @@ class Certificate:
     inputs: tuple[str, ...] = ("example", "random")
 
     def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        """JSON-ready; null stands for outputs of another form."""
+        found = asdict(self)
+        for precision in ("float64", "float32"):
+            found[precision] = {k: v if math.isfinite(v) else None for k, v in found[precision].items()}
+        return found
 
 
 def certify(
-    gated: nn.Module, compact: nn.Module, inputs: ExampleInputs, not_weights: Iterable[nn.Parameter] = ()
+    gated: nn.Module,
+    compact: nn.Module,
+    inputs: ExampleInputs,
+    not_weights: Iterable[nn.Parameter] = (),
+    decides_by_value: bool = False,
 ) -> Certificate:
     """Run both models, in eval mode, on the example inputs and on random ones of the same form.
 
     Args:
         not_weights: Parameters of the gated model that its outputs are not computed with (logits), whose
             precision does not matter.
+        decides_by_value: The model ranks or selects by what it computes, as detectors do. In single precision
+            rounding may then change the choice, so that difference is measured, not judged.
 
     Raises:
         CompactionError: They differ by more than `TOLERANCE`, in value or in the form of the outputs, or the
@@ -70,7 +81,8 @@ def certify(
                 "branch on the number of channels, which the trial in wrap() need not meet. Exclude the channel "
                 "groups it looks at with wrap(..., exclude=[...]), or keep other units."
             ) from error
-        if not found[dtype].max_rel <= TOLERANCE[dtype]:
+        judged = dtype is torch.float64 or not decides_by_value
+        if judged and not found[dtype].max_rel <= TOLERANCE[dtype]:
             raise CompactionError(
                 f"compaction: the compact model differs from the gated one by {found[dtype].max_rel:.2g} "
                 f"(relative, {str(dtype).removeprefix('torch.')}), expected at most {TOLERANCE[dtype]:.0e}. "
@@ -91,7 +103,7 @@ def difference(
 
     The compact model runs first: where it fails, it fails before the time for the other is spent.
     """
-    with _evaluating(gated, dtype, not_weights) as first, _evaluating(compact, dtype) as second:
+    with _evaluating(gated, dtype, not_weights) as first, _evaluating(compact, dtype) as second, _Widely(dtype):
         biggest, largest = 0.0, 0.0
         for case in cases:
             arguments = case.map(lambda t: t.to(dtype) if t.is_floating_point() else t)
@@ -109,6 +121,28 @@ def difference(
     if biggest == 0.0:
         return Difference(0.0, 0.0)
     return Difference(biggest, biggest / largest if largest > 0 else math.inf)
+
+
+class _Widely(TorchFunctionMode):
+    """In a comparison in double precision, casts to single precision in the model's code become casts to double.
+
+    Some code (normalisation layers of language models) casts to float32 whatever it is given; rounding there
+    would hide what the comparison is to show.
+    """
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self._wide = dtype is torch.float64
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if self._wide:
+            if getattr(func, "__name__", "") == "float":
+                return args[0].double()
+            if any(a is torch.float32 for a in (*args, *kwargs.values())):
+                args = tuple(torch.float64 if a is torch.float32 else a for a in args)
+                kwargs = {key: torch.float64 if a is torch.float32 else a for key, a in kwargs.items()}
+        return func(*args, **kwargs)
 
 
 @contextmanager

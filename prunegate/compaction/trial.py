@@ -1,62 +1,144 @@
-"""A trial of the surgery before any training: which channel groups can really be cut."""
+"""A trial of the surgery before any training: how each model is made to run, and which groups cannot be cut."""
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import logging
 import math
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from prunegate.compaction.certificate import TOLERANCE, difference, outputs_of, random_like
+from prunegate.compaction.certificate import outputs_of, random_like
+from prunegate.compaction.cut_sizes import CutSizes
+from prunegate.compaction.faults import Fault, shape_fault, value_fault
+from prunegate.compaction.mending import Mending, build, mend, settle
 from prunegate.compaction.plan import Mask, Plan
 from prunegate.compaction.surgery import cut
 from prunegate.gates import install_sites
-from prunegate.groups import Analysis, ExampleInputs, Pin, copy_with, fake, shadow
+from prunegate.groups import Analysis, ExampleInputs, Pin, Trace, copy_with, fake, shadow
 
 logger = logging.getLogger(__name__)
 
 # So many of a kind have to fail one by one before the rest of them are refused untried.
 _ENOUGH = 2
+# Relative differences between what modules of the masked and the cut model compute, above which one is wrong.
+_SUSPECT = {torch.float32: 1e-3, torch.float64: 1e-8}
 
 
-def failing_groups(model: nn.Module, inputs: ExampleInputs, analysis: Analysis) -> dict[str, Pin]:
-    """Channel groups whose removal breaks the model, or makes it compute something else.
+@dataclass
+class Trial:
+    """Cuts copies of a model and runs them, to find out what compaction can honour.
 
-    A random half of all units is cut and the copy is run: on fake tensors, to see that all shapes fit, and
-    then on noise of the inputs' form, to compare with the masked model; there the other half is tried as
-    well, so that every unit has been out once. Values are compared in float64 and under random weights: deep
-    layers shrink a wrong channel below what float32 can tell from rounding, and a branch that a
-    fresh model scales by zero or by 1e-6 hides every mistake inside it. If that fails, halves of the list
-    of groups are added to what works as long as it keeps working, so that few runs find the culprits.
+    A random half of all units is cut and the copy is run: on fake tensors, to see that all shapes fit, and then
+    on noise of the inputs' form, to compare every module with the masked model's; there the other half is
+    tried as well, so that every unit has been out once. Values are compared under random weights, since a
+    branch that a fresh model scales by zero or 1e-6 hides every mistake inside it. Modules whose code does
+    not serve are played back. If that cannot help, halves of the list of groups are added to what works as
+    long as it keeps working, so that few runs find the culprits.
     """
-    names = [group.name for group in analysis.groups]
-    refused: dict[str, Pin] = {}
-    checks: list[tuple[_Check, nn.Module]] = [(_shape_error, model)]
-    if not _has_no_values(model, inputs):
-        checks.append((_value_error, _telling_copy(model, inputs)))
-    for check, subject in checks:
 
-        def error_of(chosen: Sequence[str], check: _Check = check, subject: nn.Module = subject) -> str | None:
-            one, other = _halves(analysis, frozenset(chosen))
-            error = check(subject, inputs, analysis, one)
-            return check(subject, inputs, analysis, other) if error is None and check is _value_error else error
+    model: nn.Module
+    inputs: ExampleInputs
+    trace: Trace
+    analysis: Analysis
+    mending: Mending
+    refused: dict[str, Pin] = field(default_factory=dict)
+    _telling: nn.Module | None = None
 
-        _, errors = _largest_working([name for name in names if name not in refused], error_of, _kind_of)
-        refused.update({name: Pin(f"cutting it breaks the model: {error}") for name, error in errors.items()})
-    if refused:
-        logger.info("%d channel groups cannot be cut and are pinned", len(refused))
-    return refused
+    def run(self) -> None:
+        """Find the mending, and fill `refused` with the groups that cannot be cut."""
+        checks: list[Callable[[Sequence[str]], Fault | None]] = [self._shapes]
+        if not self._has_no_values():
+            checks.append(self._values)
+        for check in checks:
+            names = [group.name for group in self.analysis.groups if group.name not in self.refused]
+            fault = check(names)
+            if fault is None:
+                continue
+            logger.info("searching for the groups that cannot be cut: %s: %s", fault.module, fault.error)
+            _, errors = _largest_working(names, partial(_error_of, check), _kind_of)
+            self.refused.update({name: Pin(f"cutting it breaks the model: {e}") for name, e in errors.items()})
+        if self.refused:
+            logger.info("%d channel groups cannot be cut and are pinned", len(self.refused))
+
+    def _sizes(self, keep: Mask) -> CutSizes:
+        again = None if self.mending.is_plain else self.trace.with_more_samples(self.model, self.inputs)
+        return CutSizes(self.trace.tape, again, self.analysis, keep, self.trace.is_fake)
+
+    def _settled(self, keep: Mask, fault_of: Callable[[CutSizes, Mending], Fault | None]) -> Fault | None:
+        def attempt(mending: Mending) -> Fault | None:
+            self.mending = mending
+            return fault_of(self._sizes(keep), mending)
+
+        self.mending, fault = settle(self.mending, self.model, self._sizes(keep), attempt)
+        return fault
+
+    def _shapes(self, chosen: Sequence[str]) -> Fault | None:
+        keep, _ = _halves(self.analysis, frozenset(chosen))
+        return self._settled(
+            keep, lambda sizes, mending: shape_fault_of(self.model, self.inputs, sizes, mending, self.trace.is_fake)
+        )
+
+    def _values(self, chosen: Sequence[str]) -> Fault | None:
+        for keep in _halves(self.analysis, frozenset(chosen)):
+            fault = self._settled(keep, self._value_fault)
+            if fault is not None:
+                return fault
+        return None
+
+    def _value_fault(self, sizes: CutSizes, mending: Mending) -> Fault | None:
+        if self._telling is None:
+            self._telling = telling_copy(self.model, self.inputs)
+        fault = value_fault_of(self._telling, self.inputs, sizes, mending, torch.float32)
+        if fault is None:
+            return None
+        # Single precision may only have rounded differently.
+        return value_fault_of(copy.deepcopy(self._telling).double(), self.inputs, sizes, mending, torch.float64)
+
+    def _has_no_values(self) -> bool:
+        tensors = (*self.model.parameters(), *self.model.buffers(), *self.inputs.tensors())
+        return any(t.is_meta for t in tensors)
 
 
-_Check = Callable[[nn.Module, ExampleInputs, Analysis, Mask], "str | None"]
+def shape_fault_of(
+    model: nn.Module, inputs: ExampleInputs, sizes: CutSizes, mending: Mending, is_fake: bool
+) -> Fault | None:
+    """The first fault of a cut copy of ``model``, seen without arithmetic where that is possible."""
+    fake_mode = FakeTensorMode(allow_non_fake_inputs=True) if is_fake else None
+    copied = shadow(model, fake_mode).eval()
+    if fake_mode is not None:
+        inputs = inputs.map(lambda t: fake(t, fake_mode))
+    with _quiet(), fake_mode or contextlib.nullcontext(), torch.no_grad():
+        built, _ = build(copied, Plan.of(sizes.analysis, sizes.keep), sizes, mending)
+        return shape_fault(built, inputs, sizes)
+
+
+def value_fault_of(
+    model: nn.Module, inputs: ExampleInputs, sizes: CutSizes, mending: Mending, dtype: torch.dtype
+) -> Fault | None:
+    """The first module of a cut copy that computes something else than it does in the masked model."""
+    masked, compact = (copy_with(model, lambda tensor: tensor).eval() for _ in range(2))
+    install_sites(masked, sizes.analysis).spread(torch.from_numpy(sizes.keep).to(dtype))
+    cut(compact, Plan.of(sizes.analysis, sizes.keep))
+    arguments = random_like(inputs).map(lambda t: t.to(dtype) if t.is_floating_point() else t)
+    return value_fault(masked, mend(compact, sizes, mending), arguments, sizes, _SUSPECT[dtype])
+
+
+def _error_of(check: Callable[[Sequence[str]], Fault | None], chosen: Sequence[str]) -> str | None:
+    return _told(check(chosen))
+
+
+def _told(fault: Fault | None) -> str | None:
+    return None if fault is None else f"{fault.module or 'the model'} {fault.error}"
 
 
 def _largest_working(
@@ -107,25 +189,7 @@ def _halves(analysis: Analysis, chosen: frozenset[str]) -> tuple[Mask, Mask]:
     return one, other
 
 
-def _shape_error(model: nn.Module, inputs: ExampleInputs, analysis: Analysis, keep: Mask) -> str | None:
-    """What goes wrong when the model is cut and run without arithmetic; None if nothing does."""
-    fake_mode = FakeTensorMode(allow_non_fake_inputs=True)
-    copied = shadow(model, fake_mode).eval()
-    arguments = inputs.map(lambda t: fake(t, fake_mode))
-    try:
-        with _quiet(), fake_mode, torch.no_grad():
-            cut(copied, Plan.of(analysis, keep))
-            copied(*arguments.args, **arguments.kwargs)
-    except Exception as error:  # a foreign forward may raise anything
-        return _told(error)
-    return None
-
-
-def _told(error: Exception) -> str:
-    return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-
-
-@contextmanager
+@contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Without torch's own report of every operation that fails on fake tensors: here some may."""
     log = logging.getLogger("torch._subclasses.fake_tensor")
@@ -137,23 +201,9 @@ def _quiet() -> Iterator[None]:
         log.setLevel(level)
 
 
-def _value_error(model: nn.Module, inputs: ExampleInputs, analysis: Analysis, keep: Mask) -> str | None:
-    """How far the cut model's outputs are from the masked model's; None if they agree."""
-    masked, compact = (copy_with(model, lambda tensor: tensor) for _ in range(2))
-    install_sites(masked, analysis.sites, analysis.num_units).spread(torch.from_numpy(keep).float())
-    cut(compact, Plan.of(analysis, keep))
-    try:
-        apart = difference(masked, compact, [random_like(inputs)], torch.float64).max_rel
-    except Exception as error:  # fused kernels ask for more than the shapes that fake tensors see
-        return _told(error)
-    if apart <= TOLERANCE[torch.float64]:
-        return None
-    return f"the outputs differ by {apart:.1g} (relative) from those of the masked model"
-
-
-def _telling_copy(model: nn.Module, inputs: ExampleInputs) -> nn.Module:
+def telling_copy(model: nn.Module, inputs: ExampleInputs) -> nn.Module:
     """A copy in which a wrong channel shows: random weights of ordinary size, or its own if those overflow."""
-    copied = copy.deepcopy(model).double().eval()
+    copied = copy.deepcopy(model).eval()
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in copied.parameters():
@@ -163,11 +213,6 @@ def _telling_copy(model: nn.Module, inputs: ExampleInputs) -> nn.Module:
             else:
                 drawn = drawn / 2 + 0.5  # scales and biases alike, clear of zero
             parameter.copy_(drawn)
-    arguments = random_like(inputs).map(lambda t: t.double() if t.is_floating_point() else t)
-    if all(torch.isfinite(t).all() for t in outputs_of(copied, arguments)):
+    if all(torch.isfinite(t).all() for t in outputs_of(copied.float(), random_like(inputs))):
         return copied
-    return copy.deepcopy(model).double()
-
-
-def _has_no_values(model: nn.Module, inputs: ExampleInputs) -> bool:
-    return any(t.is_meta for t in (*model.parameters(), *model.buffers(), *inputs.tensors()))
+    return copy.deepcopy(model).float()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -10,6 +10,8 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
+from prunegate.gates.call_sites import CallSites, install_call_sites, remove_call_sites
+from prunegate.groups import Analysis
 from prunegate.groups.partition import Ids
 
 
@@ -43,8 +45,12 @@ class GateSite(nn.Module):
 class SiteMap:
     """Where the entries of a flat mask go: one gather for all sites of the model."""
 
-    def __init__(self, sites: Sequence[GateSite], units: Sequence[Ids], num_units: int) -> None:
+    def __init__(
+        self, sites: Sequence[GateSite], units: Sequence[Ids], num_units: int, call_sites: Sequence[CallSites] = ()
+    ) -> None:
         self.sites = list(sites)
+        self.call_sites = list(call_sites)
+        units = [*units, *(call.units.reshape(-1) for site in self.call_sites for call in site.calls)]
         self._lengths = [len(u) for u in units]
         flat = np.concatenate([*units, np.zeros(0, dtype=np.int64)])
         self._index = torch.from_numpy(np.where(flat < 0, num_units, flat))
@@ -57,14 +63,16 @@ class SiteMap:
         parts = iter(torch.split(padded[self._index], self._lengths))
         for site in self.sites:
             site.masks = tuple(next(parts) for _ in site.axes)
+        for call_site in self.call_sites:
+            call_site.masks = tuple(next(parts) for _ in call_site.calls)
 
 
-def install_sites(model: nn.Module, sites: Mapping[str, Mapping[int, Ids]], num_units: int) -> SiteMap:
+def install_sites(model: nn.Module, analysis: Analysis) -> SiteMap:
     """Put a `GateSite` on every weight that reads gated channels, on all names of shared weights.
 
-    Args:
-        sites: For each parameter name the axes to mask, with the unit of each position (-1: none).
+    Function calls that must leave units out (statistics, products without a weight) are masked as well.
     """
+    sites, num_units = analysis.sites, analysis.num_units
     aliases: dict[int, list[str]] = {}
     named = dict(model.named_parameters(remove_duplicate=False))
     for name, parameter in named.items():
@@ -79,7 +87,7 @@ def install_sites(model: nn.Module, sites: Mapping[str, Mapping[int, Ids]], num_
             parametrize.register_parametrization(owner, attribute, site, unsafe=True)
             installed.append(site)
             units += [axes[axis] for axis in sorted(axes)]
-    return SiteMap(installed, units, num_units)
+    return SiteMap(installed, units, num_units, install_call_sites(model, analysis.masked_calls))
 
 
 def remove_sites(model: nn.Module) -> nn.Module:
@@ -89,6 +97,7 @@ def remove_sites(model: nn.Module) -> nn.Module:
     `torch.nn.utils.parametrize.remove_parametrizations` edits that class and so breaks the copies.
     Here the module gets another class and the shared one is left alone.
     """
+    remove_call_sites(model)
     for module in list(model.modules()):
         if not parametrize.is_parametrized(module):
             continue

@@ -2,22 +2,36 @@
 
 from __future__ import annotations
 
-from prunegate.groups.analysis import Analysis, LoopNest
+from prunegate.groups.analysis import Analysis, LoopNest, MaskedCall
 from prunegate.groups.channel_group import ChannelGroup, Member, PinnedGroup
 from prunegate.groups.constraints import Pin
 from prunegate.groups.inputs import ExampleInputs
+from prunegate.groups.tape import Operation, Record, Source, Span, Tape, Value, map_tensors, map_values, values_in
 from prunegate.groups.trace import Trace, copy_with, fake, shadow
+from prunegate.groups.watch import CallAddress, function_name
 
 __all__ = [
     "Analysis",
+    "CallAddress",
     "ChannelGroup",
     "ExampleInputs",
     "LoopNest",
+    "MaskedCall",
     "Member",
+    "Operation",
     "Pin",
     "PinnedGroup",
+    "Record",
+    "Source",
+    "Span",
+    "Tape",
     "Trace",
+    "Value",
     "copy_with",
     "fake",
+    "function_name",
+    "map_tensors",
+    "map_values",
     "shadow",
+    "values_in",
 ]

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from prunegate.groups.channel_group import ChannelGroup, PinnedGroup
 from prunegate.groups.labels import Shape
 from prunegate.groups.partition import Ids
+from prunegate.groups.watch import CallAddress
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,20 @@ class LoopNest:
 
 
 @dataclass(frozen=True)
+class MaskedCall:
+    """A function call of the model that must leave removed units out of one of its tensor arguments.
+
+    Attributes:
+        place: Number of the argument.
+        units: Broadcasts over the argument: the unit of each position, -1 for none.
+    """
+
+    address: CallAddress
+    place: int
+    units: Ids
+
+
+@dataclass(frozen=True)
 class Analysis:
     """Channel groups of one model. Units are numbered through all groups, in the order of ``groups``.
 
@@ -38,6 +53,8 @@ class Analysis:
         parameters: Loop nests whose value is each parameter's element count.
         batch_size: Samples in the traced inputs.
         unused: Parameters that the run never read.
+        masked_calls: Where masks go besides weights.
+        units_of: The unit of each id that labels hold, -1 for none.
     """
 
     groups: tuple[ChannelGroup, ...]
@@ -49,6 +66,8 @@ class Analysis:
     parameters: tuple[LoopNest, ...]
     batch_size: int
     unused: tuple[str, ...]
+    masked_calls: tuple[MaskedCall, ...]
+    units_of: Ids
 
     @property
     def num_units(self) -> int:

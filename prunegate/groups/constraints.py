@@ -13,6 +13,7 @@ import numpy as np
 
 from prunegate.groups.labels import Labels, Shape, varying
 from prunegate.groups.partition import Ids
+from prunegate.groups.watch import CallAddress
 
 
 @dataclass(frozen=True)
@@ -55,13 +56,30 @@ class Contraction:
     labels: Labels
 
 
+@dataclass(frozen=True)
+class MaskedArgument:
+    """A tensor argument of a function call in the model whose removed units must not count there.
+
+    ``label`` broadcasts over the argument.
+    """
+
+    address: CallAddress
+    place: int
+    label: Ids
+
+
 @dataclass
 class Constraints:
-    """The append-only record that tracing makes."""
+    """The append-only record that tracing makes.
+
+    ``consumed`` pairs the parameter that reads units with their ids; its name is empty where a masked
+    argument reads them.
+    """
 
     axes: list[LabelledAxis] = field(default_factory=list)
     contractions: list[Contraction] = field(default_factory=list)
     consumed: list[tuple[str, Ids]] = field(default_factory=list)
+    masked: list[MaskedArgument] = field(default_factory=list)
     produced: list[Ids] = field(default_factory=list)
     pins: list[tuple[Ids, Pin]] = field(default_factory=list)
     ties: list[tuple[Ids, Ids]] = field(default_factory=list)

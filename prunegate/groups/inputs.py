@@ -54,6 +54,26 @@ class ExampleInputs:
         args, kwargs = tree_map(lambda x: change(x) if isinstance(x, torch.Tensor) else x, (self.args, self.kwargs))
         return ExampleInputs(args, kwargs)
 
+    def describe(self) -> Any:
+        """The form of the inputs as JSON-ready data; `of_form` makes inputs of that form.
+
+        Raises:
+            TraceError: They hold something other than tensors, plain values and containers of them.
+        """
+        return _described([list(self.args), self.kwargs])
+
+    @classmethod
+    def of_form(cls, form: Any) -> ExampleInputs:
+        """Inputs on the meta device of a form that `describe` gave, trusting nothing.
+
+        Raises:
+            ValueError: It is no such form.
+        """
+        made = _made(form)
+        if not (isinstance(made, list) and len(made) == 2 and isinstance(made[0], list) and isinstance(made[1], dict)):
+            raise ValueError("inputs: expected a list of arguments and an object of keyword arguments")
+        return cls(tuple(made[0]), made[1])
+
     def doubled(self) -> ExampleInputs:
         """Every sample twice: BatchNorm refuses to train on a single value for each channel."""
         batch = self.batch_size()
@@ -62,3 +82,40 @@ class ExampleInputs:
     def batch_size(self) -> int:
         """Samples in one call: the leading size of the first tensor with dimensions."""
         return next((int(t.shape[0]) for t in self.tensors() if t.dim() > 0), 1)
+
+
+_DTYPES = {str(d).removeprefix("torch."): d for d in (
+    torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.int16, torch.int8,
+    torch.uint8, torch.bool)}  # fmt: skip
+
+
+def _described(tree: Any) -> Any:
+    if isinstance(tree, torch.Tensor):
+        return {"tensor": list(tree.shape), "dtype": str(tree.dtype).removeprefix("torch.")}
+    if isinstance(tree, (list, tuple)):
+        return {"list" if isinstance(tree, list) else "tuple": [_described(entry) for entry in tree]}
+    if isinstance(tree, dict) and all(isinstance(key, str) for key in tree):
+        return {"dict": {key: _described(value) for key, value in tree.items()}}
+    if tree is None or isinstance(tree, (bool, int, float, str)):
+        return {"value": tree}
+    raise TraceError(f"example_inputs: found a {type(tree).__name__}, which cannot be described in a file.")
+
+
+def _made(form: Any) -> Any:
+    if not isinstance(form, dict) or not form:
+        raise ValueError("inputs: expected an object for every argument")
+    kind, content = next(iter(form.items()))
+    if kind == "tensor" and isinstance(content, list) and len(content) <= 8:
+        if not all(isinstance(n, int) and not isinstance(n, bool) and 0 <= n <= 1 << 24 for n in content):
+            raise ValueError(f"inputs: found shape {content!r}, expected sizes")
+        if form.get("dtype") not in _DTYPES:
+            raise ValueError(f"inputs: found dtype {form.get('dtype')!r}, expected one of {', '.join(_DTYPES)}")
+        return torch.empty(content, dtype=_DTYPES[form["dtype"]], device="meta")
+    if kind in ("list", "tuple") and isinstance(content, list):
+        made = [_made(entry) for entry in content]
+        return made if kind == "list" else tuple(made)
+    if kind == "dict" and isinstance(content, dict):
+        return {key: _made(value) for key, value in content.items()}
+    if kind == "value" and (content is None or isinstance(content, (bool, int, float, str))):
+        return content
+    raise ValueError(f"inputs: found {kind!r}, expected a tensor, list, tuple, dict or value")

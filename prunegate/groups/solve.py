@@ -8,11 +8,12 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
-from prunegate.groups.analysis import Analysis, LoopNest
+from prunegate.groups.analysis import Analysis, LoopNest, MaskedCall
 from prunegate.groups.channel_group import ChannelGroup, Member, PinnedGroup
 from prunegate.groups.constraints import Constraints, LabelledAxis, Pin
 from prunegate.groups.labels import Labels, Shape, collapse, varying
 from prunegate.groups.partition import Ids, Partition
+from prunegate.groups.watch import CallAddress
 
 _UNPRODUCED = Pin("no layer produces these channels")
 _UNREAD = Pin("no weight reads these channels")
@@ -63,6 +64,8 @@ def solve(
         parameters=tuple(_parameter_nest(name, shapes[name], axes.get(name, {})) for name in parameters),
         batch_size=batch_size,
         unused=tuple(unused),
+        masked_calls=tuple(_masked_calls(constraints, units_of)),
+        units_of=units_of,
     )
 
 
@@ -227,11 +230,23 @@ def _sites(
         by_tensor[axis.tensor].append(axis)
     sites: dict[str, dict[int, Ids]] = defaultdict(dict)
     for name, ids in constraints.consumed:
+        if not name:
+            continue
         low, high = int(ids.min()), int(ids.max())
         for axis in by_tensor[name]:
             if axis.start <= low and high < axis.start + axis.length and axis.axis in axes.get(name, {}):
                 sites[name][axis.axis] = axes[name][axis.axis]
     return dict(sites)
+
+
+def _masked_calls(constraints: Constraints, units_of: Ids) -> list[MaskedCall]:
+    """The function calls that must leave units out of an argument; one and the same call is listed once."""
+    found: dict[tuple[CallAddress, int, tuple[int, ...]], MaskedCall] = {}
+    for masked in constraints.masked:
+        units = collapse(units_of[masked.label])
+        if (units >= 0).any():
+            found[masked.address, masked.place, units.shape] = MaskedCall(masked.address, masked.place, units)
+    return list(found.values())
 
 
 def _loop_nest(module: str, sizes: Shape, labels: Labels, units_of: Ids) -> LoopNest:

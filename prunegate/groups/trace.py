@@ -24,8 +24,10 @@ from prunegate.groups.analysis import Analysis
 from prunegate.groups.constraints import Constraints, Pin
 from prunegate.groups.inputs import ExampleInputs
 from prunegate.groups.solve import solve
+from prunegate.groups.tape import Source, Tape
 from prunegate.groups.tracer import Tracer
 from prunegate.groups.values import Values
+from prunegate.groups.watch import Watch
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +47,9 @@ class Trace:
         self.constraints = Constraints()
         self._values = Values(self.constraints)
         self._batch_size = inputs.batch_size()
+        self.tape = Tape()
+        self._again: tuple[Tape | None] | None = None
+        self.is_fake = True
         try:
             self._follow(model, inputs, FakeTensorMode(allow_non_fake_inputs=True))
         except (
@@ -55,7 +60,16 @@ class Trace:
             logger.info("tracing on real tensors: %s", reason)
             self.constraints = Constraints()
             self._values = Values(self.constraints)
+            self.tape = Tape()
+            self.is_fake = False
             self._follow(model, inputs, None)
+        self.tape.close()
+        self._used = self._values.used
+        del self._values  # it keeps every tensor of the run alive
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Trace:
+        """Itself: what a run said does not change."""
+        return self
 
     def _follow(self, model: nn.Module, inputs: ExampleInputs, fake_mode: FakeTensorMode | None) -> None:
         copied = shadow(model, fake_mode)
@@ -66,37 +80,38 @@ class Trace:
         for name, tensor in named.items():
             kind = "parameter" if name in self._parameters else "buffer"
             self._values.add_leaf(tensor, kind, name, range(tensor.dim()))
-        self._run(copied.eval(), inputs, fake_mode)
+            self.tape.add(tensor, self._values.labels(tensor), Source("stored", name))
+        self._run(copied.eval(), inputs, fake_mode, self.tape)
         if self._unused():
             # Heads that only training runs read channels too; what they ask for must hold as well.
             costs = len(self.constraints.contractions)
             try:
-                self._run(copied.train(), inputs.doubled(), fake_mode)
+                self._run(copied.train(), inputs.doubled(), fake_mode, None)
             except TraceError as reason:
                 logger.info("training mode could not be followed: %s", reason)
             del self.constraints.contractions[costs:]
 
-    def _run(self, model: nn.Module, inputs: ExampleInputs, fake_mode: FakeTensorMode | None) -> None:
-        tracer = Tracer(self._values)
+    def _run(
+        self, model: nn.Module, inputs: ExampleInputs, fake_mode: FakeTensorMode | None, tape: Tape | None
+    ) -> None:
+        watch = Watch(tape)
         if fake_mode is not None:
             inputs = inputs.map(lambda t: fake(t, fake_mode))
         for tensor in inputs.tensors():
             self._values.set(tensor, ())
-        handles = list(_module_path_hooks(model, tracer.module))
+            if tape is not None:
+                tape.add(tensor, (), Source("input"))
         try:
-            with _decomposed_attention(), torch.no_grad(), fake_mode or contextlib.nullcontext(), tracer:
+            with run_watched(model, watch, fake_mode), Tracer(self._values, watch, tape):
                 outputs = model(*inputs.args, **inputs.kwargs)
         except (DataDependentOutputException, DynamicOutputShapeException, UnsupportedOperatorException):
             raise
         except Exception as error:
-            where = tracer.module[-1] or "the model"
             raise TraceError(
-                f"{where}: running the model on the example inputs failed with {type(error).__name__}: {error}. "
-                "Channels are found by running it. Give example_inputs with which model(...) works."
+                f"{watch.module or 'the model'}: running the model on the example inputs failed with "
+                f"{type(error).__name__}: {error}. Channels are found by running it. Give example_inputs with "
+                "which model(...) works."
             ) from error
-        finally:
-            for handle in handles:
-                handle.remove()
         self._pin_outputs(outputs)
 
     def _pin_outputs(self, outputs: Any) -> None:
@@ -111,7 +126,37 @@ class Trace:
                 self.constraints.pin(label, Pin("part of the model's output"))
 
     def _unused(self) -> list[str]:
-        return [name for name in self._parameters if name not in self._values.used]
+        used = self._values.used if hasattr(self, "_values") else self._used
+        return [name for name in self._parameters if name not in used]
+
+    def with_more_samples(self, model: nn.Module, inputs: ExampleInputs) -> Tape | None:
+        """The tape of the same run with every sample twice, to tell which sizes follow the batch.
+
+        None if that run cannot be made or issues other operations; every size is then taken as fixed.
+        """
+        if self._again is None:
+            self._again = (self._follow_again(model, inputs.doubled()) if self.is_fake else None,)
+        return self._again[0]
+
+    def _follow_again(self, model: nn.Module, inputs: ExampleInputs) -> Tape | None:
+        fake_mode, tape = FakeTensorMode(allow_non_fake_inputs=True), Tape()
+        copied = shadow(model, fake_mode).eval()
+        for tensor in (*dict(copied.named_parameters()).values(), *dict(copied.named_buffers()).values()):
+            tape.add(tensor)
+        inputs = inputs.map(lambda t: fake(t, fake_mode))
+        for tensor in inputs.tensors():
+            tape.add(tensor)
+        watch = Watch(tape)
+        try:
+            with run_watched(copied, watch, fake_mode), Tracer(None, watch, tape):
+                copied(*inputs.args, **inputs.kwargs)
+        except Exception as reason:  # a foreign forward may raise anything
+            logger.info("the run with more samples failed: %s", reason)
+            return None
+        same = len(tape.shapes) == len(self.tape.shapes) and [o.func for o in tape.operations] == [
+            o.func for o in self.tape.operations
+        ]
+        return tape if same and len(tape.spans) == len(self.tape.spans) else None
 
     def analysis(self, refused: Mapping[str, Pin] | None = None) -> Analysis:
         """Channel groups, without those refused by name."""
@@ -173,15 +218,14 @@ def _decomposed_attention() -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(fast)
 
 
-def _module_path_hooks(model: nn.Module, stack: list[str]) -> Iterator[torch.utils.hooks.RemovableHandle]:
-    """Keep the running module's path on top of ``stack``."""
-    for path, module in model.named_modules():
-
-        def enter(_module: nn.Module, _args: Any, path: str = path) -> None:
-            stack.append(path)
-
-        def leave(_module: nn.Module, _args: Any, _output: Any) -> None:
-            stack.pop()
-
-        yield module.register_forward_pre_hook(enter)
-        yield module.register_forward_hook(leave)
+@contextlib.contextmanager
+def run_watched(model: nn.Module, watch: Watch, fake_mode: FakeTensorMode | None) -> Iterator[None]:
+    """The modes under which a model is followed, without the mode that follows its operations."""
+    with (
+        watch.modules_of(model),
+        _decomposed_attention(),
+        torch.no_grad(),
+        fake_mode or contextlib.nullcontext(),
+        watch,
+    ):
+        yield

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,7 +15,9 @@ from prunegate.groups.rules import RULES
 from prunegate.groups.rules.call import Call, Rule
 from prunegate.groups.rules.factory import label_all
 from prunegate.groups.rules.pointwise import pointwise
+from prunegate.groups.tape import Operation, Tape
 from prunegate.groups.values import Values
+from prunegate.groups.watch import Watch
 
 
 @dataclass(frozen=True)
@@ -31,14 +33,17 @@ class _Signature:
 
 @dataclass
 class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """A dispatch mode that follows channels through the operations of one run.
+    """A dispatch mode that follows channels through the operations of one run, and records them.
 
     Attributes:
-        module: Path of the module that is running, kept by `module_path_hooks`.
+        values: What is known of each tensor; None where only the tape is wanted.
+        watch: Knows which module and function is running.
+        tape: Where operations are written, if anywhere.
     """
 
-    values: Values
-    module: list[str] = field(default_factory=lambda: [""])
+    values: Values | None
+    watch: Watch
+    tape: Tape | None
 
     def __post_init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -49,14 +54,26 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         kwargs = kwargs or {}
         inputs = [t for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)]
         shapes = {id(t): tuple(t.shape) for t in inputs}
+        referred: tuple[Any, Any] | None = None
+        if self.tape is not None:
+            for tensor in inputs:
+                self.tape.number(tensor, self.values.labels(tensor) if self.values is not None else ())
+            referred = self.tape.refer((args, kwargs))
         result = func(*args, **kwargs)
         outputs = [t for t in tree_leaves(result) if isinstance(t, torch.Tensor)]
-        if outputs:
-            self._note(func, args, kwargs, inputs, outputs, shapes)
+        if outputs and self.values is not None:
+            self._note(self.values, func, args, kwargs, inputs, outputs, shapes)
+        if outputs and self.tape is not None and referred is not None:
+            known = self.values
+            results = tuple(self.tape.add(t, known.labels(t) if known is not None else ()) for t in outputs)
+            self.tape.operations.append(
+                Operation(func, referred[0], referred[1], results, isinstance(result, list | tuple))
+            )
         return result
 
     def _note(
         self,
+        values: Values,
         func: torch._ops.OpOverload,
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
@@ -66,18 +83,16 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
     ) -> None:
         signature = _signature(func)
         arguments = {**signature.defaults, **dict(zip(signature.arguments, args, strict=False)), **kwargs}
-        call = Call(
-            signature.name, func, arguments, inputs, outputs, shapes, self.values, self.module[-1]
-        )  # fmt: skip
+        call = Call(signature.name, func, arguments, inputs, outputs, shapes, values, self.watch)
         for tensor in inputs:
-            origin = self.values.origin(tensor)
+            origin = values.origin(tensor)
             if origin is not None:
-                self.values.used.add(origin)
+                values.used.add(origin)
         empty = any(t.numel() == 0 for t in inputs)
         labels = _pin_all(call, "a tensor without elements passes through") if empty else signature.rule(call)
-        origin = self.values.origin(inputs[0]) if signature.moves and inputs else None
+        origin = values.origin(inputs[0]) if signature.moves and inputs else None
         for tensor, found in zip(outputs, labels, strict=True):
-            self.values.set(tensor, found, origin)
+            values.set(tensor, found, origin)
 
 
 def _unknown(call: Call) -> list[Labels]:

@@ -13,7 +13,21 @@ from torch import nn
 
 from prunegate import checkpoint
 from prunegate.builders import Builder
-from prunegate.compaction import Certificate, Plan, certify, cut, outputs_of
+from prunegate.compaction import (
+    Certificate,
+    CutSizes,
+    Fault,
+    Mask,
+    Mending,
+    Plan,
+    certify,
+    cut,
+    mend,
+    outputs_of,
+    settle,
+    shape_fault_of,
+)
+from prunegate.errors import CompactionError
 from prunegate.groups import ExampleInputs, copy_with
 from prunegate.identify import identify
 from prunegate.wrapping.gated_model import GatedModel
@@ -24,11 +38,13 @@ class Compaction:
     """The result of `compact`.
 
     Attributes:
-        model: The compact model, of the original class, without a trace of gates.
+        model: The compact model without a trace of gates: of the original class (modules in it that are played
+            back have a subclass of theirs), or a `torch.fx.GraphModule` from the graph back-end.
         plan: What was removed.
         certificate: How close it is to the gated model, measured before it was handed out.
         backend: The back-end that made it.
         costs: Dense and compact MACs per sample and parameters.
+        mending: Which modules are played back.
     """
 
     model: nn.Module
@@ -36,6 +52,7 @@ class Compaction:
     certificate: Certificate
     backend: str
     costs: dict[str, dict[str, int]]
+    mending: Mending
     _dense_skeleton: nn.Module = field(repr=False)
     _example_inputs: ExampleInputs = field(repr=False)
 
@@ -55,8 +72,10 @@ class Compaction:
         builder = builder or identify(self._dense_skeleton)
         document = checkpoint.Document(
             builder=builder,
-            class_name=f"{type(self.model).__module__}.{type(self.model).__qualname__}",
+            class_name=f"{type(self._dense_skeleton).__module__}.{type(self._dense_skeleton).__qualname__}",
             plan=self.plan,
+            mending=self.mending,
+            inputs=None if self.mending.is_plain else self._example_inputs.describe(),
             certificate=self.certificate.as_dict(),
             costs=self.costs,
             extra=dict(extra or {}),
@@ -86,18 +105,51 @@ def compact(gated: GatedModel) -> Compaction:
         CompactionError: The compact model would not compute what the gated model computes.
     """
     keep = gated.gates.hard_mask().cpu().numpy()
+    mending = _mending_for(gated, keep)
     # The copy shares the gated model's weights until they are cut, so that no second full set is ever held.
     dense = gated.dense_copy(share_weights=True)
     skeleton = copy_with(dense, _on_meta)
     shared = {id(tensor) for tensor in (*dense.parameters(), *dense.buffers())}
     plan = cut(dense, Plan.of(gated.analysis, keep))
     dense = copy_with(dense, lambda tensor: _own(tensor) if id(tensor) in shared else tensor)
-    certificate = certify(gated, dense, gated.example_inputs, list(gated.gate_parameters()))
+    training = {path: module.training for path, module in dense.named_modules()}
+    model = mend(dense, _sizes(gated, keep, mending), mending)
+    for path, module in model.named_modules():
+        module.training = training.get(path, module.training)
+    logits = list(gated.gate_parameters())
+    certificate = certify(gated, model, gated.example_inputs, logits, decides_by_value=not gated.trace.is_fake)
     costs = {
         metric: {"dense": gated.dense_cost(metric), "compact": gated.realised_cost(metric)}
         for metric in ("macs", "params")
     }
-    return Compaction(dense, plan, certificate, gated.backend, costs, skeleton, gated.example_inputs)
+    return Compaction(model, plan, certificate, gated.backend, costs, mending, skeleton, gated.example_inputs)
+
+
+def _sizes(gated: GatedModel, keep: Mask, mending: Mending) -> CutSizes:
+    again = None if mending.is_plain else gated.trace.with_more_samples(gated.dense_copy(True), gated.example_inputs)
+    return CutSizes(gated.trace.tape, again, gated.analysis, keep, gated.trace.is_fake)
+
+
+def _mending_for(gated: GatedModel, keep: Mask) -> Mending:
+    """The mending these very masks need: code may go wrong on some sizes only.
+
+    Raises:
+        CompactionError: No mending serves.
+    """
+    model = gated.dense_copy(share_weights=True)
+
+    def fault_of(mending: Mending) -> Fault | None:
+        sizes = _sizes(gated, keep, mending)
+        return shape_fault_of(model, gated.example_inputs, sizes, mending, gated.trace.is_fake)
+
+    mending, fault = settle(gated.mending, model, _sizes(gated, keep, gated.mending), fault_of)
+    if fault is not None:
+        raise CompactionError(
+            f"compaction: {fault.module or 'the model'}: {fault.error}. Its code does not follow the channels that "
+            "are left, although the trial in wrap() found no fault with other masks. Exclude the channel groups "
+            "it looks at with wrap(..., exclude=[...]), or keep other units."
+        )
+    return mending
 
 
 def _on_meta(tensor: torch.Tensor) -> torch.Tensor:

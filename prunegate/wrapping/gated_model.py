@@ -8,10 +8,11 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
+from prunegate.compaction import Mending
 from prunegate.costs import CostModel, keep_within
 from prunegate.errors import BudgetError, nearest
 from prunegate.gates import Gates, install_sites, remove_sites
-from prunegate.groups import Analysis, ChannelGroup, ExampleInputs, PinnedGroup, copy_with
+from prunegate.groups import Analysis, ChannelGroup, ExampleInputs, PinnedGroup, Trace, copy_with
 from prunegate.wrapping.explain import Explanation, explain
 
 
@@ -36,11 +37,18 @@ class GatedModel(nn.Module):
         analysis: What tracing found.
         example_inputs: The inputs it was traced with.
         round_to: Kept counts are multiples of this when masks are hardened.
-        backend: The compaction back-end the gates were chosen for.
+        trace: The run it was found by.
+        mending: How the compact model will be made to run.
     """
 
     def __init__(
-        self, model: nn.Module, analysis: Analysis, example_inputs: ExampleInputs, round_to: int, backend: str
+        self,
+        model: nn.Module,
+        trace: Trace,
+        analysis: Analysis,
+        example_inputs: ExampleInputs,
+        round_to: int,
+        mending: Mending,
     ) -> None:
         super().__init__()
         self.model = model
@@ -48,18 +56,25 @@ class GatedModel(nn.Module):
         self.analysis = analysis
         self.example_inputs = example_inputs
         self.round_to = round_to
-        self.backend = backend
+        self.trace = trace
+        self.mending = mending
         self._costs = {
             "macs": CostModel(analysis.multiply_accumulates, analysis.num_units, analysis.batch_size),
             "params": CostModel(analysis.parameters, analysis.num_units),
         }
         device = next(iter(model.parameters())).device
         self.gates.to(device)
-        self._sites = install_sites(model, analysis.sites, analysis.num_units)
+        self._sites = install_sites(model, analysis)
         self.train(model.training)
 
+    @property
+    def backend(self) -> str:
+        """The compaction back-end the gates were chosen for: ``"module"`` or ``"graph"``."""
+        return "graph" if self.mending.graph else "module"
+
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        self._sites.spread(self.gates.draw())
+        with torch._C.DisableTorchFunction():  # gates are no part of the model that a function mode watches
+            self._sites.spread(self.gates.draw())
         return self.model(*args, **kwargs)
 
     @property

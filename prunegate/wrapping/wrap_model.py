@@ -10,14 +10,14 @@ from typing import Any
 
 from torch import nn
 
-from prunegate.compaction import failing_groups
+from prunegate.compaction import Mending, Trial
 from prunegate.errors import NothingToPruneError, TraceError
 from prunegate.groups import Analysis, ExampleInputs, Pin, Trace
 from prunegate.wrapping.gated_model import GatedModel
 
 logger = logging.getLogger(__name__)
 
-BACKENDS = ("auto", "module")
+BACKENDS = ("auto", "module", "graph")
 
 
 def wrap(
@@ -38,7 +38,9 @@ def wrap(
             dict of keyword arguments. Its leading size is taken as the batch size.
         exclude: Patterns (`fnmatch`) of channel group or tensor names that get no gate, e.g. ``"layer4.*"``.
         round_to: Kept counts become multiples of this when masks are hardened.
-        backend: ``"module"`` keeps the model's class; ``"auto"`` takes the back-end that serves.
+        backend: How the compact model will be made. ``"module"`` keeps the model's class; modules within it
+            whose code cannot follow smaller tensors are played back from the traced run. ``"graph"`` makes
+            an `torch.fx.GraphModule`. ``"auto"`` takes the graph only where it can cut more.
 
     Returns:
         The gated model, in the model's own train or eval mode.
@@ -57,14 +59,28 @@ def wrap(
     trace = Trace(model, inputs)
     refused = _excluded(trace.analysis(), exclude)
     analysis = trace.analysis(refused)
-    failing = failing_groups(model, inputs, analysis)
-    if failing:
-        analysis = trace.analysis({**refused, **failing})
+    trial = _best_trial(model, inputs, trace, analysis, backend)
+    if trial.refused:
+        analysis = trace.analysis({**refused, **trial.refused})
     if not analysis.groups:
         raise NothingToPruneError(_nothing_left(analysis))
     logger.info("%d channel groups with %d units, %d pinned", len(analysis.groups), analysis.num_units,
                 len(analysis.pinned))  # fmt: skip
-    return GatedModel(copy.deepcopy(model), analysis, inputs, round_to, "module")
+    return GatedModel(copy.deepcopy(model), trace, analysis, inputs, round_to, trial.mending)
+
+
+def _best_trial(model: nn.Module, inputs: ExampleInputs, trace: Trace, analysis: Analysis, backend: str) -> Trial:
+    """The trial of the back-end asked for; with ``auto`` that of the graph where it cuts more units."""
+    chosen = Trial(model, inputs, trace, analysis, Mending(graph=backend == "graph"))
+    chosen.run()
+    if backend == "auto" and chosen.refused and trace.is_fake:
+        graph = Trial(model, inputs, trace, analysis, Mending(graph=True))
+        graph.run()
+        sizes = {group.name: group.num_units for group in analysis.groups}
+        lost, lost_by_graph = (sum(sizes[name] for name in trial.refused) for trial in (chosen, graph))
+        if lost_by_graph < lost:
+            return graph
+    return chosen
 
 
 def _excluded(analysis: Analysis, patterns: Sequence[str]) -> dict[str, Pin]:

@@ -8,12 +8,24 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import Any, TypeAlias
 
+import numpy as np
 import torch
 
-from prunegate.groups.constraints import Constraints, Pin
-from prunegate.groups.labels import Labels, Shape, collapse
+from prunegate.groups.constraints import Constraints, MaskedArgument, Pin
+from prunegate.groups.labels import Labels, Shape, collapse, varying
 from prunegate.groups.partition import Ids
 from prunegate.groups.values import Values
+from prunegate.groups.watch import Watch
+
+# Functions of torch that a gated model can run without the removed units of an argument: for some it is
+# enough that these are zero, for others there is a masked form (`prunegate.gates.masked_functions`).
+ZERO_NEUTRAL = frozenset(
+    """matmul mm bmm einsum linear conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d
+    scaled_dot_product_attention sum norm vector_norm linalg_vector_norm normalize _weight_norm""".split()
+)
+MASKABLE = ZERO_NEUTRAL | frozenset(
+    "layer_norm rms_norm group_norm batch_norm mean var std var_mean std_mean amax softmax".split()
+)
 
 
 @dataclass(frozen=True)
@@ -26,7 +38,7 @@ class Call:
         inputs: All tensors among the arguments, in order.
         outputs: All tensors returned, in order.
         shapes: The inputs' shapes before the operation ran, by identity.
-        module: Path of the module whose forward issued the operation.
+        watch: Knows which module and function issued the operation.
     """
 
     name: str
@@ -36,10 +48,15 @@ class Call:
     outputs: Sequence[torch.Tensor]
     shapes: Mapping[int, Shape]
     values: Values
-    module: str
+    watch: Watch
 
     def __getitem__(self, name: str) -> Any:
         return self.arguments[name]
+
+    @property
+    def module(self) -> str:
+        """Path of the module whose forward issued the operation."""
+        return self.watch.module
 
     @property
     def constraints(self) -> Constraints:
@@ -84,18 +101,59 @@ class Call:
         self.constraints.consumed.append((name, ids.reshape(-1)))
         return True
 
+    def mask(self, label: Ids, reads: bool = False) -> bool:
+        """Ask that the running function leave the label's removed units out of the argument that has them.
+
+        Args:
+            label: Over the dimensions of the argument, or a flat array that lies along one of them.
+            reads: The function is what reads the units, as a weight would.
+
+        Returns:
+            False if the running function has no masked form, or none of its arguments has these units.
+        """
+        address = self.watch.address
+        if address is None or address.function not in (ZERO_NEUTRAL if reads else MASKABLE):
+            return False
+        for place, argument in enumerate(self.watch.arguments):
+            if not isinstance(argument, torch.Tensor):
+                continue
+            found = self._same_units(argument, label)
+            if found is not None:
+                self.constraints.masked.append(MaskedArgument(address, place, found))
+                if reads:
+                    self.constraints.consumed.append(("", found.reshape(-1)))
+                return True
+        return False
+
+    def _same_units(self, argument: torch.Tensor, label: Ids) -> Ids | None:
+        """The label itself if it broadcasts over the argument, or the argument's own with the same ids."""
+        if label.ndim != 1:
+            ndim, fits = argument.dim(), label.ndim == argument.dim()
+            if fits and all(label.shape[d] in (1, argument.shape[d]) for d in range(ndim)):
+                return label
+            return None
+        for own in self.labels_of(argument):
+            if len(varying(own)) == 1 and np.array_equal(own.reshape(-1), label):
+                return own
+        return None
+
     def keep(self, labels: Sequence[Ids]) -> Labels:
         """The labels an output carries on, narrowed where they no longer vary.
 
         A tensor that holds nothing but one unit's channel cannot be told from one that holds no
         channel, so the unit of a label that stops varying is pinned.
         """
-        kept = []
+        kept: list[Ids] = []
+        taken: set[int] = set()
         for label in map(collapse, labels):
+            dims = set(varying(label))
             if label.size == 1:
                 self.pin(label, "a single channel is picked by its position")
+            elif dims & taken:
+                self.pin(label, "two kinds of channels are merged into one dimension")
             else:
                 kept.append(label)
+                taken |= dims
         return tuple(kept)
 
     def all_outputs(self, labels: Labels) -> list[Labels]:

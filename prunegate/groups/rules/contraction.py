@@ -73,8 +73,9 @@ def _sum_away(
     wide = a if a.shape[0] >= b.shape[0] else b
     if wide.shape[0] > 1:
         return call.keep([call.constraints.tie_along(wide, 2)])
-    if not (call.consume(right_tensor, b) or call.consume(left_tensor, a)):
-        call.pin(a, "summed in a product of two activations, where no weight can be masked")
+    weights = call.consume(right_tensor, b) or call.consume(left_tensor, a)
+    if not (weights or any(call.mask(np.ravel(ids), reads=True) for ids in (b, a) if ids.size == length)):
+        call.pin(a, "summed in a product of two activations, where nothing can be masked")
     return ()
 
 

@@ -75,7 +75,7 @@ def _input_labels(call: Call) -> tuple[Ids | None, Labels]:
 def _consume_channels(call: Call, channels: Ids | None, in_ids: Ids | None) -> None:
     if channels is not None and in_ids is not None:
         call.constraints.tie(channels, in_ids[None])
-        if not call.consume(call.tensor("weight"), in_ids):
+        if not (call.consume(call.tensor("weight"), in_ids) or call.mask(in_ids, reads=True)):
             call.pin(in_ids, "read by a weight that is computed, not stored")
     else:
         for ids in (channels, in_ids):

@@ -23,42 +23,60 @@ def _per_channel(call: Call, labels: Labels, names: str) -> Labels:
 
 
 def _batch_norm(call: Call) -> list[Labels]:
+    """Statistics of the batch are taken over everything but dimension 1; a standardised weight does so too."""
     training = bool(call.arguments.get("training", call.arguments.get("train", False)))
-    labels = []
+    labels, beside = [], []
     for label in call.labels_of(call.inputs[0]):
-        if training and varying(label) != (1,):
-            call.pin(label, _STATISTICS)
-        else:
+        if not training or varying(label) == (1,):
             labels.append(label)
+        elif 1 not in varying(label) and call.mask(label):
+            beside.append(label)
+        else:
+            call.pin(label, _STATISTICS)
     united = _per_channel(call, tuple(labels), "weight bias running_mean running_var")
-    return [united, *([()] * (len(call.outputs) - 1))]
+    return [(*united, *beside), *([()] * (len(call.outputs) - 1))]
 
 
 def _over_last_dims(call: Call) -> list[Labels]:
-    """LayerNorm and RMSNorm: a channel that is left out would change the statistics of all the others."""
+    """LayerNorm and RMSNorm: the statistics are taken over the channels that are kept."""
     x = call.inputs[0]
     first = x.dim() - len(call["normalized_shape"])
     free: list[Ids] = []
+    normalised: list[Ids] = []
     for label in call.labels_of(x):
         inside = [d for d in varying(label) if d >= first]
         if not inside:
             free.append(label)
         elif len(inside) == len(varying(label)):
-            call.pin(label, _STATISTICS)
+            normalised.append(label)
         else:
             # Normalised within each unit (a head's width): the unit is whole, and its inside stays.
             for dim in inside:
                 label = call.constraints.tie_along(label, dim)
             free.append(label)
+    operands: list[Operand] = [(tuple(normalised), call.shape_of(x))]
     for name in ("weight", "bias"):
         vector = call.arguments.get(name)
         if vector is not None:
-            call.pin(call.labels_of(vector), _STATISTICS)
-    return [call.keep(free), *([()] * (len(call.outputs) - 1))]
+            operands.append((call.labels_of(vector), call.shape_of(vector)))
+    united = list(unite_operands(call, operands, x.dim()))
+    result = [*call.keep(free), *_masked(call, united)]
+    return [tuple(result), *([()] * (len(call.outputs) - 1))]
+
+
+def _masked(call: Call, labels: list[Ids]) -> list[Ids]:
+    """The labels over which statistics can be masked; the others are pinned."""
+    result = []
+    for label in labels:
+        if call.mask(label):
+            result.append(label)
+        else:
+            call.pin(label, _STATISTICS)
+    return result
 
 
 def _group_norm(call: Call) -> list[Labels]:
-    """Whole groups where groups are many; with few groups the statistics run over what would go."""
+    """Whole groups where groups are many; with few, the same place in every group, and masked statistics."""
     x = call.inputs[0]
     groups = int(call.arguments.get("group", call.arguments.get("num_groups", 1)))
     labels = []
@@ -67,14 +85,28 @@ def _group_norm(call: Call) -> list[Labels]:
             call.pin(label, _STATISTICS)
         else:
             labels.append(label)
-    united = _per_channel(call, tuple(labels), "weight bias")
-    for label in united:
+    united = []
+    for label in _per_channel(call, tuple(labels), "weight bias"):
         width = label.size // groups
         if groups >= width:
             call.constraints.tie_along(label.reshape(groups, width), 1)
+            united.append(label)
         else:
-            call.pin(label, _STATISTICS)
-    return [united, *([()] * (len(call.outputs) - 1))]
+            call.constraints.tie_along(label.reshape(groups, width), 0)
+            united += _masked(call, [label])
+    return [tuple(united), *([()] * (len(call.outputs) - 1))]
+
+
+def _weight_norm(call: Call) -> list[Labels]:
+    """A weight divided by its norm over all but one dimension: that dimension's scale goes with it."""
+    v, g = call.inputs[:2]
+    dim = call.dim("dim", v.dim())
+    own = tuple(label for label in call.labels_of(v) if varying(label) == (dim,))
+    beside = [label for label in call.labels_of(v) if varying(label) != (dim,)]
+    scale = tuple(on_axis(label.reshape(-1), dim, v.dim()) for label in call.labels_of(g))
+    shape = tuple(s if d == dim else 1 for d, s in enumerate(call.shape))
+    united = unite_operands(call, [(own, shape), (scale, shape)], v.dim())
+    return [(*united, *_masked(call, beside)), *([()] * (len(call.outputs) - 1))]
 
 
 RULES: RuleTable = {
@@ -85,4 +117,5 @@ RULES: RuleTable = {
     ),
     **table(_over_last_dims, "native_layer_norm layer_norm _fused_rms_norm rms_norm"),
     **table(_group_norm, "native_group_norm group_norm"),
+    **table(_weight_norm, "_weight_norm_interface _weight_norm"),
 }

@@ -16,8 +16,8 @@ Operand = tuple[Labels, Shape]
 def unite_operands(call: Call, operands: Sequence[Operand], ndim: int) -> Labels:
     """The labels of a broadcast over ``operands``, whose common units are tied.
 
-    A label that varies on a dimension where another operand has many entries and no label would be
-    sliced against something that cannot be, so it is pinned.
+    Where a label varies on a dimension on which another operand has many entries and no label, that
+    dimension cannot be sliced: the unit is tied along it, or pinned if it lies along nothing else.
     """
     shapes = [(1,) * (ndim - len(shape)) + shape for _, shape in operands]
     labels = [[align(label, ndim) for label in found] for found, _ in operands]
@@ -28,9 +28,13 @@ def unite_operands(call: Call, operands: Sequence[Operand], ndim: int) -> Labels
     for found in labels:
         for label in found:
             dims = set(varying(label))
-            if any(dims & spanned[j] - covered[j] for j in range(len(operands))):
+            bare = dims & set().union(*(spanned[j] - covered[j] for j in range(len(operands))))
+            if bare == dims:
                 call.pin(label, "meets channels that cannot be removed")
                 continue
+            for dim in bare:  # a head whose width meets a table over that width: the head goes as a whole
+                label = call.constraints.tie_along(label, dim)
+            dims -= bare
             merged: tuple[set[int], list[Ids]] = (dims, [label])
             for cluster in [c for c in clusters if c[0] & dims]:
                 clusters.remove(cluster)

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from prunegate.groups.labels import Labels, pick, varying
 from prunegate.groups.partition import Ids
 from prunegate.groups.rules.call import Call, RuleTable, table
 from prunegate.groups.rules.pointwise import pointwise
+
+_MASKED = frozenset("mean sum amax var var_mean std std_mean linalg_vector_norm norm".split())
 
 
 def _reduce(call: Call) -> list[Labels]:
@@ -15,7 +19,7 @@ def _reduce(call: Call) -> list[Labels]:
     dims = _dims(call, x.dim())
     keepdim = bool(call.arguments.get("keepdim", False))
     result = []
-    for label in _clear_of(call, dims):
+    for label in _clear_of(call, call.labels_of(x), dims):
         for dim in sorted(dims, reverse=True):
             label = label if keepdim else pick(label, 0, dim)
         result.append(label)
@@ -30,16 +34,18 @@ def _dims(call: Call, ndim: int) -> set[int]:
     return {d % max(ndim, 1) for d in chosen}
 
 
-def _clear_of(call: Call, dims: set[int]) -> list[Ids]:
-    """The first input's labels, none of them varying on ``dims`` any more.
+def _clear_of(call: Call, labels: Iterable[Ids], dims: set[int]) -> list[Ids]:
+    """The labels, none of them varying on ``dims`` any more.
 
-    A unit that lies only along ``dims`` is pinned: leaving it out changes the result. A unit that lies
-    along others as well (a head, reduced over its width) is kept whole.
+    A unit that lies only along ``dims`` is masked where the function allows it, else pinned: leaving it out
+    changes the result. A unit that lies along others as well (a head, reduced over its width) is kept whole.
     """
     result = []
-    for label in call.labels_of(call.inputs[0]):
+    for label in labels:
         inside = [d for d in varying(label) if d in dims]
         if inside and len(inside) == len(varying(label)):
+            if call.name in _MASKED and call.mask(label):
+                continue
             call.pin(label, f"{call.name} is taken over these channels")
             continue
         for dim in inside:
@@ -51,7 +57,13 @@ def _clear_of(call: Call, dims: set[int]) -> list[Ids]:
 def _along(call: Call) -> list[Labels]:
     """Softmax, cumulative sums, sorting: the shape stays, entries along one dimension are mixed."""
     x = call.inputs[0]
-    return call.all_outputs(call.keep(_clear_of(call, {call.dim("dim", x.dim())})))
+    dim = call.dim("dim", x.dim())
+    beside: list[Ids] = []
+    along_it: list[Ids] = []
+    for label in call.labels_of(x):
+        masked = "softmax" in call.name and varying(label) == (dim,) and call.mask(label)
+        (along_it if masked else beside).append(label)
+    return call.all_outputs((*along_it, *call.keep(_clear_of(call, beside, {dim}))))
 
 
 def _gather(call: Call) -> list[Labels]:

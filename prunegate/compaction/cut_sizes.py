@@ -1,0 +1,78 @@
+"""Which positions of every tensor of a run stay, and how sizes follow the batch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+import numpy as np
+
+from prunegate.compaction.plan import Mask
+from prunegate.errors import CompactionError
+from prunegate.groups import Analysis, Tape
+from prunegate.groups.labels import Shape, collapse, varying
+
+KeptByDim: TypeAlias = tuple["Mask | None", ...]
+
+
+@dataclass
+class CutSizes:
+    """The tape's tensors as they are once the units not in ``keep`` are gone.
+
+    Attributes:
+        tape: The run on the example inputs.
+        again: The same run with more samples, to tell sizes that follow the batch; None if it differs.
+        keep: Which units stay, shape (units,).
+        is_fixed: All sizes follow from the inputs' shapes; False where they depend on values.
+    """
+
+    tape: Tape
+    again: Tape | None
+    analysis: Analysis
+    keep: Mask
+    is_fixed: bool = True
+    _known: dict[int, KeptByDim] = field(default_factory=dict)
+
+    def kept(self, number: int) -> KeptByDim:
+        """For each dimension of a tensor the positions that stay, None where all do."""
+        found = self._known.get(number)
+        if found is None:
+            found = self._known[number] = self._find(number)
+        return found
+
+    def _find(self, number: int) -> KeptByDim:
+        shape = self.tape.shapes[number]
+        result: list[Mask | None] = [None] * len(shape)
+        for label in self.tape.labels[number]:
+            units = self.analysis.units_of[label]
+            if (units < 0).all():
+                continue
+            stays = collapse(((units < 0) | self.keep[units]).astype(np.int64)).astype(bool)
+            dims = varying(stays)
+            if len(dims) > 1:
+                raise CompactionError(
+                    "compaction: the units of a tensor of the run are not whole slices of it. This is a fault of "
+                    "prunegate's tracing. Please report the model."
+                )
+            for dim in dims:
+                mask = stays.reshape(-1)
+                before = result[dim]
+                result[dim] = mask if before is None else mask & before
+        return tuple(result)
+
+    def shape(self, number: int) -> Shape:
+        """The tensor's shape after the cut, at the traced batch."""
+        sizes = self.tape.shapes[number]
+        return tuple(
+            size if mask is None else int(mask.sum()) for size, mask in zip(sizes, self.kept(number), strict=True)
+        )
+
+    def is_cut(self, number: int) -> bool:
+        return any(mask is not None for mask in self.kept(number))
+
+    def follows_batch(self, number: int) -> tuple[bool, ...]:
+        """For each dimension of a tensor whether its size depends on the number of samples."""
+        shape = self.tape.shapes[number]
+        if self.again is None:
+            return (False,) * len(shape)
+        return tuple(a != b for a, b in zip(shape, self.again.shapes[number], strict=True))

@@ -1,0 +1,161 @@
+"""Finding the module whose own code goes wrong on smaller tensors, by running and comparing.
+
+The run of the dense model says what every module is given and gives back. The cut model is run on the same
+inputs with hooks on its modules: the first tensor that is not as expected convicts the code that made it.
+If a module is handed something wrong, that is the module which calls it; if it gives back something wrong
+although its children did not, it is that module itself.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from torch import nn
+
+from prunegate.compaction.cut_sizes import CutSizes
+from prunegate.groups import ExampleInputs, Span, map_tensors, values_in
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A module whose own code does not serve the cut model, and what was seen."""
+
+    module: str
+    error: str
+
+
+class _FoundError(Exception):
+    def __init__(self, fault: Fault) -> None:
+        self.fault = fault
+
+
+# Given a tensor's number on the tape and the tensor at hand: what is wrong with it, if anything.
+_Check: TypeAlias = Callable[[str, int, torch.Tensor], "str | None"]
+
+
+def shape_fault(model: nn.Module, inputs: ExampleInputs, sizes: CutSizes) -> Fault | None:
+    """The first module that breaks, or makes a tensor of another shape than expected.
+
+    Where sizes depend on values only the dimensions that are cut are compared.
+    """
+    exact = sizes.is_fixed
+
+    def check(_place: str, number: int, tensor: torch.Tensor) -> str | None:
+        expected, kept = sizes.shape(number), sizes.kept(number)
+        if tensor.dim() == len(expected) and all(
+            found == wanted or (mask is None and not exact)
+            for found, wanted, mask in zip(tensor.shape, expected, kept, strict=True)
+        ):
+            return None
+        return f"makes a tensor of shape {tuple(tensor.shape)}, expected {expected}"
+
+    return _run(model, inputs, sizes, check)
+
+
+def value_fault(
+    masked: nn.Module, model: nn.Module, inputs: ExampleInputs, sizes: CutSizes, tolerance: float
+) -> Fault | None:
+    """The first module of the cut model whose tensors differ from the masked model's kept positions.
+
+    Tensors are compared by a random projection relative to their norm, so that nothing large is stored.
+    """
+    expected: dict[str, tuple[float, float]] = {}
+
+    def note(place: str, number: int, tensor: torch.Tensor) -> None:
+        if tuple(tensor.shape) == sizes.tape.shapes[number]:
+            for dim, mask in enumerate(sizes.kept(number)):
+                if mask is not None:
+                    tensor = tensor.index_select(dim, torch.from_numpy(np.flatnonzero(mask)).to(tensor.device))
+            expected[place] = _sketch(tensor)
+
+    def check(place: str, _number: int, tensor: torch.Tensor) -> str | None:
+        if place not in expected:
+            return None
+        (a, size), (b, _) = expected[place], _sketch(tensor)
+        if abs(a - b) <= tolerance * size or size != size:
+            return None
+        return f"computes something else than the masked model (relative difference {abs(a - b) / size:.1g})"
+
+    failed = _run(masked, inputs, sizes, note)
+    if failed is not None:
+        return failed
+    return _run(model, inputs, sizes, check)
+
+
+def _sketch(tensor: torch.Tensor) -> tuple[float, float]:
+    """A random projection of the entries, and the size that one has on average."""
+    flat = tensor.detach().reshape(-1).to(torch.float64)
+    if flat.numel() == 0:
+        return 0.0, 1.0
+    flat = torch.where(torch.isfinite(flat), flat, 0.0)
+    directions = torch.rand(flat.numel(), dtype=torch.float64, generator=torch.Generator().manual_seed(0)) - 0.5
+    return float(flat @ directions.to(flat.device)), float(flat.norm()) * 12**-0.5 + 1e-300
+
+
+def _run(model: nn.Module, inputs: ExampleInputs, sizes: CutSizes, check: _Check) -> Fault | None:
+    running: list[str] = [""]
+    try:
+        with _hooks(model, sizes, check, running), torch.no_grad():
+            model(*inputs.args, **inputs.kwargs)
+    except _FoundError as found:
+        return found.fault
+    except Exception as error:  # a foreign forward may raise anything
+        return Fault(running[-1], f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
+    return None
+
+
+@contextmanager
+def _hooks(model: nn.Module, sizes: CutSizes, check: _Check, running: list[str]) -> Iterator[None]:
+    spans: dict[str, list[Span]] = {}
+    for span in sizes.tape.spans:
+        if isinstance(span.target, str):
+            spans.setdefault(span.target, []).append(span)
+    calls: Counter[str] = Counter()
+
+    def compare(place: str, expected: Any, found: Any, blamed: str) -> None:
+        tensors: list[torch.Tensor] = []
+        map_tensors(found, tensors.append)
+        values = values_in(expected)
+        if len(values) != len(tensors):
+            return
+        for i, (value, tensor) in enumerate(zip(values, tensors, strict=True)):
+            error = check(f"{place}.{i}", value.number, tensor)
+            if error is not None:
+                raise _FoundError(Fault(blamed, error))
+
+    def enter(path: str) -> Callable[..., None]:
+        def hook(_module: nn.Module, args: Any, kwargs: Any) -> None:
+            number = calls[path]
+            calls[path] += 1
+            if number < len(spans[path]):
+                span = spans[path][number]
+                compare(f"{path}>{number}", (span.args, span.kwargs), (args, kwargs), running[-1])
+            running.append(path)
+
+        return hook
+
+    def leave(path: str) -> Callable[..., None]:
+        def hook(_module: nn.Module, _args: Any, output: Any) -> None:
+            running.pop()
+            number = calls[path] - 1
+            if number < len(spans[path]):
+                compare(f"{path}<{number}", spans[path][number].result, output, path)
+
+        return hook
+
+    handles = []
+    for path, module in model.named_modules():
+        if path in spans:
+            handles.append(module.register_forward_pre_hook(enter(path), with_kwargs=True))
+            handles.append(module.register_forward_hook(leave(path)))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

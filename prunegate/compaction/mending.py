@@ -1,0 +1,146 @@
+"""Which modules of a cut model have to be played back: found by running, one fault after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import nn
+
+from prunegate.compaction.cut_sizes import CutSizes
+from prunegate.compaction.faults import Fault
+from prunegate.compaction.plan import Plan
+from prunegate.compaction.playback import as_graph_module, play_back
+from prunegate.compaction.rewrite import CannotReplayError
+from prunegate.compaction.surgery import cut
+
+
+@dataclass(frozen=True)
+class Mending:
+    """How a cut model is made to run.
+
+    Attributes:
+        graph: The whole model becomes a graph; else it keeps its class.
+        replayed: Modules whose forward is played back.
+        apart: Modules that are taken apart within a played-back one, or within the graph.
+    """
+
+    graph: bool = False
+    replayed: tuple[str, ...] = ()
+    apart: tuple[str, ...] = ()
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the model's own code serves as it is."""
+        return not self.graph and not self.replayed
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"graph": self.graph, "replayed": list(self.replayed), "apart": list(self.apart)}
+
+    @classmethod
+    def from_dict(cls, data: Any) -> Mending:
+        """Read what `as_dict` wrote, trusting nothing.
+
+        Raises:
+            ValueError: Naming the field that is not as expected.
+        """
+        if data is None:
+            return cls()
+        if not isinstance(data, dict) or not isinstance(data.get("graph"), bool):
+            raise ValueError("mending: expected an object with graph, replayed and apart")
+        names = {}
+        for key in ("replayed", "apart"):
+            value = data.get(key)
+            if not isinstance(value, list) or not all(isinstance(entry, str) for entry in value):
+                raise ValueError(f"mending.{key}: expected a list of module names")
+            names[key] = tuple(value)
+        return cls(data["graph"], **names)
+
+
+class UnplayableError(Exception):
+    """A module that was to be played back, and cannot be."""
+
+    def __init__(self, fault: Fault) -> None:
+        super().__init__(fault.error)
+        self.fault = fault
+
+
+def build(dense: nn.Module, plan: Plan, sizes: CutSizes, mending: Mending) -> tuple[nn.Module, Plan]:
+    """Cut a dense model in place and make it run; gives the model and the plan with its attribute edits.
+
+    Raises:
+        UnplayableError: A module cannot be played back.
+    """
+    plan = cut(dense, plan)
+    return mend(dense, sizes, mending), plan
+
+
+def mend(model: nn.Module, sizes: CutSizes, mending: Mending) -> nn.Module:
+    """Play back what the mending lists, in place; with ``graph``, the model as a graph.
+
+    Raises:
+        UnplayableError: A module cannot be played back.
+    """
+    for path in mending.replayed:
+        try:
+            play_back(model, path, sizes, mending.apart)
+        except CannotReplayError as error:
+            raise UnplayableError(Fault(path, str(error))) from error
+    if not mending.graph:
+        return model
+    try:
+        return as_graph_module(model, sizes, mending.apart)
+    except CannotReplayError as error:
+        raise UnplayableError(Fault("", str(error))) from error
+
+
+def extended(mending: Mending, fault: Fault, model: nn.Module, sizes: CutSizes, unplayable: bool) -> Mending | None:
+    """A mending that covers one more fault; None if there is none.
+
+    All modules of the faulty one's class are played back with it: where one block's code derives a wrong
+    size, the others' does too.
+    """
+    called = {str(span.target) for span in sizes.tape.spans if isinstance(span.target, str)}
+    path = fault.module
+    if mending.graph:
+        if path == "" or path in mending.apart or path not in called:
+            return None
+        return replace(mending, apart=(*mending.apart, *_alike(model, path, called)))
+    apart = set(mending.apart)
+    while path in mending.replayed:  # playing it back was not enough
+        apart.add(path)
+        path = path.rpartition(".")[0]
+        while path and path not in called:
+            path = path.rpartition(".")[0]
+    if path == "":
+        return None
+    alike = [path] if unplayable or path in apart else _alike(model, path, called)
+    replayed = [p for p in dict.fromkeys((*mending.replayed, *alike)) if p not in apart]
+    return Mending(False, tuple(replayed), tuple(sorted(apart)))
+
+
+def _alike(model: nn.Module, path: str, called: set[str]) -> list[str]:
+    cls = type(model.get_submodule(path))
+    return [p for p, module in model.named_modules() if type(module) is cls and p in called]
+
+
+def settle(
+    mending: Mending,
+    model: nn.Module,
+    sizes: CutSizes,
+    fault_of: Callable[[Mending], Fault | None],
+) -> tuple[Mending, Fault | None]:
+    """Extend a mending until no fault is left; the fault that could not be mended, if one was met."""
+    while True:
+        unplayable = False
+        try:
+            fault = fault_of(mending)
+        except UnplayableError as found:
+            fault, unplayable = found.fault, True
+        if fault is None:
+            return mending, None
+        more = extended(mending, fault, model, sizes, unplayable)
+        if more is None or more == mending:
+            return mending, fault
+        mending = more

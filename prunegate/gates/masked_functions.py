@@ -1,0 +1,221 @@
+"""Functions of torch, without some positions of an argument: what they return once these are cut away.
+
+Products, sums and norms leave out what is zero, so it is enough to zero the argument. Functions that
+divide by a count, or look for a largest entry, have a masked form each. Positions that are left out get
+values too (finite ones); nobody reads them.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from functools import lru_cache
+from typing import Any, TypeAlias
+
+import torch
+from torch import nn
+from torch.utils._pytree import tree_map
+
+Masked: TypeAlias = Callable[..., Any]
+
+
+def call_masked(
+    name: str, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], masks: Mapping[int, Any]
+) -> Any:
+    """``func(*args, **kwargs)`` without the positions where a mask is zero.
+
+    Args:
+        name: The function's name, as `prunegate.groups.watch.function_name` gives it.
+        masks: By number of the positional argument: a mask that broadcasts over it.
+    """
+    masked = MASKED_FUNCTIONS.get(name)
+    if masked is None:
+        changed = list(args)
+        for place, mask in masks.items():
+            changed[place] = args[place] * mask.to(args[place].dtype)
+        return func(*changed, **kwargs)
+    x, mask = args[0], masks[0]
+    arguments = _bound(masked, args[1:], kwargs)
+    if x.dtype in (torch.float16, torch.bfloat16):  # sums of ones are not exact there
+        return tree_map(lambda t: t.to(x.dtype), masked(x.float(), mask.float(), **arguments))
+    return masked(x, mask.to(x.dtype), **arguments)
+
+
+@lru_cache(maxsize=64)
+def _names(masked: Masked) -> tuple[str, ...]:
+    return tuple(inspect.signature(masked).parameters)[2:]
+
+
+def _bound(masked: Masked, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    names = _names(masked)
+    given = {**dict(zip(names, args, strict=False)), **kwargs}
+    return {key: value for key, value in given.items() if key in names}
+
+
+def _count(x: torch.Tensor, mask: torch.Tensor, dims: list[int], keepdim: bool = True) -> torch.Tensor:
+    return mask.expand(x.shape).sum(dims, keepdim=keepdim).clamp_min(1)
+
+
+def _moments(x: torch.Tensor, mask: torch.Tensor, dims: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and (biased) variance over the kept positions of ``dims``, dimensions kept."""
+    count = _count(x, mask, dims)
+    mean = (x * mask).sum(dims, keepdim=True) / count
+    variance = ((x - mean).square() * mask).sum(dims, keepdim=True) / count
+    return mean, variance
+
+
+def _layer_norm(
+    x: torch.Tensor,
+    mask: torch.Tensor,
+    normalized_shape: Any,
+    weight: torch.Tensor | None = None,
+    bias: torch.Tensor | None = None,
+    eps: float = 1e-5,
+) -> torch.Tensor:
+    mean, variance = _moments(x, mask, list(range(-len(normalized_shape), 0)))
+    return _affine((x - mean) * torch.rsqrt(variance + eps), weight, bias)
+
+
+def _rms_norm(
+    x: torch.Tensor,
+    mask: torch.Tensor,
+    normalized_shape: Any,
+    weight: torch.Tensor | None = None,
+    eps: float | None = None,
+) -> torch.Tensor:
+    dims = list(range(-len(normalized_shape), 0))
+    square = (x.square() * mask).sum(dims, keepdim=True) / _count(x, mask, dims)
+    return _affine(x * torch.rsqrt(square + (torch.finfo(x.dtype).eps if eps is None else eps)), weight, None)
+
+
+def _group_norm(
+    x: torch.Tensor,
+    mask: torch.Tensor,
+    num_groups: int,
+    weight: torch.Tensor | None = None,
+    bias: torch.Tensor | None = None,
+    eps: float = 1e-5,
+) -> torch.Tensor:
+    grouped = x.reshape(x.shape[0], num_groups, -1)
+    kept = mask.expand(1, x.shape[1], *[1] * (x.dim() - 2)).expand(1, *x.shape[1:]).reshape(1, num_groups, -1)
+    mean, variance = _moments(grouped, kept, [2])
+    normalised = ((grouped - mean) * torch.rsqrt(variance + eps)).reshape(x.shape)
+    shape = (1, -1, *[1] * (x.dim() - 2))
+    weight = None if weight is None else weight.reshape(shape)
+    return _affine(normalised, weight, None if bias is None else bias.reshape(shape))
+
+
+def _batch_norm(
+    x: torch.Tensor,
+    mask: torch.Tensor,
+    running_mean: torch.Tensor | None,
+    running_var: torch.Tensor | None,
+    weight: torch.Tensor | None = None,
+    bias: torch.Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> torch.Tensor:
+    """With the batch's statistics, over every dimension but 1 (a standardised weight is normalised so)."""
+    mean, variance = _moments(x, mask, [d for d in range(x.dim()) if d != 1])
+    shape = (1, -1, *[1] * (x.dim() - 2))
+    weight = None if weight is None else weight.reshape(shape)
+    bias = None if bias is None else bias.reshape(shape)
+    return _affine((x - mean) * torch.rsqrt(variance + eps), weight, bias)
+
+
+def _affine(x: torch.Tensor, weight: torch.Tensor | None, bias: torch.Tensor | None) -> torch.Tensor:
+    if weight is not None:
+        x = x * weight
+    return x if bias is None else x + bias
+
+
+def _dims(dim: Any, x: torch.Tensor) -> list[int]:
+    if dim is None:
+        return list(range(x.dim()))
+    return [dim] if isinstance(dim, int) else list(dim)
+
+
+def _mean(x: torch.Tensor, mask: torch.Tensor, dim: Any = None, keepdim: bool = False, dtype: Any = None) -> Any:
+    dims = _dims(dim, x)
+    return (x * mask).sum(dims, keepdim=keepdim, dtype=dtype) / _count(x, mask, dims, keepdim)
+
+
+def _var_mean(
+    x: torch.Tensor,
+    mask: torch.Tensor,
+    dim: Any = None,
+    unbiased: bool = True,
+    keepdim: bool = False,
+    correction: int | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    if isinstance(dim, bool):  # x.var(unbiased)
+        dim, unbiased = None, dim
+    dims = _dims(dim, x)
+    less = int(unbiased) if correction is None else correction
+    mean, variance = _moments(x, mask, dims)
+    count = _count(x, mask, dims)
+    variance = variance * count / (count - less)
+    return (variance, mean) if keepdim else (_squeezed(variance, dims), _squeezed(mean, dims))
+
+
+def _squeezed(x: torch.Tensor, dims: list[int]) -> torch.Tensor:
+    gone = {d % x.dim() for d in dims}
+    return x.reshape([size for d, size in enumerate(x.shape) if d not in gone])
+
+
+def _first(name: str, root: bool) -> Masked:
+    """``var`` and ``std`` out of `_var_mean`, whose signature they share."""
+
+    def masked(
+        x: torch.Tensor,
+        mask: torch.Tensor,
+        dim: Any = None,
+        unbiased: bool = True,
+        keepdim: bool = False,
+        correction: int | None = None,
+    ) -> torch.Tensor:
+        variance, _ = _var_mean(x, mask, dim, unbiased, keepdim, correction)
+        return variance.sqrt() if root else variance
+
+    masked.__name__ = name
+    return masked
+
+
+def _std_mean(
+    x: torch.Tensor,
+    mask: torch.Tensor,
+    dim: Any = None,
+    unbiased: bool = True,
+    keepdim: bool = False,
+    correction: int | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    variance, mean = _var_mean(x, mask, dim, unbiased, keepdim, correction)
+    return variance.sqrt(), mean
+
+
+def _lowest(x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    return torch.where(mask.bool(), x, torch.finfo(x.dtype).min)
+
+
+def _amax(x: torch.Tensor, mask: torch.Tensor, dim: Any = (), keepdim: bool = False) -> torch.Tensor:
+    return _lowest(x, mask).amax(dim, keepdim=keepdim)
+
+
+def _softmax(x: torch.Tensor, mask: torch.Tensor, dim: int, _stacklevel: int = 3, dtype: Any = None) -> torch.Tensor:
+    return nn.functional.softmax(_lowest(x, mask), dim, dtype=dtype)
+
+
+MASKED_FUNCTIONS: Mapping[str, Masked] = {
+    "layer_norm": _layer_norm,
+    "rms_norm": _rms_norm,
+    "group_norm": _group_norm,
+    "batch_norm": _batch_norm,
+    "mean": _mean,
+    "var": _first("var", root=False),
+    "std": _first("std", root=True),
+    "var_mean": _var_mean,
+    "std_mean": _std_mean,
+    "amax": _amax,
+    "softmax": _softmax,
+}

@@ -1,0 +1,160 @@
+"""The tape: every operation of one run, in order, with tensors replaced by numbers.
+
+Compaction plays parts of it back with other sizes where a module's own code cannot follow its smaller
+tensors (`prunegate.compaction.replay`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+
+from prunegate.groups.labels import Labels, Shape
+
+
+@dataclass(frozen=True)
+class Value:
+    """A tensor of the tape, by number, where an argument or result held it."""
+
+    number: int
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a tensor that no operation made comes from; ``tensor`` is the data of a literal."""
+
+    kind: Literal["stored", "input", "literal"]
+    name: str = ""
+    tensor: torch.Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Operation:
+    """One call of an operation; ``results`` are the numbers of the tensors it returned."""
+
+    func: torch._ops.OpOverload
+    args: Any
+    kwargs: Any
+    results: tuple[int, ...]
+    is_sequence: bool
+
+
+@dataclass
+class Span:
+    """A stretch of operations that one call of a module or of a function issued.
+
+    Attributes:
+        target: The module's path, or the function.
+        first, last: The operations are ``tape.operations[first:last]``.
+        until: The spans within it are those that come next on the tape, up to this number.
+        returns_argument: It handed back a tensor it was given, untouched.
+    """
+
+    target: str | Callable[..., Any]
+    args: Any
+    kwargs: Any
+    first: int
+    last: int = -1
+    until: int = -1
+    result: Any = None
+    returns_argument: bool = False
+
+
+@dataclass
+class Tape:
+    """All operations of a run, the calls they belong to in the order these began, and every tensor's form."""
+
+    operations: list[Operation] = field(default_factory=list)
+    spans: list[Span] = field(default_factory=list)
+    shapes: list[Shape] = field(default_factory=list)
+    labels: list[Labels] = field(default_factory=list)
+    sources: dict[int, Source] = field(default_factory=dict)
+    same_as: dict[int, int] = field(default_factory=dict)
+    _numbers: dict[int, int] = field(default_factory=dict)
+    _alive: list[torch.Tensor] = field(default_factory=list)
+
+    def add(self, tensor: torch.Tensor, labels: Labels = (), source: Source | None = None) -> int:
+        """A new number for ``tensor``, also if it had one: it has been written to, or passed through a call."""
+        number = len(self.shapes)
+        self.shapes.append(tuple(tensor.shape))
+        self.labels.append(labels)
+        self._alive.append(tensor)
+        self._numbers[id(tensor)] = number
+        if source is not None:
+            self.sources[number] = source
+        return number
+
+    def number(self, tensor: torch.Tensor, labels: Labels = ()) -> int:
+        """The present number of a tensor; one never seen is a literal of the model's code."""
+        found = self._numbers.get(id(tensor))
+        return found if found is not None else self.add(tensor, labels, Source("literal", "", tensor))
+
+    def renumber(self, tree: Any) -> Any:
+        """New numbers for the tensors of a call's result, so that they are known as that call's."""
+
+        def again(tensor: torch.Tensor) -> Value:
+            before = self.number(tensor)
+            number = self.add(tensor, self.labels[before])
+            self.same_as[number] = before
+            return Value(number)
+
+        return map_tensors(tree, again)
+
+    def refer(self, tree: Any) -> Any:
+        """An argument tree with numbers in place of tensors."""
+        return map_tensors(tree, lambda t: Value(self.number(t)))
+
+    def close(self) -> None:
+        """Forget the tensors themselves once the run is over; literals stay."""
+        self._numbers.clear()
+        self._alive.clear()
+
+
+def map_tensors(tree: Any, change: Callable[[torch.Tensor], Any]) -> Any:
+    """``tree`` with its tensors changed; containers become plain ones, output classes a `Record`."""
+    return _map(tree, lambda leaf: change(leaf) if isinstance(leaf, torch.Tensor) else leaf)
+
+
+def map_values(tree: Any, change: Callable[[Value], Any]) -> Any:
+    """``tree`` with its `Value` entries changed."""
+    return _map(tree, lambda leaf: change(leaf) if isinstance(leaf, Value) else leaf)
+
+
+def values_in(tree: Any) -> list[Value]:
+    """All `Value` entries of a tree, in order."""
+    found: list[Value] = []
+    map_values(tree, found.append)
+    return found
+
+
+@dataclass(frozen=True)
+class Record:
+    """An output object with named fields (a dataclass, a Hugging Face ModelOutput, a named tuple)."""
+
+    cls: type
+    fields: Mapping[str, Any]
+
+
+def _map(tree: Any, change: Callable[[Any], Any]) -> Any:
+    if isinstance(tree, Record):
+        return Record(tree.cls, {key: _map(value, change) for key, value in tree.fields.items()})
+    if isinstance(tree, Value | torch.Tensor):
+        return change(tree)
+    if isinstance(tree, tuple) and hasattr(tree, "_fields"):
+        return Record(type(tree), {key: _map(getattr(tree, key), change) for key in tree._fields})
+    if isinstance(tree, dict) and type(tree) is not dict:
+        return Record(type(tree), {key: _map(value, change) for key, value in tree.items()})
+    if isinstance(tree, dict):
+        return {key: _map(value, change) for key, value in tree.items()}
+    if isinstance(tree, torch.Size):
+        return tuple(tree)
+    if isinstance(tree, list | tuple):
+        return type(tree)(_map(entry, change) for entry in tree)
+    if hasattr(tree, "__dataclass_fields__") and not isinstance(tree, type):
+        fields = {key: getattr(tree, key) for key in tree.__dataclass_fields__}
+        if any(isinstance(value, torch.Tensor | Value | list | tuple | dict) for value in fields.values()):
+            return Record(type(tree), {key: _map(value, change) for key, value in fields.items()})
+    return change(tree)

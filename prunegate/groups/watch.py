@@ -1,0 +1,123 @@
+"""Which module and which of torch's functions is running: the addresses of what a run does.
+
+A *call address* names one function call in a model: the module whose forward makes it, the function's
+name, and the how-manieth call of that function it is since the module's forward began. The same count is
+kept when the gated model runs (`prunegate.gates.call_sites`), so a mask finds its call again.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+from torch.overrides import TorchFunctionMode
+
+from prunegate.groups.tape import Span, Tape, Value, values_in
+
+
+@dataclass(frozen=True)
+class CallAddress:
+    """One call of one of torch's functions in the model's code."""
+
+    module: str
+    function: str
+    index: int
+
+
+@dataclass
+class Frame:
+    """A running module: its path, and how often each function was called since it began."""
+
+    path: str
+    counts: Counter[str] = field(default_factory=Counter)
+    span: Span | None = None
+
+
+# Functions that are played back whole: they take no sizes, and what they do in training or by a fused
+# kernel would be lost if they were taken apart.
+_WHOLE = frozenset(
+    """scaled_dot_product_attention dropout dropout1d dropout2d dropout3d alpha_dropout
+    feature_alpha_dropout""".split()
+)
+
+
+class Watch(TorchFunctionMode):
+    """Keeps the stack of running modules and the outermost running function, and writes both on the tape."""
+
+    def __init__(self, tape: Tape | None) -> None:
+        super().__init__()
+        self.frames = [Frame("")]
+        self.address: CallAddress | None = None
+        self.arguments: tuple[Any, ...] = ()
+        self._tape = tape
+
+    @property
+    def module(self) -> str:
+        """Path of the module whose forward is running."""
+        return self.frames[-1].path
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        name = function_name(func)
+        for frame in self.frames:
+            frame.counts[name] += 1
+        self.address = CallAddress(self.module, name, self.frames[-1].counts[name])
+        self.arguments = args
+        span = None
+        if self._tape is not None and name in _WHOLE:
+            span = Span(func, self._tape.refer(args), self._tape.refer(kwargs), len(self._tape.operations))
+            self._tape.spans.append(span)
+        try:
+            result = func(*args, **kwargs)
+        finally:
+            self.address, self.arguments = None, ()
+        if span is not None and self._tape is not None:
+            _finish(span, self._tape, result)
+        return result
+
+    @contextmanager
+    def modules_of(self, model: nn.Module) -> Iterator[None]:
+        """Follow the modules of ``model`` as they are called."""
+        handles = []
+        for path, module in model.named_modules():
+            handles.append(module.register_forward_pre_hook(self._enter(path), with_kwargs=True))
+            handles.append(module.register_forward_hook(self._leave, with_kwargs=True))
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _enter(self, path: str) -> Callable[..., None]:
+        def enter(_module: nn.Module, args: Any, kwargs: Any) -> None:
+            frame = Frame(path)
+            if self._tape is not None:
+                frame.span = Span(path, self._tape.refer(args), self._tape.refer(kwargs), len(self._tape.operations))
+                self._tape.spans.append(frame.span)
+            self.frames.append(frame)
+
+        return enter
+
+    def _leave(self, _module: nn.Module, _args: Any, _kwargs: Any, output: Any) -> None:
+        span = self.frames.pop().span
+        if span is not None and self._tape is not None:
+            _finish(span, self._tape, output)
+
+
+def _finish(span: Span, tape: Tape, result: Any) -> None:
+    span.last, span.until = len(tape.operations), len(tape.spans)
+    before = tape.refer(result)
+    span.returns_argument = isinstance(before, Value) and before in values_in((span.args, span.kwargs))
+    span.result = tape.renumber(result)
+
+
+def function_name(func: Callable[..., Any]) -> str:
+    """A function's name without the underscores of operators and in-place forms: ``x @ y`` is ``matmul``."""
+    name = getattr(func, "__name__", "")
+    return name.strip("_") if name.startswith("__") else name
