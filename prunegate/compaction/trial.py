@@ -15,7 +15,6 @@ from functools import partial
 import numpy as np
 import torch
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from prunegate.compaction.certificate import outputs_of, random_like
 from prunegate.compaction.cut_sizes import CutSizes
@@ -24,7 +23,7 @@ from prunegate.compaction.mending import Mending, build, mend, settle
 from prunegate.compaction.plan import Mask, Plan
 from prunegate.compaction.surgery import cut
 from prunegate.gates import install_sites
-from prunegate.groups import Analysis, ExampleInputs, Pin, Trace, copy_with, fake, shadow
+from prunegate.groups import Analysis, ExampleInputs, Pin, StandIns, Trace, copy_with
 
 logger = logging.getLogger(__name__)
 
@@ -113,11 +112,10 @@ def shape_fault_of(
     model: nn.Module, inputs: ExampleInputs, sizes: CutSizes, mending: Mending, is_fake: bool
 ) -> Fault | None:
     """The first fault of a cut copy of ``model``, seen without arithmetic where that is possible."""
-    fake_mode = FakeTensorMode(allow_non_fake_inputs=True) if is_fake else None
-    copied = shadow(model, fake_mode).eval()
-    if fake_mode is not None:
-        inputs = inputs.map(lambda t: fake(t, fake_mode))
-    with _quiet(), fake_mode or contextlib.nullcontext(), torch.no_grad():
+    stand_ins = StandIns("fake" if is_fake else "real")
+    copied = stand_ins.of_model(model).eval()
+    inputs = inputs.map(stand_ins.of)
+    with _quiet(), stand_ins.running(), torch.no_grad():
         built, _ = build(copied, Plan.of(sizes.analysis, sizes.keep), sizes, mending)
         return shape_fault(built, inputs, sizes)
 

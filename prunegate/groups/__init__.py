@@ -5,9 +5,11 @@ from __future__ import annotations
 from prunegate.groups.analysis import Analysis, LoopNest, MaskedCall
 from prunegate.groups.channel_group import ChannelGroup, Member, PinnedGroup
 from prunegate.groups.constraints import Pin
+from prunegate.groups.copies import copy_with
 from prunegate.groups.inputs import ExampleInputs
+from prunegate.groups.stand_ins import StandIns
 from prunegate.groups.tape import Operation, Record, Source, Span, Tape, Value, map_tensors, map_values, values_in
-from prunegate.groups.trace import Trace, copy_with, fake, shadow
+from prunegate.groups.trace import Trace
 from prunegate.groups.watch import CallAddress, function_name
 
 __all__ = [
@@ -24,14 +26,13 @@ __all__ = [
     "Record",
     "Source",
     "Span",
+    "StandIns",
     "Tape",
     "Trace",
     "Value",
     "copy_with",
-    "fake",
     "function_name",
     "map_tensors",
     "map_values",
-    "shadow",
     "values_in",
 ]

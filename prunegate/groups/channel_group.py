@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+import numpy as np
 
 from prunegate.groups.constraints import Pin
 from prunegate.groups.partition import Ids
@@ -15,12 +17,21 @@ class Member:
     Attributes:
         tensor: Name of the parameter or buffer, e.g. ``"layer1.0.conv1.weight"``.
         axis: Dimension of that tensor.
-        units: int64, shape (length of the axis,): the unit at each index, -1 where there is none of this group.
+        of_axis: int64, shape (length of the axis,): the unit at each index, in the order of all units of the
+            model; -1 for none.
+        of_group: The units of the group within that order.
     """
 
     tensor: str
     axis: int
-    units: Ids
+    of_axis: Ids = field(repr=False)
+    of_group: range
+
+    @property
+    def units(self) -> Ids:
+        """int64, shape (length of the axis,): the group's unit at each index, -1 where there is none."""
+        first, last = self.of_group.start, self.of_group.stop
+        return np.where((self.of_axis >= first) & (self.of_axis < last), self.of_axis - first, -1)
 
     @property
     def module(self) -> str:

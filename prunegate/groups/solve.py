@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
 
 import numpy as np
 
@@ -136,12 +137,8 @@ def _group_units(
     refused: Mapping[str, Pin],
 ) -> tuple[list[tuple[str, Ids]], list[PinnedGroup], Ids]:
     """Collect the units that lie on the same axes; give each free unit its number."""
-    on_axes = _axes_by_root(stored, partition)
+    found = _by_axes_and_reason(stored, partition, reasons)
     producing = _producing_axes(stored, constraints)
-    found: dict[tuple[tuple[int, ...], int], list[int]] = defaultdict(list)
-    for root, signature in on_axes.items():
-        found[signature, int(reasons[root])].append(root)
-
     names: dict[str, int] = defaultdict(int)
     groups: list[tuple[str, Ids]] = []
     pinned: list[PinnedGroup] = []
@@ -163,41 +160,52 @@ def _group_units(
             tensors = tuple(dict.fromkeys(stored[i].tensor for i in signature))
             pinned.append(PinnedGroup(name, len(roots), pin, tensors))
             continue
-        ordered = np.array(sorted(roots), dtype=np.int64)
-        unit_of_root[ordered] = np.arange(count, count + len(ordered))
-        count += len(ordered)
-        groups.append((name, ordered))
+        unit_of_root[roots] = np.arange(count, count + len(roots))
+        count += len(roots)
+        groups.append((name, roots))
     return groups, pinned, unit_of_root
 
 
-def _axes_by_root(stored: Sequence[LabelledAxis], partition: Partition) -> dict[int, tuple[int, ...]]:
-    """For each root the stored axes it lies on, ascending."""
-    pairs = []
-    for number, axis in enumerate(stored):
-        roots = np.unique(partition.roots()[axis.start : axis.start + axis.length])
-        pairs.append(np.stack([roots, np.full_like(roots, number)]))
-    if not pairs:
+def _by_axes_and_reason(
+    stored: Sequence[LabelledAxis], partition: Partition, reasons: Ids
+) -> dict[tuple[tuple[int, ...], int], Ids]:
+    """The roots, ascending, that lie on the same stored axes (by number, ascending) for the same reason.
+
+    Sets of axes are compared by a random 64-bit sum first, so that Python sees each kind of unit once
+    and not every unit.
+    """
+    if not stored:
         return {}
-    roots, numbers = np.concatenate(pairs, axis=1)
-    order = np.argsort(roots, kind="stable")
-    roots, numbers = roots[order], numbers[order]
+    count = len(stored)
+    roots = np.concatenate([partition.roots()[axis.start : axis.start + axis.length] for axis in stored])
+    pairs = np.sort(roots * count + np.repeat(np.arange(count), [axis.length for axis in stored]))
+    pairs = pairs[np.r_[True, pairs[1:] != pairs[:-1]]]
+    roots, numbers = np.divmod(pairs, count)
     starts = np.flatnonzero(np.r_[True, roots[1:] != roots[:-1]])
-    return {
-        int(roots[start]): tuple(part.tolist())
-        for start, part in zip(starts, np.split(numbers, starts[1:]), strict=True)
-    }
+    ends = np.r_[starts[1:], len(roots)]
+    sums = np.add.reduceat(np.random.default_rng(0).integers(1 << 62, size=count)[numbers], starts)
+    roots = roots[starts]
+    order = np.lexsort((roots, reasons[roots], sums))
+    kind = np.stack([sums[order], reasons[roots[order]]])
+    borders = np.flatnonzero(np.r_[True, (kind[:, 1:] != kind[:, :-1]).any(axis=0), True])
+    found: dict[tuple[tuple[int, ...], int], Ids] = {}
+    for first, last in pairwise(borders.tolist()):
+        place = order[first]
+        signature = tuple(numbers[starts[place] : ends[place]].tolist())
+        found[signature, int(reasons[roots[place]])] = roots[order[first:last]]
+    return found
 
 
 def _producing_axes(stored: Sequence[LabelledAxis], constraints: Constraints) -> set[int]:
     """The stored axes that hold the ids a contraction or an embedding produces."""
+    if not stored or not constraints.produced:
+        return set()
     starts = np.array([axis.start for axis in stored], dtype=np.int64)
-    producing: set[int] = set()
-    for ids in constraints.produced:
-        for number in np.unique(np.searchsorted(starts, np.ravel(ids), side="right") - 1).tolist():
-            axis = stored[number] if number >= 0 else None
-            if axis is not None and (np.ravel(ids) < axis.start + axis.length).any():
-                producing.add(number)
-    return producing
+    ends = starts + np.array([axis.length for axis in stored], dtype=np.int64)
+    ids = np.concatenate([produced.reshape(-1) for produced in constraints.produced])
+    numbers = np.searchsorted(starts, ids, side="right") - 1
+    inside = (numbers >= 0) & (ids < ends[numbers])
+    return set(np.flatnonzero(np.bincount(numbers[inside], minlength=len(stored))).tolist())
 
 
 def _group_name(tensor: str) -> str:
@@ -208,13 +216,15 @@ def _group_name(tensor: str) -> str:
 def _with_members(groups: Sequence[tuple[str, Ids]], axes: Mapping[str, Mapping[int, Ids]]) -> list[ChannelGroup]:
     """The groups with the tensor axes that hold their units."""
     bounds = np.cumsum([0, *(len(roots) for _, roots in groups)])
+    group_of = np.repeat(np.arange(len(groups)), np.diff(bounds))
     members: list[list[Member]] = [[] for _ in groups]
     for tensor, by_axis in axes.items():
         for axis, units in by_axis.items():
-            present = np.unique(np.searchsorted(bounds, units[units >= 0], side="right") - 1)
-            for number in present.tolist():
-                inside = (units >= bounds[number]) & (units < bounds[number + 1])
-                members[number].append(Member(tensor, axis, np.where(inside, units - bounds[number], -1)))
+            inside = units[units >= 0]
+            first, last = group_of[inside.min()], group_of[inside.max()]
+            for number in [first] if first == last else np.unique(group_of[inside]).tolist():
+                of_group = range(int(bounds[number]), int(bounds[number + 1]))
+                members[number].append(Member(tensor, axis, units, of_group))
     return [
         ChannelGroup(name, len(roots), int(bounds[number]), tuple(members[number]))
         for number, (name, roots) in enumerate(groups)

@@ -107,6 +107,10 @@ class Tape:
         """An argument tree with numbers in place of tensors."""
         return map_tensors(tree, lambda t: Value(self.number(t)))
 
+    def lacks_literals(self) -> bool:
+        """Whether a constant of the model's code came up without its data."""
+        return any(s.tensor is not None and s.tensor.is_meta for s in self.sources.values())
+
     def close(self) -> None:
         """Forget the tensors themselves once the run is over; literals stay."""
         self._numbers.clear()
@@ -138,11 +142,16 @@ class Record:
     fields: Mapping[str, Any]
 
 
+_ATOMS = frozenset({int, float, bool, str, type(None), torch.dtype, torch.device})
+
+
 def _map(tree: Any, change: Callable[[Any], Any]) -> Any:
+    if type(tree) in _ATOMS:
+        return tree
+    if isinstance(tree, torch.Tensor) or type(tree) is Value:
+        return change(tree)
     if isinstance(tree, Record):
         return Record(tree.cls, {key: _map(value, change) for key, value in tree.fields.items()})
-    if isinstance(tree, Value | torch.Tensor):
-        return change(tree)
     if isinstance(tree, tuple) and hasattr(tree, "_fields"):
         return Record(type(tree), {key: _map(getattr(tree, key), change) for key in tree._fields})
     if isinstance(tree, dict) and type(tree) is not dict:

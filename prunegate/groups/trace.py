@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -13,7 +12,6 @@ from torch import nn
 from torch._subclasses.fake_tensor import (
     DataDependentOutputException,
     DynamicOutputShapeException,
-    FakeTensorMode,
     UnsupportedOperatorException,
 )
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -24,12 +22,15 @@ from prunegate.groups.analysis import Analysis
 from prunegate.groups.constraints import Constraints, Pin
 from prunegate.groups.inputs import ExampleInputs
 from prunegate.groups.solve import solve
+from prunegate.groups.stand_ins import KINDS, StandIns
 from prunegate.groups.tape import Source, Tape
 from prunegate.groups.tracer import Tracer
 from prunegate.groups.values import Values
 from prunegate.groups.watch import Watch
 
 logger = logging.getLogger(__name__)
+
+_NEEDS_VALUES = (DataDependentOutputException, DynamicOutputShapeException, UnsupportedOperatorException)
 
 
 class Trace:
@@ -38,41 +39,43 @@ class Trace:
     def __init__(self, model: nn.Module, inputs: ExampleInputs) -> None:
         """Follow the channels of ``model`` through a run on ``inputs``.
 
-        The run is on a copy whose tensors are fake: nothing is computed, no weights are needed and the
+        The run is on a copy whose tensors hold no data: nothing is computed, no weights are needed and the
         model is not touched. Where a shape depends on values, the run is repeated with real tensors.
 
         Raises:
             TraceError: The model does not run on these inputs.
         """
-        self.constraints = Constraints()
-        self._values = Values(self.constraints)
         self._batch_size = inputs.batch_size()
-        self.tape = Tape()
         self._again: tuple[Tape | None] | None = None
-        self.is_fake = True
-        try:
-            self._follow(model, inputs, FakeTensorMode(allow_non_fake_inputs=True))
-        except (
-            DataDependentOutputException,
-            DynamicOutputShapeException,
-            UnsupportedOperatorException,
-        ) as reason:
-            logger.info("tracing on real tensors: %s", reason)
+        for kind in KINDS:
             self.constraints = Constraints()
             self._values = Values(self.constraints)
             self.tape = Tape()
-            self.is_fake = False
-            self._follow(model, inputs, None)
+            self._stand_ins = StandIns(kind)
+            try:
+                self._follow(model, inputs)
+            except TraceError as reason:
+                if kind == "real" or (kind == "fake" and not isinstance(reason.__cause__, _NEEDS_VALUES)):
+                    raise
+                logger.info("following the run on %s tensors failed: %s", kind, reason)
+            else:
+                if kind != "meta" or not self.tape.lacks_literals():
+                    break
         self.tape.close()
         self._used = self._values.used
         del self._values  # it keeps every tensor of the run alive
+
+    @property
+    def is_fake(self) -> bool:
+        """Whether the run went without data."""
+        return self._stand_ins.kind != "real"
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Trace:
         """Itself: what a run said does not change."""
         return self
 
-    def _follow(self, model: nn.Module, inputs: ExampleInputs, fake_mode: FakeTensorMode | None) -> None:
-        copied = shadow(model, fake_mode)
+    def _follow(self, model: nn.Module, inputs: ExampleInputs) -> None:
+        copied = self._stand_ins.of_model(model)
         named: dict[str, torch.Tensor] = dict(copied.named_parameters())
         self._parameters = list(named)
         named.update(copied.named_buffers())
@@ -81,31 +84,26 @@ class Trace:
             kind = "parameter" if name in self._parameters else "buffer"
             self._values.add_leaf(tensor, kind, name, range(tensor.dim()))
             self.tape.add(tensor, self._values.labels(tensor), Source("stored", name))
-        self._run(copied.eval(), inputs, fake_mode, self.tape)
+        self._run(copied.eval(), inputs, self.tape)
         if self._unused():
             # Heads that only training runs read channels too; what they ask for must hold as well.
             costs = len(self.constraints.contractions)
             try:
-                self._run(copied.train(), inputs.doubled(), fake_mode, None)
+                self._run(copied.train(), inputs.doubled(), None)
             except TraceError as reason:
                 logger.info("training mode could not be followed: %s", reason)
             del self.constraints.contractions[costs:]
 
-    def _run(
-        self, model: nn.Module, inputs: ExampleInputs, fake_mode: FakeTensorMode | None, tape: Tape | None
-    ) -> None:
+    def _run(self, model: nn.Module, inputs: ExampleInputs, tape: Tape | None) -> None:
         watch = Watch(tape)
-        if fake_mode is not None:
-            inputs = inputs.map(lambda t: fake(t, fake_mode))
+        inputs = inputs.map(self._stand_ins.of)
         for tensor in inputs.tensors():
             self._values.set(tensor, ())
             if tape is not None:
                 tape.add(tensor, (), Source("input"))
         try:
-            with run_watched(model, watch, fake_mode), Tracer(self._values, watch, tape):
+            with run_watched(model, watch, self._stand_ins), Tracer(self._values, watch, tape):
                 outputs = model(*inputs.args, **inputs.kwargs)
-        except (DataDependentOutputException, DynamicOutputShapeException, UnsupportedOperatorException):
-            raise
         except Exception as error:
             raise TraceError(
                 f"{watch.module or 'the model'}: running the model on the example inputs failed with "
@@ -139,16 +137,16 @@ class Trace:
         return self._again[0]
 
     def _follow_again(self, model: nn.Module, inputs: ExampleInputs) -> Tape | None:
-        fake_mode, tape = FakeTensorMode(allow_non_fake_inputs=True), Tape()
-        copied = shadow(model, fake_mode).eval()
+        stand_ins, tape = StandIns(self._stand_ins.kind), Tape()
+        copied = stand_ins.of_model(model).eval()
         for tensor in (*dict(copied.named_parameters()).values(), *dict(copied.named_buffers()).values()):
             tape.add(tensor)
-        inputs = inputs.map(lambda t: fake(t, fake_mode))
+        inputs = inputs.map(stand_ins.of)
         for tensor in inputs.tensors():
             tape.add(tensor)
         watch = Watch(tape)
         try:
-            with run_watched(copied, watch, fake_mode), Tracer(None, watch, tape):
+            with run_watched(copied, watch, stand_ins), Tracer(None, watch, tape):
                 copied(*inputs.args, **inputs.kwargs)
         except Exception as reason:  # a foreign forward may raise anything
             logger.info("the run with more samples failed: %s", reason)
@@ -161,40 +159,6 @@ class Trace:
     def analysis(self, refused: Mapping[str, Pin] | None = None) -> Analysis:
         """Channel groups, without those refused by name."""
         return solve(self.constraints, self._shapes, self._parameters, self._batch_size, self._unused(), refused or {})
-
-
-def shadow(model: nn.Module, fake_mode: FakeTensorMode | None) -> nn.Module:
-    """A copy of ``model`` with fake parameters and buffers (shared ones stay shared), or a plain copy."""
-    if fake_mode is None:
-        return copy_with(model, None).requires_grad_(False)
-    return copy_with(model, lambda tensor: fake(tensor, fake_mode)).requires_grad_(False)
-
-
-def fake(tensor: torch.Tensor, fake_mode: FakeTensorMode) -> torch.Tensor:
-    """A fake tensor of the same form. One on the meta device becomes one on the CPU, so that both can meet."""
-    if tensor.is_meta:
-        with fake_mode:
-            return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="cpu")
-    return fake_mode.from_tensor(tensor.detach())
-
-
-def copy_with(model: nn.Module, change: Callable[[torch.Tensor], torch.Tensor] | None) -> nn.Module:
-    """A deep copy whose parameters and buffers are ``change`` of the original ones; shared ones stay shared.
-
-    Raises:
-        TraceError: An attribute of the model cannot be copied.
-    """
-    memo: dict[int, Any] = {}
-    if change is not None:
-        for tensor in (*model.parameters(), *model.buffers()):
-            memo[id(tensor)] = change(tensor)
-    try:
-        return copy.deepcopy(model, memo)
-    except RuntimeError as error:
-        raise TraceError(
-            f"the model cannot be copied: {error}. prunegate works on a copy. Remove tensors computed with "
-            "gradients from the model's attributes."
-        ) from error
 
 
 def plain_outputs(outputs: Any) -> Any:
@@ -219,13 +183,13 @@ def _decomposed_attention() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def run_watched(model: nn.Module, watch: Watch, fake_mode: FakeTensorMode | None) -> Iterator[None]:
+def run_watched(model: nn.Module, watch: Watch, stand_ins: StandIns) -> Iterator[None]:
     """The modes under which a model is followed, without the mode that follows its operations."""
     with (
         watch.modules_of(model),
         _decomposed_attention(),
         torch.no_grad(),
-        fake_mode or contextlib.nullcontext(),
+        stand_ins.running(),
         watch,
     ):
         yield

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
+from prunegate.groups import quick
 from prunegate.groups.labels import Labels
 from prunegate.groups.rules import RULES
 from prunegate.groups.rules.call import Call, Rule
@@ -52,15 +52,15 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self, func: torch._ops.OpOverload, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
-        inputs = [t for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)]
+        inputs = [*_tensors(args), *_tensors(kwargs.values())]
         shapes = {id(t): tuple(t.shape) for t in inputs}
         referred: tuple[Any, Any] | None = None
         if self.tape is not None:
             for tensor in inputs:
                 self.tape.number(tensor, self.values.labels(tensor) if self.values is not None else ())
             referred = self.tape.refer((args, kwargs))
-        result = func(*args, **kwargs)
-        outputs = [t for t in tree_leaves(result) if isinstance(t, torch.Tensor)]
+        result = quick.run(func, args, kwargs)
+        outputs = list(_tensors((result,)))
         if outputs and self.values is not None:
             self._note(self.values, func, args, kwargs, inputs, outputs, shapes)
         if outputs and self.tape is not None and referred is not None:
@@ -93,6 +93,15 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         origin = values.origin(inputs[0]) if signature.moves and inputs else None
         for tensor, found in zip(outputs, labels, strict=True):
             values.set(tensor, found, origin)
+
+
+def _tensors(arguments: Iterable[Any]) -> Iterator[torch.Tensor]:
+    """The tensors among an operation's arguments or results, which hold no containers but lists."""
+    for argument in arguments:
+        if isinstance(argument, torch.Tensor):
+            yield argument
+        elif isinstance(argument, (list, tuple)):
+            yield from _tensors(argument)
 
 
 def _unknown(call: Call) -> list[Labels]:

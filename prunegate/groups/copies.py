@@ -1,0 +1,83 @@
+"""Copies of a model whose tensors are replaced: by ones without data, by the very same, by any others."""
+
+from __future__ import annotations
+
+import copy
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from prunegate.errors import TraceError
+
+
+def copy_with(model: nn.Module, change: Callable[[torch.Tensor], torch.Tensor] | None) -> nn.Module:
+    """A deep copy whose parameters and buffers are ``change`` of the original ones; shared ones stay shared.
+
+    Raises:
+        TraceError: An attribute of the model cannot be copied.
+    """
+    memo: dict[int, Any] = {}
+    if change is not None:
+        for tensor in (*model.parameters(), *model.buffers()):
+            memo[id(tensor)] = change(tensor)
+    try:
+        copied = _copied(model, memo)
+    except RuntimeError as error:
+        raise TraceError(
+            f"the model cannot be copied: {error}. prunegate works on a copy. Remove tensors computed with "
+            "gradients from the model's attributes."
+        ) from error
+    assert isinstance(copied, nn.Module)
+    return copied
+
+
+_ATOMS = frozenset({bool, int, float, complex, str, bytes, type(None), type, torch.dtype, torch.device, torch.Size})
+
+
+def _copied(value: Any, memo: dict[int, Any]) -> Any:
+    """What `copy.deepcopy` gives, several times faster for modules and their plain containers."""
+    cls = type(value)
+    if cls in _ATOMS:
+        return value
+    known = memo.get(id(value))
+    if known is not None:
+        return known
+    if cls is dict or cls is OrderedDict:
+        made = memo[id(value)] = cls()
+        for key, entry in value.items():
+            made[_copied(key, memo)] = _copied(entry, memo)
+        return made
+    if cls is list:
+        copies: list[Any] = []
+        memo[id(value)] = copies
+        copies.extend(_copied(entry, memo) for entry in value)
+        return copies
+    if isinstance(value, nn.Module) and _is_plain(cls):
+        twin = memo[id(value)] = object.__new__(cls)
+        for key, entry in vars(value).items():
+            if key != "_compiled_call_impl":  # `torch.compile` in place, which copies do not inherit
+                vars(twin)[key] = _copied(entry, memo)
+        return twin
+    return copy.deepcopy(value, memo)
+
+
+_OWN_WAYS = frozenset({"__deepcopy__", "__reduce_ex__", "__reduce__", "__getstate__", "__slots__"})
+
+
+def _is_plain(cls: type[nn.Module]) -> bool:
+    """Whether all of a module is its ``__dict__``: its class does not say how to copy or pickle it.
+
+    What torch's own layers say in ``__setstate__`` is for old pickles, which lack attributes.
+    """
+    return all(
+        base is nn.Module
+        or (_OWN_WAYS.isdisjoint(vars(base)) and ("__setstate__" not in vars(base) or _is_of_torch(base)))
+        for base in cls.__mro__[:-1]
+    )
+
+
+def _is_of_torch(cls: type) -> bool:
+    return cls.__module__.startswith("torch.nn.")

@@ -1,0 +1,49 @@
+"""What the tensors of a model are replaced by while it is followed, so that nothing is computed."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Literal, TypeAlias
+
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from prunegate.groups.copies import copy_with
+
+Kind: TypeAlias = Literal["meta", "fake", "real"]
+
+# Ways to follow a run, quickest first. Meta tensors do not meet tensors that the model's code makes on a
+# device; fake ones do, and cost several times as much; shapes that depend on values need real ones.
+KINDS: tuple[Kind, ...] = ("meta", "fake", "real")
+
+
+class StandIns:
+    """Tensors without data in place of a model's own; or, of kind ``"real"``, its own.
+
+    Attributes:
+        kind: ``"meta"``, ``"fake"`` or ``"real"``.
+    """
+
+    def __init__(self, kind: Kind) -> None:
+        self.kind = kind
+        self._mode = FakeTensorMode(allow_non_fake_inputs=True) if kind == "fake" else None
+
+    def of(self, tensor: torch.Tensor) -> torch.Tensor:
+        """A tensor of the same form. A fake one for the meta device is on the CPU, so that both can meet."""
+        if self.kind == "real":
+            return tensor
+        if self._mode is None:
+            return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
+        if not tensor.is_meta:
+            return self._mode.from_tensor(tensor.detach())
+        with self._mode:
+            return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="cpu")
+
+    def of_model(self, model: nn.Module) -> nn.Module:
+        """A frozen copy of a model with its parameters and buffers replaced; shared ones stay shared."""
+        return copy_with(model, None if self.kind == "real" else self.of).requires_grad_(False)
+
+    def running(self) -> contextlib.AbstractContextManager[object]:
+        """What such a copy has to run under."""
+        return self._mode or contextlib.nullcontext()
