@@ -57,9 +57,14 @@ def _copied(value: Any, memo: dict[int, Any]) -> Any:
         return copies
     if isinstance(value, nn.Module) and _is_plain(cls):
         twin = memo[id(value)] = object.__new__(cls)
+        made = vars(twin)
         for key, entry in vars(value).items():
-            if key != "_compiled_call_impl":  # `torch.compile` in place, which copies do not inherit
-                vars(twin)[key] = _copied(entry, memo)
+            if type(entry) in _ATOMS:
+                made[key] = entry
+            elif not entry and "_hooks" in key:  # the many that every module has
+                made[key] = type(entry)()
+            elif key != "_compiled_call_impl":  # `torch.compile` in place, which copies do not inherit
+                made[key] = _copied(entry, memo)
         return twin
     return copy.deepcopy(value, memo)
 

@@ -20,7 +20,7 @@ Shape: TypeAlias = tuple[int, ...]
 
 def varying(label: Ids) -> tuple[int, ...]:
     """The dimensions along which a label has more than one entry."""
-    return tuple(d for d, size in enumerate(label.shape) if size > 1)
+    return tuple([d for d, size in enumerate(label.shape) if size > 1])
 
 
 def along(labels: Labels, dim: int) -> Ids | None:

@@ -150,14 +150,16 @@ def _map(tree: Any, change: Callable[[Any], Any]) -> Any:
         return tree
     if isinstance(tree, torch.Tensor) or type(tree) is Value:
         return change(tree)
+    if type(tree) is tuple or type(tree) is list:
+        return type(tree)([entry if type(entry) in _ATOMS else _map(entry, change) for entry in tree])
+    if type(tree) is dict:
+        return {key: _map(value, change) for key, value in tree.items()}
     if isinstance(tree, Record):
         return Record(tree.cls, {key: _map(value, change) for key, value in tree.fields.items()})
     if isinstance(tree, tuple) and hasattr(tree, "_fields"):
         return Record(type(tree), {key: _map(getattr(tree, key), change) for key in tree._fields})
-    if isinstance(tree, dict) and type(tree) is not dict:
-        return Record(type(tree), {key: _map(value, change) for key, value in tree.items()})
     if isinstance(tree, dict):
-        return {key: _map(value, change) for key, value in tree.items()}
+        return Record(type(tree), {key: _map(value, change) for key, value in tree.items()})
     if isinstance(tree, torch.Size):
         return tuple(tree)
     if isinstance(tree, list | tuple):
