@@ -30,6 +30,7 @@ from prunegate.version import __version__
 if TYPE_CHECKING:
     from prunegate.builders import Builder
     from prunegate.checkpoint import load
+    from prunegate.groups import register_rule
     from prunegate.training import Budget, TauSchedule
     from prunegate.wrapping import Compaction, GatedModel, compact, wrap
 
@@ -53,6 +54,7 @@ __all__ = [
     "__version__",
     "compact",
     "load",
+    "register_rule",
     "wrap",
 ]
 
@@ -65,6 +67,7 @@ _HOMES = {
     "TauSchedule": "prunegate.training",
     "compact": "prunegate.wrapping",
     "load": "prunegate.checkpoint",
+    "register_rule": "prunegate.groups",
     "wrap": "prunegate.wrapping",
 }
 

@@ -103,7 +103,7 @@ def difference(
 
     The compact model runs first: where it fails, it fails before the time for the other is spent.
     """
-    with _evaluating(gated, dtype, not_weights) as first, _evaluating(compact, dtype) as second, _Widely(dtype):
+    with _evaluating(gated, dtype, not_weights) as first, _evaluating(compact, dtype) as second, Widely(dtype):
         biggest, largest = 0.0, 0.0
         for case in cases:
             arguments = case.map(lambda t: t.to(dtype) if t.is_floating_point() else t)
@@ -123,16 +123,28 @@ def difference(
     return Difference(biggest, biggest / largest if largest > 0 else math.inf)
 
 
-class _Widely(TorchFunctionMode):
+class Widely(TorchFunctionMode):
     """In a comparison in double precision, casts to single precision in the model's code become casts to double.
 
     Some code (normalisation layers of language models) casts to float32 whatever it is given; rounding there
-    would hide what the comparison is to show.
+    would hide what the comparison is to show. Tensors that a forward makes are double as well.
     """
 
     def __init__(self, dtype: torch.dtype) -> None:
         super().__init__()
         self._wide = dtype is torch.float64
+        self._default = torch.get_default_dtype()
+
+    def __enter__(self) -> Widely:
+        super().__enter__()  # type: ignore[no-untyped-call]
+        self._default = torch.get_default_dtype()
+        if self._wide:
+            torch.set_default_dtype(torch.float64)
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        torch.set_default_dtype(self._default)
+        super().__exit__(*exception)  # type: ignore[no-untyped-call]
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}

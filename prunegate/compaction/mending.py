@@ -131,16 +131,27 @@ def settle(
     sizes: CutSizes,
     fault_of: Callable[[Mending], Fault | None],
 ) -> tuple[Mending, Fault | None]:
-    """Extend a mending until no fault is left; the fault that could not be mended, if one was met."""
+    """Extend a mending until no fault is left.
+
+    Returns:
+        The mending, the last one that could be played back; and the fault that it leaves, if one was met.
+    """
+    seen: dict[str, str] = {}
+    playable = mending
     while True:
         unplayable = False
         try:
             fault = fault_of(mending)
         except UnplayableError as found:
             fault, unplayable = found.fault, True
+            if fault.module in seen:  # what is wrong there says more than why that cannot be helped
+                fault = replace(fault, error=f"{seen[fault.module]}, and cannot be played back: {fault.error}")
         if fault is None:
             return mending, None
+        if not unplayable:
+            seen.setdefault(fault.module, fault.error)
+            playable = mending
         more = extended(mending, fault, model, sizes, unplayable)
         if more is None or more == mending:
-            return mending, fault
+            return playable, fault
         mending = more

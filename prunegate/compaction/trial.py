@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from prunegate.compaction.certificate import outputs_of, random_like
+from prunegate.compaction.certificate import Widely, outputs_of, random_like
 from prunegate.compaction.cut_sizes import CutSizes
 from prunegate.compaction.faults import Fault, shape_fault, value_fault
 from prunegate.compaction.mending import Mending, build, mend, settle
@@ -101,7 +101,7 @@ class Trial:
         if fault is None:
             return None
         # Single precision may only have rounded differently.
-        return value_fault_of(copy.deepcopy(self._telling).double(), self.inputs, sizes, mending, torch.float64)
+        return value_fault_of(copy_with(self._telling, _doubled), self.inputs, sizes, mending, torch.float64)
 
     def _has_no_values(self) -> bool:
         tensors = (*self.model.parameters(), *self.model.buffers(), *self.inputs.tensors())
@@ -128,7 +128,13 @@ def value_fault_of(
     install_sites(masked, sizes.analysis).spread(torch.from_numpy(sizes.keep).to(dtype))
     cut(compact, Plan.of(sizes.analysis, sizes.keep))
     arguments = random_like(inputs).map(lambda t: t.to(dtype) if t.is_floating_point() else t)
-    return value_fault(masked, mend(compact, sizes, mending), arguments, sizes, _SUSPECT[dtype])
+    with Widely(dtype):
+        return value_fault(masked, mend(compact, sizes, mending), arguments, sizes, _SUSPECT[dtype])
+
+
+def _doubled(tensor: torch.Tensor) -> torch.Tensor:
+    wide = tensor.detach().double() if tensor.is_floating_point() else tensor
+    return nn.Parameter(wide, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else wide
 
 
 def _error_of(check: Callable[[Sequence[str]], Fault | None], chosen: Sequence[str]) -> str | None:

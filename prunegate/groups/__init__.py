@@ -7,6 +7,7 @@ from prunegate.groups.channel_group import ChannelGroup, Member, PinnedGroup
 from prunegate.groups.constraints import Pin
 from prunegate.groups.copies import copy_with
 from prunegate.groups.inputs import ExampleInputs
+from prunegate.groups.rules import Call, register_rule
 from prunegate.groups.stand_ins import StandIns
 from prunegate.groups.tape import Operation, Record, Source, Span, Tape, Value, map_tensors, map_values, values_in
 from prunegate.groups.trace import Trace
@@ -14,6 +15,7 @@ from prunegate.groups.watch import CallAddress, function_name
 
 __all__ = [
     "Analysis",
+    "Call",
     "CallAddress",
     "ChannelGroup",
     "ExampleInputs",
@@ -34,5 +36,6 @@ __all__ = [
     "function_name",
     "map_tensors",
     "map_values",
+    "register_rule",
     "values_in",
 ]

@@ -21,6 +21,7 @@ from prunegate.errors import TraceError
 from prunegate.groups.analysis import Analysis
 from prunegate.groups.constraints import Constraints, Pin
 from prunegate.groups.inputs import ExampleInputs
+from prunegate.groups.rules import module_rule
 from prunegate.groups.solve import solve
 from prunegate.groups.stand_ins import KINDS, StandIns
 from prunegate.groups.tape import Source, Tape
@@ -95,7 +96,7 @@ class Trace:
             del self.constraints.contractions[costs:]
 
     def _run(self, model: nn.Module, inputs: ExampleInputs, tape: Tape | None) -> None:
-        watch = Watch(tape)
+        watch = Watch(tape, module_rule)
         inputs = inputs.map(self._stand_ins.of)
         for tensor in inputs.tensors():
             self._values.set(tensor, ())
@@ -144,7 +145,7 @@ class Trace:
         inputs = inputs.map(stand_ins.of)
         for tensor in inputs.tensors():
             tape.add(tensor)
-        watch = Watch(tape)
+        watch = Watch(tape, module_rule)
         try:
             with run_watched(copied, watch, stand_ins), Tracer(None, watch, tape):
                 copied(*inputs.args, **inputs.kwargs)

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from prunegate.groups import quick
 from prunegate.groups.labels import Labels
-from prunegate.groups.rules import RULES
+from prunegate.groups.rules import BUILTIN_RULES, OPERATION_RULES
 from prunegate.groups.rules.call import Call, Rule
 from prunegate.groups.rules.factory import label_all
 from prunegate.groups.rules.pointwise import pointwise
@@ -47,6 +49,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __post_init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        self.watch.on_ruled_module = self.note_module
 
     def __torch_dispatch__(
         self, func: torch._ops.OpOverload, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -54,22 +57,43 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         kwargs = kwargs or {}
         inputs = [*_tensors(args), *_tensors(kwargs.values())]
         shapes = {id(t): tuple(t.shape) for t in inputs}
+        known = None if self.watch.is_opaque else self.values
         referred: tuple[Any, Any] | None = None
         if self.tape is not None:
             for tensor in inputs:
-                self.tape.number(tensor, self.values.labels(tensor) if self.values is not None else ())
+                self.tape.number(tensor, known.labels(tensor) if known is not None else ())
             referred = self.tape.refer((args, kwargs))
         result = quick.run(func, args, kwargs)
         outputs = list(_tensors((result,)))
-        if outputs and self.values is not None:
-            self._note(self.values, func, args, kwargs, inputs, outputs, shapes)
+        if outputs and known is not None:
+            self._note(known, func, args, kwargs, inputs, outputs, shapes)
         if outputs and self.tape is not None and referred is not None:
-            known = self.values
             results = tuple(self.tape.add(t, known.labels(t) if known is not None else ()) for t in outputs)
             self.tape.operations.append(
                 Operation(func, referred[0], referred[1], results, isinstance(result, list | tuple))
             )
         return result
+
+    def note_module(self, module: nn.Module, rule: Rule, args: Any, kwargs: Any, output: Any) -> None:
+        """Note what a registered rule says of a module call, in place of the operations inside."""
+        if self.values is None:
+            return
+        own = {**dict(module.named_parameters(recurse=False)), **dict(module.named_buffers(recurse=False))}
+        bound = inspect.signature(module.forward).bind(*args, **kwargs)
+        bound.apply_defaults()
+        arguments = {**own, **bound.arguments}
+        inputs = [*_tensors(bound.arguments.values()), *own.values()]
+        outputs = list(_tensors((output,)))
+        shapes = {id(t): tuple(t.shape) for t in inputs}
+        call = Call(type(module).__name__, None, arguments, inputs, outputs, shapes, self.values, self.watch)
+        for tensor in (*inputs, *module.parameters()):
+            origin = self.values.origin(tensor)
+            if origin is not None:
+                self.values.used.add(origin)
+        for tensor, found in zip(outputs, rule(call), strict=True):
+            self.values.set(tensor, found)
+            if self.tape is not None:
+                self.tape.add(tensor, found)
 
     def _note(
         self,
@@ -121,17 +145,19 @@ _REARRANGING = frozenset(
     """view _unsafe_view reshape _reshape_alias permute transpose t unsqueeze squeeze slice select expand
     detach alias contiguous _to_copy split split_with_sizes unbind as_strided clone lift_fresh""".split()
 )
+_KNOWN_NAMESPACES = frozenset({"aten", "prims", "torchvision"})
 _signatures: dict[torch._ops.OpOverload, _Signature] = {}
 
 
 def _signature(func: torch._ops.OpOverload) -> _Signature:
     found = _signatures.get(func)
-    if found is None:
+    own = OPERATION_RULES.get(func._schema.name)
+    if found is None or (own is not None and found.rule is not own):
         schema = func._schema
-        full = schema.name.split("::")[1]
+        namespace, full = schema.name.split("::")
         in_place = full.endswith("_") and not full.endswith("__")
         name = full[:-1] if in_place else full
-        rule = RULES.get(name)
+        rule = own or (BUILTIN_RULES.get(name) if namespace in _KNOWN_NAMESPACES else None)
         if rule is None:
             rule = pointwise if torch.Tag.pointwise in func.tags else _unknown
         found = _signatures[func] = _Signature(

@@ -35,6 +35,7 @@ class Frame:
     path: str
     counts: Counter[str] = field(default_factory=Counter)
     span: Span | None = None
+    rule: Any = None
 
 
 # Functions that are played back whole: they take no sizes, and what they do in training or by a fused
@@ -46,11 +47,24 @@ _WHOLE = frozenset(
 
 
 class Watch(TorchFunctionMode):
-    """Keeps the stack of running modules and the outermost running function, and writes both on the tape."""
+    """Keeps the stack of running modules and the outermost running function, and writes both on the tape.
 
-    def __init__(self, tape: Tape | None) -> None:
+    Attributes:
+        is_opaque: A module is running that has a rule of its own, so what happens inside says nothing.
+        on_ruled_module: Called as such a module ends, with its rule, arguments and output.
+    """
+
+    def __init__(self, tape: Tape | None, rule_of: Callable[[type[nn.Module]], Any] = lambda cls: None) -> None:
+        """Start outside of every module.
+
+        Args:
+            rule_of: Gives what a user registered for a module class, or None.
+        """
         super().__init__()
         self.frames = [Frame("")]
+        self.is_opaque = False
+        self.on_ruled_module: Callable[[nn.Module, Any, Any, Any, Any], None] = lambda *call: None
+        self._rule_of = rule_of
         self.address: CallAddress | None = None
         self.arguments: tuple[Any, ...] = ()
         self._tape = tape
@@ -70,7 +84,7 @@ class Watch(TorchFunctionMode):
         self.address = CallAddress(self.module, name, self.frames[-1].counts[name])
         self.arguments = args
         span = None
-        if self._tape is not None and name in _WHOLE:
+        if self._tape is not None and name in _WHOLE and not self.is_opaque:
             span = Span(func, self._tape.refer(args), self._tape.refer(kwargs), len(self._tape.operations))
             self._tape.spans.append(span)
         try:
@@ -95,17 +109,24 @@ class Watch(TorchFunctionMode):
                 handle.remove()
 
     def _enter(self, path: str) -> Callable[..., None]:
-        def enter(_module: nn.Module, args: Any, kwargs: Any) -> None:
+        def enter(module: nn.Module, args: Any, kwargs: Any) -> None:
             frame = Frame(path)
-            if self._tape is not None:
+            if self._tape is not None and not self.is_opaque:
                 frame.span = Span(path, self._tape.refer(args), self._tape.refer(kwargs), len(self._tape.operations))
                 self._tape.spans.append(frame.span)
             self.frames.append(frame)
+            if not self.is_opaque:
+                frame.rule = self._rule_of(type(module))
+                self.is_opaque = frame.rule is not None
 
         return enter
 
-    def _leave(self, _module: nn.Module, _args: Any, _kwargs: Any, output: Any) -> None:
-        span = self.frames.pop().span
+    def _leave(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        frame = self.frames.pop()
+        if frame.rule is not None:
+            self.is_opaque = False
+            self.on_ruled_module(module, frame.rule, args, kwargs, output)
+        span = frame.span
         if span is not None and self._tape is not None:
             _finish(span, self._tape, output)
 

@@ -81,6 +81,8 @@ def _torchvision(name: str) -> Case:
     if kind == "detection":
         # An SSD resizes to the size it was made for; the others do not need to work on 800 pixels.
         arguments |= {} if name.startswith("ssd") else {"min_size": 128, "max_size": 160}
+        if "rcnn" in name:  # random weights see a hundred objects in noise, and each costs as much as an image
+            arguments |= {"rpn_post_nms_top_n_test": 50, "box_detections_per_img": 5}
         return Case(get_model(name, weights=None, **arguments), _image_list(3, 128, 160), classes=91, selects=True)
     if kind == "vision_transformer":
         side = 4 * int(name.rpartition("_")[2])  # names end in the side of a patch

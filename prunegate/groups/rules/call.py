@@ -30,10 +30,12 @@ MASKABLE = ZERO_NEUTRAL | frozenset(
 
 @dataclass(frozen=True)
 class Call:
-    """An operation with its arguments bound by name, and access to labels and constraints.
+    """An operation, or a module with a rule of its own, with its arguments by name; labels and constraints.
 
     Attributes:
-        name: The operation's name without namespace, overload and in-place mark, e.g. ``"addmm"``.
+        name: The operation's name without namespace, overload and in-place mark, e.g. ``"addmm"``; or the
+            name of the module's class.
+        func: The operation; None for a module.
         arguments: Every argument of the schema by name, defaults filled in.
         inputs: All tensors among the arguments, in order.
         outputs: All tensors returned, in order.
@@ -42,7 +44,7 @@ class Call:
     """
 
     name: str
-    func: torch._ops.OpOverload
+    func: torch._ops.OpOverload | None
     arguments: Mapping[str, Any]
     inputs: Sequence[torch.Tensor]
     outputs: Sequence[torch.Tensor]

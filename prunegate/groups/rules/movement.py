@@ -194,6 +194,8 @@ def _as_strided(call: Call) -> list[Labels]:
 def _same_operation(call: Call) -> list[Labels]:
     """Run the very operation on the full-size label (float64 holds ids exactly)."""
     source = call.inputs[0]
+    if call.func is None:
+        raise TypeError(f"{call.name}: this rule repeats an operation, and serves operations only")
     results: list[list[Ids]] = [[] for _ in call.outputs]
     for label in call.labels_of(source):
         full = np.array(np.broadcast_to(label, call.shape_of(source)), dtype=np.float64)

@@ -1,0 +1,32 @@
+"""The rules that come with the package, by operation.
+
+`BUILTIN_RULES` maps an operation's name (``aten`` overload and in-place mark removed) to the function that
+states its effect. An operation that is neither here nor tagged pointwise by torch pins what it reads.
+"""
+
+from __future__ import annotations
+
+from prunegate.groups.rules import (
+    contraction,
+    convolution,
+    factory,
+    joining,
+    movement,
+    normalisation,
+    pointwise,
+    reduction,
+    spatial,
+)
+from prunegate.groups.rules.call import RuleTable
+
+BUILTIN_RULES: RuleTable = {
+    **pointwise.RULES,
+    **movement.RULES,
+    **joining.RULES,
+    **factory.RULES,
+    **contraction.RULES,
+    **convolution.RULES,
+    **normalisation.RULES,
+    **reduction.RULES,
+    **spatial.RULES,
+}
