@@ -99,7 +99,9 @@ class Gates(nn.Module):
         """The first of each channel group's highest logits: the unit that always stays, bool, shape (units,)."""
         logits, owner = self.logits.float(), self._owner
         count = len(self._slices)
-        highest = torch.full((count,), -math.inf, device=logits.device).scatter_reduce(0, owner, logits, "amax")
+        highest = torch.full((count,), -math.inf, dtype=logits.dtype, device=logits.device).scatter_reduce(
+            0, owner, logits, "amax"
+        )
         place = torch.arange(logits.numel(), device=logits.device)
         candidates = torch.where(logits == highest[owner], place, logits.numel())
         first = torch.full((count,), logits.numel(), device=logits.device, dtype=place.dtype)

@@ -41,6 +41,7 @@ class LabelledAxis:
     axis: int
     start: int
     length: int
+    ndim: int = 1
 
 
 @dataclass(frozen=True)
@@ -85,13 +86,22 @@ class Constraints:
     ties: list[tuple[Ids, Ids]] = field(default_factory=list)
     grids: dict[tuple[Shape, bytes], Ids] = field(default_factory=dict)
     size: int = 0
+    _starts: list[int] = field(default_factory=list)
 
-    def new_axis(self, kind: Literal["parameter", "buffer", "constant"], tensor: str, axis: int, length: int) -> Ids:
+    def new_axis(
+        self, kind: Literal["parameter", "buffer", "constant"], tensor: str, axis: int, length: int, ndim: int = 1
+    ) -> Ids:
         """Fresh ids, shape (length,), for the indices of a tensor's dimension."""
         ids = np.arange(self.size, self.size + length, dtype=np.int64)
-        self.axes.append(LabelledAxis(kind, tensor, axis, self.size, length))
+        self.axes.append(LabelledAxis(kind, tensor, axis, self.size, length, ndim))
+        self._starts.append(self.size)
         self.size += length
         return ids
+
+    def is_table(self, label: Ids) -> bool:
+        """Whether no id was given to a weight: they come from vectors, buffers and constants of the code."""
+        numbers = np.searchsorted(self._starts, label.reshape(-1), side="right") - 1
+        return all(self.axes[n].kind != "parameter" or self.axes[n].ndim == 1 for n in set(numbers.tolist()))
 
     def pinned_ids(self, length: int, pin: Pin) -> Ids:
         """Fresh ids, shape (length,), that stand for channels nobody may remove."""

@@ -112,7 +112,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
             origin = values.origin(tensor)
             if origin is not None:
                 values.used.add(origin)
-        empty = any(t.numel() == 0 for t in inputs)
+        empty = signature.name != "cat" and any(t.numel() == 0 for t in inputs)
         labels = _pin_all(call, "a tensor without elements passes through") if empty else signature.rule(call)
         origin = values.origin(inputs[0]) if signature.moves and inputs else None
         for tensor, found in zip(outputs, labels, strict=True):

@@ -28,7 +28,9 @@ class Values:
         """Give every listed dimension of a parameter or buffer its own ids."""
         labels = tuple(
             on_axis(
-                self.constraints.new_axis("parameter" if kind == "parameter" else "buffer", name, d, tensor.shape[d]),
+                self.constraints.new_axis(
+                    "parameter" if kind == "parameter" else "buffer", name, d, tensor.shape[d], tensor.dim()
+                ),
                 d,
                 tensor.dim(),
             )

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import nn
@@ -88,6 +89,8 @@ def _torchvision(name: str) -> Case:
         side = 4 * int(name.rpartition("_")[2])  # names end in the side of a patch
         model = get_model(name, weights=None, image_size=side, **arguments)
         return Case(model, _images(3, side, side), classes=1000)
+    if name.startswith("mvit"):
+        return Case(_small_mvit(name), _images(3, 16, 64, 64), classes=400)
     model = get_model(name, weights=None, **arguments).eval()
     if kind == "optical_flow":
         return Case(model, _image_pairs)
@@ -97,6 +100,19 @@ def _torchvision(name: str) -> Case:
     last = 299 if name == "inception_v3" else 224
     shapes = [(3, side, side) for side in (*_SIDES, last)]
     return Case(model, _smallest_that_runs(model, shapes), classes=21 if kind == "segmentation" else 1000)
+
+
+def _small_mvit(name: str) -> nn.Module:
+    """An MViT for images of 64 x 64: its builder fixes 224 x 224, which is slow; its class takes any size."""
+    from torchvision.models import get_model
+    from torchvision.models.video import mvit
+
+    def small(**arguments: Any) -> nn.Module:
+        return made(**{**arguments, "spatial_size": (64, 64)})
+
+    made = mvit.MViT
+    with mock.patch.object(mvit, "MViT", small):
+        return get_model(name, weights=None)
 
 
 def _images(*shape: int) -> Inputs:

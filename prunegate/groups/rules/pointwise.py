@@ -21,6 +21,7 @@ def unite_operands(call: Call, operands: Sequence[Operand], ndim: int) -> Labels
     """
     shapes = [(1,) * (ndim - len(shape)) + shape for _, shape in operands]
     labels = [[align(label, ndim) for label in found] for found, _ in operands]
+    _set_tables_aside(call, labels)
     covered = [{d for label in found for d in varying(label)} for found in labels]
     spanned = [{d for d, size in enumerate(shape) if size > 1} for shape in shapes]
 
@@ -51,6 +52,21 @@ def unite_operands(call: Call, operands: Sequence[Operand], ndim: int) -> Labels
         shape = np.broadcast_shapes(*(label.shape for label in members))
         result.append(np.broadcast_to(widest, shape) if shape != widest.shape else widest)
     return tuple(result)
+
+
+def _set_tables_aside(call: Call, labels: list[list[Ids]]) -> None:
+    """Pin and drop labels of vectors and constant tables over a part of what another operand's label varies on.
+
+    A rotary table, or a scale, over the width of heads meets all heads: were its entries taken for channels,
+    every head would have to lose the same positions. Without it each head goes as a whole.
+    """
+    wide = [set(varying(label)) for found in labels for label in found]
+    for found in labels:
+        for label in list(found):
+            dims = set(varying(label))
+            if any(dims < other for other in wide) and call.constraints.is_table(label):
+                call.pin(label, "a table or scale that several sets of channels share")
+                found[:] = [x for x in found if x is not label]
 
 
 def pointwise(call: Call) -> list[Labels]:
