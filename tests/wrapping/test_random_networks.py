@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 import prunegate
@@ -18,7 +19,60 @@ ACTIVATIONS = {
     "cosine": torch.cos,  # not zero at zero
     "sigmoid": torch.sigmoid,
 }
-PIECES = ("conv", "depthwise", "grouped", "norm", "activation", "add", "concat", "chunk", "excite", "shuffle", "reuse")
+PIECES = (
+    *("conv", "depthwise", "grouped", "norm", "activation", "add", "concat", "chunk", "excite", "shuffle", "reuse"),
+    *("split", "flatten", "linear", "attention", "multihead"),
+)
+
+
+class ChannelsLast(nn.Module):
+    """A layer over the last dimension, as language models have, on an image."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layer(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+class Attention(nn.Module):
+    """Self-attention over pixels with one projection for queries, keys and values."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads, self.qkv, self.out = heads, nn.Linear(width, 3 * width), nn.Linear(width, width)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        batch, channels, height, width = x.shape
+        tokens = x.flatten(2).transpose(1, 2)
+        q, k, v = self.qkv(tokens).reshape(batch, -1, 3, self.heads, channels // self.heads).permute(2, 0, 3, 1, 4)
+        y = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(batch, -1, channels)
+        return x + self.out(y).transpose(1, 2).reshape(batch, channels, height, width)
+
+
+class Multihead(nn.Module):
+    """The same by torch's own layer."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(width, heads, batch_first=True)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        tokens = x.flatten(2).transpose(1, 2)
+        y, _ = self.attention(tokens, tokens, tokens, need_weights=False)
+        return x + y.transpose(1, 2).reshape(x.shape)
+
+
+def _norm(channels: int, choice: int) -> nn.Module:
+    groups = 2 if channels % 2 == 0 else 1
+    return (
+        nn.BatchNorm2d(channels),
+        nn.GroupNorm(1, channels),
+        nn.GroupNorm(groups, channels),
+        ChannelsLast(nn.LayerNorm(channels)),
+        ChannelsLast(nn.RMSNorm(channels, eps=1e-5)),
+    )[choice % 5]
 
 
 class RandomNet(nn.Module):
@@ -29,6 +83,7 @@ class RandomNet(nn.Module):
         self.stem = nn.Conv2d(3, width, 3, padding=1)
         self.pieces = pieces
         self.layers = nn.ModuleDict()
+        self.first: dict[str, int] = {}
         self.even: dict[str, bool] = {}  # decided once: code that branches on widths at run time is another matter
         channels = width
         for number, (kind, choice) in enumerate(pieces):
@@ -48,7 +103,16 @@ class RandomNet(nn.Module):
             self.layers[key] = nn.Conv2d(channels, outputs, 3, padding=1, groups=groups)
             return outputs
         elif kind == "norm":
-            self.layers[key] = nn.BatchNorm2d(channels)
+            self.layers[key] = _norm(channels, choice)
+        elif kind == "linear":
+            self.layers[key] = ChannelsLast(nn.Linear(channels, outputs, bias=choice % 2 == 0))
+            return outputs
+        elif kind in ("attention", "multihead"):
+            heads = 2 if channels % 2 == 0 else 1
+            self.layers[key] = (Attention if kind == "attention" else Multihead)(channels, heads)
+        elif kind == "split":
+            self.first[key] = 1 + channels // 3
+            self.layers[key] = nn.Conv2d(self.first[key], self.first[key], 1)
         elif kind in ("add", "reuse"):
             self.layers[key] = nn.Conv2d(channels, channels, 3, padding=1)
         elif kind == "concat":
@@ -85,6 +149,11 @@ class RandomNet(nn.Module):
                 return x
             first, second = x.chunk(2, dim=1)
             return first * torch.sigmoid(second)
+        if kind == "split":  # part of the channels is worked on, the rest passes by
+            first, second = torch.split(x, [self.first[key], x.shape[1] - self.first[key]], dim=1)
+            return torch.cat([second, self.layers[key](first)], dim=1)
+        if kind == "flatten":  # into one dimension and back
+            return x.flatten(1).mul(1.5).reshape(x.shape)
         if kind == "excite":
             return x * self.layers[key](x.mean((2, 3), keepdim=True))
         if kind == "shuffle":
@@ -127,6 +196,10 @@ def test_random_network_compacts_without_loss(
     with torch.no_grad():
         expected, found = gated.eval()(other), result.model.eval()(other)
         assert float((found - expected).abs().max()) <= 1e-9 * float(expected.abs().max())
-        with FlopCounterMode(display=False) as counter:
+        # Fused attention is not counted: torch's counter sees the products only where they are made one by one.
+        fast = torch.backends.mha.get_fastpath_enabled()
+        torch.backends.mha.set_fastpath_enabled(False)
+        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
             result.model(x)
+        torch.backends.mha.set_fastpath_enabled(fast)
     assert counter.get_total_flops() // 2 // 2 == gated.realised_cost("macs")
