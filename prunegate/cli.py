@@ -174,12 +174,13 @@ def _print_explanation(console: Console, title: str, explanation: Explanation, m
         pinned.add_column("channels of")
         pinned.add_column("units", justify="right")
         pinned.add_column("reason")
+        pinned.add_column("what to do")
         for row in explanation.pinned:
-            pinned.add_row(row.name, str(row.num_units), row.reason)
+            pinned.add_row(row.name, str(row.num_units), row.reason, row.advice)
         console.print(pinned)
     console.print(
         f"{explanation.dense_macs:,} MACs per sample, {explanation.dense_params:,} parameters; the gates can remove "
-        f"up to {explanation.reachable_macs_share:.1%} of the MACs.\n"
+        f"up to {explanation.reachable_macs_share:.1%} of the MACs.\n{explanation.reach_line}\n"
         "A group's share is what goes when all but one of its units go; groups share MACs, so shares overlap.",
         highlight=False,
         soft_wrap=True,

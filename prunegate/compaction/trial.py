@@ -53,6 +53,10 @@ class Trial:
     refused: dict[str, Pin] = field(default_factory=dict)
     _telling: nn.Module | None = None
 
+    @property
+    def backend(self) -> str:
+        return "graph" if self.mending.graph else "module"
+
     def run(self) -> None:
         """Find the mending, and fill `refused` with the groups that cannot be cut."""
         checks: list[Callable[[Sequence[str]], Fault | None]] = [self._shapes]

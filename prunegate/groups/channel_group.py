@@ -70,4 +70,10 @@ class PinnedGroup:
 
     @property
     def reason(self) -> str:
+        """Where and why, with the line of the user's module where it is known."""
         return str(self.pin)
+
+    @property
+    def advice(self) -> str:
+        """What a user can do about it."""
+        return self.pin.advice

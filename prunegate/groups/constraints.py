@@ -11,6 +11,7 @@ from typing import Literal
 
 import numpy as np
 
+from prunegate.groups.advice import advice_for
 from prunegate.groups.labels import Labels, Shape, varying
 from prunegate.groups.partition import Ids
 from prunegate.groups.watch import CallAddress
@@ -24,6 +25,11 @@ class Pin:
     operation: str = ""
     module: str = ""
     source: str = ""
+
+    @property
+    def advice(self) -> str:
+        """What a user can do about it."""
+        return advice_for(self.reason)
 
     def __str__(self) -> str:
         place = self.module or "the model"

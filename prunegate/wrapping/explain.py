@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
 from prunegate.costs import CostModel
 from prunegate.groups import Analysis, ChannelGroup
+from prunegate.wrapping.reach import Reach
 
 
 @dataclass(frozen=True)
@@ -28,11 +30,17 @@ class GroupRow:
 
 @dataclass(frozen=True)
 class PinnedRow:
-    """One pinned channel group and why."""
+    """One pinned channel group.
+
+    Attributes:
+        reason: Where and why, with the line of the user's module where it is known.
+        advice: What a user can do about it.
+    """
 
     name: str
     num_units: int
     reason: str
+    advice: str
 
 
 @dataclass(frozen=True)
@@ -41,6 +49,8 @@ class Explanation:
 
     Attributes:
         least_macs: Lowest MACs per sample that masks can reach.
+        backend: The compaction back-end that the gates are offered for.
+        reach: What can be removed at most, by back-end, of those that were tried.
         reachable_macs_share: Share of the dense MACs that the gates can remove at most, in [0, 1].
     """
 
@@ -49,11 +59,22 @@ class Explanation:
     dense_macs: int
     dense_params: int
     least_macs: int
+    backend: str
+    reach: Mapping[str, Reach]
     unused: tuple[str, ...]
 
     @property
     def reachable_macs_share(self) -> float:
         return 1.0 - self.least_macs / self.dense_macs if self.dense_macs else 0.0
+
+    @property
+    def reach_line(self) -> str:
+        """The reach of each back-end that was tried, in a sentence."""
+        tried = "; ".join(
+            f"{backend}: {reach.macs_share:.1%} of the MACs, {reach.params_share:.1%} of the parameters"
+            for backend, reach in self.reach.items()
+        )
+        return f"Reach by back-end that was tried: {tried}; taken: {self.backend}."
 
     def __str__(self) -> str:
         lines = [
@@ -65,14 +86,17 @@ class Explanation:
                 for g in self.groups
             ),
         ]
+        lines += [self.reach_line]
         if self.pinned:
-            lines += ["pinned:", *(f"  {p.name}: {p.num_units} channels. {p.reason}" for p in self.pinned)]
+            lines += ["pinned:", *(f"  {p.name}: {p.num_units} channels. {p.reason}. {p.advice}" for p in self.pinned)]
         if self.unused:
             lines.append(f"never read while the model ran: {', '.join(self.unused)}")
         return "\n".join(lines)
 
 
-def explain(analysis: Analysis, macs: CostModel, params: CostModel, least_macs: int) -> Explanation:
+def explain(
+    analysis: Analysis, macs: CostModel, params: CostModel, least_macs: int, backend: str, reach: Mapping[str, Reach]
+) -> Explanation:
     """Collect the report of one analysis."""
     dense_macs, dense_params = macs.dense(), params.dense()
     return Explanation(
@@ -86,10 +110,12 @@ def explain(analysis: Analysis, macs: CostModel, params: CostModel, least_macs: 
             )
             for group in analysis.groups
         ),
-        pinned=tuple(PinnedRow(p.name, p.num_units, p.reason) for p in analysis.pinned),
+        pinned=tuple(PinnedRow(p.name, p.num_units, p.reason, p.advice) for p in analysis.pinned),
         dense_macs=dense_macs,
         dense_params=dense_params,
         least_macs=least_macs,
+        backend=backend,
+        reach=dict(reach),
         unused=analysis.unused,
     )
 

@@ -14,6 +14,7 @@ from prunegate.errors import BudgetError, nearest
 from prunegate.gates import Gates, install_sites, remove_sites
 from prunegate.groups import Analysis, ChannelGroup, ExampleInputs, PinnedGroup, Trace, copy_with
 from prunegate.wrapping.explain import Explanation, explain
+from prunegate.wrapping.reach import Reach, cost_models, fewest_units
 
 
 class HasLimit(Protocol):
@@ -49,6 +50,7 @@ class GatedModel(nn.Module):
         example_inputs: ExampleInputs,
         round_to: int,
         mending: Mending,
+        other_reach: Mapping[str, Reach] | None = None,
     ) -> None:
         super().__init__()
         self.model = model
@@ -58,10 +60,8 @@ class GatedModel(nn.Module):
         self.round_to = round_to
         self.trace = trace
         self.mending = mending
-        self._costs = {
-            "macs": CostModel(analysis.multiply_accumulates, analysis.num_units, analysis.batch_size),
-            "params": CostModel(analysis.parameters, analysis.num_units),
-        }
+        self._other_reach = dict(other_reach or {})
+        self._costs = cost_models(analysis)
         device = next(iter(model.parameters())).device
         self.gates.to(device)
         self._sites = install_sites(model, analysis)
@@ -130,10 +130,7 @@ class GatedModel(nn.Module):
 
     def least_cost(self, metric: str = "macs") -> int:
         """The lowest cost that hard masks can reach: the fewest units that may stay in every group."""
-        keep = torch.zeros(self.analysis.num_units, dtype=torch.bool).numpy()
-        for group in self.analysis.groups:
-            keep[group.first_unit : group.first_unit + min(self.round_to, group.num_units)] = True
-        return self._cost(metric).exact(keep)
+        return self._cost(metric).exact(fewest_units(self.analysis, self.round_to))
 
     # Masks -------------------------------------------------------------------------------------
 
@@ -192,7 +189,9 @@ class GatedModel(nn.Module):
 
     def explain(self) -> Explanation:
         """A report: channel groups, what they cost, what is pinned and why, the least reachable cost."""
-        return explain(self.analysis, self._costs["macs"], self._costs["params"], self.least_cost("macs"))
+        reach = {self.backend: Reach.of(self.analysis, self.round_to), **self._other_reach}
+        macs, params = self._costs["macs"], self._costs["params"]
+        return explain(self.analysis, macs, params, self.least_cost("macs"), self.backend, reach)
 
 
 def unreachable(gated: GatedModel, metric: str, limit: int) -> str:

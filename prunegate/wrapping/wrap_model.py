@@ -14,6 +14,7 @@ from prunegate.compaction import Mending, Trial
 from prunegate.errors import NothingToPruneError, TraceError
 from prunegate.groups import Analysis, ExampleInputs, Pin, Trace
 from prunegate.wrapping.gated_model import GatedModel
+from prunegate.wrapping.reach import Reach
 
 logger = logging.getLogger(__name__)
 
@@ -59,18 +60,21 @@ def wrap(
     trace = Trace(model, inputs)
     refused = _excluded(trace.analysis(), exclude)
     analysis = trace.analysis(refused)
-    trial = _best_trial(model, inputs, trace, analysis, backend)
+    trial, *others = _trials(model, inputs, trace, analysis, backend)
     if trial.refused:
         analysis = trace.analysis({**refused, **trial.refused})
     if not analysis.groups:
         raise NothingToPruneError(_nothing_left(analysis))
     logger.info("%d channel groups with %d units, %d pinned", len(analysis.groups), analysis.num_units,
                 len(analysis.pinned))  # fmt: skip
-    return GatedModel(copy.deepcopy(model), trace, analysis, inputs, round_to, trial.mending)
+    reach = {other.backend: Reach.of(trace.analysis({**refused, **other.refused}), round_to) for other in others}
+    return GatedModel(copy.deepcopy(model), trace, analysis, inputs, round_to, trial.mending, reach)
 
 
-def _best_trial(model: nn.Module, inputs: ExampleInputs, trace: Trace, analysis: Analysis, backend: str) -> Trial:
-    """The trial of the back-end asked for; with ``auto`` that of the graph where it cuts more units."""
+def _trials(
+    model: nn.Module, inputs: ExampleInputs, trace: Trace, analysis: Analysis, backend: str
+) -> tuple[Trial, ...]:
+    """The trial of the back-end asked for; with ``auto`` both where one refuses units, the better one first."""
     chosen = Trial(model, inputs, trace, analysis, Mending(graph=backend == "graph"))
     chosen.run()
     if backend == "auto" and chosen.refused and trace.is_fake:
@@ -78,9 +82,8 @@ def _best_trial(model: nn.Module, inputs: ExampleInputs, trace: Trace, analysis:
         graph.run()
         sizes = {group.name: group.num_units for group in analysis.groups}
         lost, lost_by_graph = (sum(sizes[name] for name in trial.refused) for trial in (chosen, graph))
-        if lost_by_graph < lost:
-            return graph
-    return chosen
+        return (graph, chosen) if lost_by_graph < lost else (chosen, graph)
+    return (chosen,)
 
 
 def _excluded(analysis: Analysis, patterns: Sequence[str]) -> dict[str, Pin]:
@@ -103,7 +106,7 @@ def _excluded(analysis: Analysis, patterns: Sequence[str]) -> dict[str, Pin]:
 
 
 def _nothing_left(analysis: Analysis) -> str:
-    reasons = "\n".join(f"  {p.name}: {p.num_units} channels. {p.reason}" for p in analysis.pinned[:10])
+    reasons = "\n".join(f"  {p.name}: {p.num_units} channels. {p.reason}. {p.advice}" for p in analysis.pinned[:10])
     more = f"\n  and {len(analysis.pinned) - 10} more" if len(analysis.pinned) > 10 else ""
     listed = f" They are pinned:\n{reasons}{more}" if reasons else " No layer produces channels that another reads."
     return f"the model: found no channel group that can be pruned, expected at least one.{listed}"

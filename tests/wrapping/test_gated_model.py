@@ -213,3 +213,31 @@ def test_compaction_that_would_differ_is_refused(gated: prunegate.GatedModel, mo
     monkeypatch.setattr(module, "cut", wrong)
     with pytest.raises(prunegate.CompactionError, match="the compact model differs from the gated one by"):
         prunegate.compact(gated)
+
+
+def test_explain_tells_the_reach_of_each_back_end_tried_and_what_to_do() -> None:
+    class Positions(nn.Module):
+        """Code with a position in it, which only a graph can follow."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.c = nn.Linear(5, 8), nn.Linear(8, 8), nn.Linear(8, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = self.b(torch.relu(self.a(x)))
+            return self.c(torch.cat([x[:, 4:], x[:, :4]], dim=1))
+
+    gated = prunegate.wrap(Positions(), torch.randn(2, 5))
+    told = gated.explain()
+    assert set(told.reach) == {"module", "graph"}
+    assert told.backend == "graph"
+    assert told.reach["graph"].macs_share > told.reach["module"].macs_share > 0
+    assert told.reach["graph"].macs_share == pytest.approx(told.reachable_macs_share)
+    assert told.reach["graph"].params_share > told.reach["module"].params_share
+    assert "module: " in str(told)
+
+    by_module = prunegate.wrap(Positions(), torch.randn(2, 5), backend="module")
+    refused = next(p for p in by_module.pinned if p.name == "b")
+    assert "cutting it breaks the model" in refused.reason
+    assert 'backend="graph"' in refused.advice
+    assert all(row.advice for row in told.pinned)

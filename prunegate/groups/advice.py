@@ -1,0 +1,36 @@
+"""What a user can do about channels that are pinned, by the reason they are pinned for."""
+
+from __future__ import annotations
+
+# A part of the reason, and the advice; the first that fits counts.
+_ADVICE: tuple[tuple[str, str], ...] = (
+    ("part of the model's output", "Nothing is wrong: whoever calls the model relies on these."),
+    ("excluded by the pattern", "Drop the pattern from exclude."),
+    ("a single unit", "Nothing to do: a layer cannot be empty."),
+    ("no rule says", "If the operation keeps channels apart, say so with prunegate.register_rule."),
+    ("no layer produces", "Nothing to do: these are constants or inputs."),
+    ("no weight reads", "Nothing to do: they reach the output without another layer."),
+    ("read by a weight that is computed", "Store the weight as a parameter, or standardise it with torch's functions."),
+    ("cutting it breaks the model", "Read the sizes from tensors (x.shape) instead of attributes or literals there, "
+     "or wrap with backend=\"graph\"."),
+    ("picked by its position", "Slice ranges (x[:, a:b]) instead of single channels."),
+    ("index", "Slice or permute with fixed positions instead of an index tensor, where possible."),
+    ("joined with channels", "Give both sides channels that a layer makes, for example through a 1x1 convolution."),
+    ("merged into one dimension", "Keep the two kinds of channels in dimensions of their own."),
+    ("meets channels that cannot be removed", "The other operand holds inputs or pinned channels; a layer between "
+     "the two (a projection on the shortcut) frees them."),
+    ("summed against channels that cannot", "The other operand holds inputs or pinned channels; a layer between "
+     "the two frees them."),
+    ("is taken over these channels", "Use one of torch's functions for it (mean, var, layer_norm, softmax), which "
+     "have a masked form."),
+    ("statistics are taken", "Use one of torch's norm functions, which have a masked form."),
+    ("padded", "Widen with a 1x1 convolution instead of padding or cropping channels."),
+    ("whole groups of this convolution", "Nothing to do: the groups are removed as wholes."),
+    ("table or scale", "Nothing to do: it serves all heads; these are removed as wholes."),
+)  # fmt: skip
+_OTHERWISE = "If it keeps channels apart in truth, please report the model; prunegate.register_rule can teach it."
+
+
+def advice_for(reason: str) -> str:
+    """What to do about a reason, in a sentence."""
+    return next((advice for part, advice in _ADVICE if part in reason), _OTHERWISE)

@@ -1,0 +1,44 @@
+"""How far gates can go: what the fewest units that may stay cost."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from prunegate.compaction.plan import Mask
+from prunegate.costs import CostModel
+from prunegate.groups import Analysis
+
+
+@dataclass(frozen=True)
+class Reach:
+    """What the gates of one back-end can remove at most, as shares of the dense model in [0, 1]."""
+
+    macs_share: float
+    params_share: float
+
+    @classmethod
+    def of(cls, analysis: Analysis, round_to: int) -> Reach:
+        """The reach of all gates that an analysis offers."""
+        keep, costs = fewest_units(analysis, round_to), cost_models(analysis)
+        macs, params = (
+            1.0 - cost.exact(keep) / cost.dense() if cost.dense() else 0.0 for cost in (costs["macs"], costs["params"])
+        )
+        return cls(macs, params)
+
+
+def cost_models(analysis: Analysis) -> dict[str, CostModel]:
+    """MACs per sample, and parameters, as functions of the masks."""
+    return {
+        "macs": CostModel(analysis.multiply_accumulates, analysis.num_units, analysis.batch_size),
+        "params": CostModel(analysis.parameters, analysis.num_units),
+    }
+
+
+def fewest_units(analysis: Analysis, round_to: int) -> Mask:
+    """A mask that keeps as few units of every group as may stay."""
+    keep = np.zeros(analysis.num_units, dtype=bool)
+    for group in analysis.groups:
+        keep[group.first_unit : group.first_unit + min(round_to, group.num_units)] = True
+    return keep
