@@ -8,6 +8,7 @@ from prunegate.compaction.faults import Fault
 from prunegate.compaction.mending import Mending, UnplayableError, build, mend, settle
 from prunegate.compaction.plan import Mask, Plan
 from prunegate.compaction.rebuild import rebuild
+from prunegate.compaction.size_attributes import attribute_edits
 from prunegate.compaction.surgery import apply, cut
 from prunegate.compaction.trial import Trial, shape_fault_of, value_fault_of
 
@@ -23,6 +24,7 @@ __all__ = [
     "Trial",
     "UnplayableError",
     "apply",
+    "attribute_edits",
     "build",
     "certify",
     "cut",

@@ -24,10 +24,15 @@ from prunegate.groups import ExampleInputs, Span, map_tensors, values_in
 
 @dataclass(frozen=True)
 class Fault:
-    """A module whose own code does not serve the cut model, and what was seen."""
+    """A module whose own code does not serve the cut model, and what was seen.
+
+    Attributes:
+        position: How many tensors were found right before.
+    """
 
     module: str
     error: str
+    position: int = 0
 
 
 class _FoundError(Exception):
@@ -100,18 +105,21 @@ def _sketch(tensor: torch.Tensor) -> tuple[float, float]:
 
 def _run(model: nn.Module, inputs: ExampleInputs, sizes: CutSizes, check: _Check) -> Fault | None:
     running: list[str] = [""]
+    passed = [0]
     try:
-        with _hooks(model, sizes, check, running), torch.no_grad():
+        with _hooks(model, sizes, check, running, passed), torch.no_grad():
             model(*inputs.args, **inputs.kwargs)
     except _FoundError as found:
         return found.fault
     except Exception as error:  # a foreign forward may raise anything
-        return Fault(running[-1], f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
+        return Fault(
+            running[-1], f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}", passed[0]
+        )
     return None
 
 
 @contextmanager
-def _hooks(model: nn.Module, sizes: CutSizes, check: _Check, running: list[str]) -> Iterator[None]:
+def _hooks(model: nn.Module, sizes: CutSizes, check: _Check, running: list[str], passed: list[int]) -> Iterator[None]:
     spans: dict[str, list[Span]] = {}
     for span in sizes.tape.spans:
         if isinstance(span.target, str):
@@ -128,7 +136,8 @@ def _hooks(model: nn.Module, sizes: CutSizes, check: _Check, running: list[str])
             with torch._C.DisableTorchFunction():  # else call sites would count what checks call
                 error = check(f"{place}.{i}", value.number, tensor)
             if error is not None:
-                raise _FoundError(Fault(blamed, error))
+                raise _FoundError(Fault(blamed, error, passed[0]))
+            passed[0] += 1
 
     def enter(path: str) -> Callable[..., None]:
         def hook(_module: nn.Module, args: Any, kwargs: Any) -> None:

@@ -13,7 +13,8 @@ from prunegate.compaction.faults import Fault
 from prunegate.compaction.plan import Plan
 from prunegate.compaction.playback import as_graph_module, play_back
 from prunegate.compaction.rewrite import CannotReplayError
-from prunegate.compaction.surgery import cut
+from prunegate.compaction.size_attributes import SizeAttribute, attribute_edits, candidates
+from prunegate.compaction.surgery import cut, set_attributes
 
 
 @dataclass(frozen=True)
@@ -24,15 +25,25 @@ class Mending:
         graph: The whole model becomes a graph; else it keeps its class.
         replayed: Modules whose forward is played back.
         apart: Modules that are taken apart within a played-back one, or within the graph.
+        attributes: Sizes that modules keep as attributes, and what they follow. The plan stores what they
+            become, so they are not stored with the mending.
     """
 
     graph: bool = False
     replayed: tuple[str, ...] = ()
     apart: tuple[str, ...] = ()
+    attributes: tuple[SizeAttribute, ...] = ()
+
+    def without_attributes(self) -> Mending:
+        """The same with the modules played back whose attributes are set; the model itself cannot be."""
+        modules = dict.fromkeys(a.module for a in self.attributes if a.module)
+        left = tuple(a for a in self.attributes if not a.module)
+        replayed = (*self.replayed, *(path for path in modules if path not in self.replayed))
+        return replace(self, replayed=replayed, attributes=left)
 
     @property
     def is_plain(self) -> bool:
-        """Whether the model's own code serves as it is."""
+        """Whether the model's own code serves."""
         return not self.graph and not self.replayed
 
     def as_dict(self) -> dict[str, Any]:
@@ -72,16 +83,17 @@ def build(dense: nn.Module, plan: Plan, sizes: CutSizes, mending: Mending) -> tu
     Raises:
         UnplayableError: A module cannot be played back.
     """
-    plan = cut(dense, plan)
+    plan = cut(dense, plan).with_attributes(attribute_edits(sizes, mending.attributes))
     return mend(dense, sizes, mending), plan
 
 
 def mend(model: nn.Module, sizes: CutSizes, mending: Mending) -> nn.Module:
-    """Play back what the mending lists, in place; with ``graph``, the model as a graph.
+    """Set sizes and play back what the mending lists, in place; with ``graph``, the model as a graph.
 
     Raises:
         UnplayableError: A module cannot be played back.
     """
+    set_attributes(model, attribute_edits(sizes, mending.attributes))
     for path in mending.replayed:
         try:
             play_back(model, path, sizes, mending.apart)
@@ -117,12 +129,29 @@ def extended(mending: Mending, fault: Fault, model: nn.Module, sizes: CutSizes, 
         return None
     alike = [path] if unplayable or path in apart else _alike(model, path, called)
     replayed = [p for p in dict.fromkeys((*mending.replayed, *alike)) if p not in apart]
-    return Mending(False, tuple(replayed), tuple(sorted(apart)))
+    return replace(mending, replayed=tuple(replayed), apart=tuple(sorted(apart)))
 
 
 def _alike(model: nn.Module, path: str, called: set[str]) -> list[str]:
     cls = type(model.get_submodule(path))
     return [p for p, module in model.named_modules() if type(module) is cls and p in called]
+
+
+def _with_attributes(
+    mending: Mending, fault: Fault, model: nn.Module, sizes: CutSizes, fault_of: Callable[[Mending], Fault | None]
+) -> Mending | None:
+    """The mending with the first size attribute that lets the model run on beyond the fault, if one does."""
+    if mending.graph or fault.module in mending.replayed:
+        return None
+    for attributes in candidates(model, sizes, fault.module, mending.attributes):
+        option = replace(mending, attributes=(*mending.attributes, *attributes))
+        try:
+            found = fault_of(option)
+        except UnplayableError:
+            continue
+        if found is None or found.position > fault.position:
+            return option
+    return None
 
 
 def settle(
@@ -151,6 +180,10 @@ def settle(
         if not unplayable:
             seen.setdefault(fault.module, fault.error)
             playable = mending
+            better = _with_attributes(mending, fault, model, sizes, fault_of)
+            if better is not None:
+                mending = better
+                continue
         more = extended(mending, fault, model, sizes, unplayable)
         if more is None or more == mending:
             return playable, fault

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -44,6 +44,13 @@ class Plan:
             if cut:
                 tensors[name] = cut
         return cls(kept, {group.name: group.num_units for group in analysis.groups}, tensors)
+
+    def with_attributes(self, edits: Mapping[str, Mapping[str, AttributeValue]]) -> Plan:
+        """The plan with more size attributes to set."""
+        merged = {module: dict(values) for module, values in self.attributes.items()}
+        for module, values in edits.items():
+            merged.setdefault(module, {}).update(values)
+        return replace(self, attributes=merged)
 
     def as_dict(self) -> dict[str, Any]:
         """The plan as JSON-ready data. Equal masks, which most tensors of a group share, are stored once."""

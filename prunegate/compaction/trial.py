@@ -24,6 +24,7 @@ from prunegate.compaction.plan import Mask, Plan
 from prunegate.compaction.surgery import cut
 from prunegate.gates import install_sites
 from prunegate.groups import Analysis, ExampleInputs, Pin, StandIns, Trace, copy_with
+from prunegate.groups.trace import decomposed_attention
 
 logger = logging.getLogger(__name__)
 
@@ -119,7 +120,8 @@ def shape_fault_of(
     stand_ins = StandIns("fake" if is_fake else "real")
     copied = stand_ins.of_model(model).eval()
     inputs = inputs.map(stand_ins.of)
-    with _quiet(), stand_ins.running(), torch.no_grad():
+    # The fused kernel of torch's encoder layers checks nothing on tensors without data.
+    with _quiet(), decomposed_attention(), stand_ins.running(), torch.no_grad():
         built, _ = build(copied, Plan.of(sizes.analysis, sizes.keep), sizes, mending)
         return shape_fault(built, inputs, sizes)
 
@@ -186,14 +188,19 @@ def _kind_of(name: str) -> str:
 
 
 def _halves(analysis: Analysis, chosen: frozenset[str]) -> tuple[Mask, Mask]:
-    """Two hard masks that each drop a random half of the units of the chosen groups, and every unit once."""
+    """Two hard masks that each drop about half of the units of the chosen groups at random, and every unit once.
+
+    The share differs from group to group, so that sizes which are equal by chance can be told apart.
+    """
     one = np.ones(analysis.num_units, dtype=bool)
     other = one.copy()
     for number, group in enumerate(analysis.groups):
         if group.name in chosen:
             shuffled = group.first_unit + np.random.default_rng(number).permutation(group.num_units)
-            one[shuffled[: group.num_units // 2]] = False
-            other[shuffled[group.num_units // 2 :]] = False
+            middle = group.num_units // 2
+            middle -= round(middle * 0.4 * (number * 0.618 % 1))
+            one[shuffled[:middle]] = False
+            other[shuffled[middle:]] = False
     return one, other
 
 

@@ -172,7 +172,7 @@ def plain_outputs(outputs: Any) -> Any:
 
 
 @contextlib.contextmanager
-def _decomposed_attention() -> Iterator[None]:
+def decomposed_attention() -> Iterator[None]:
     """Attention as matrix products and softmax instead of one fused operation."""
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
@@ -188,7 +188,7 @@ def run_watched(model: nn.Module, watch: Watch, stand_ins: StandIns) -> Iterator
     """The modes under which a model is followed, without the mode that follows its operations."""
     with (
         watch.modules_of(model),
-        _decomposed_attention(),
+        decomposed_attention(),
         torch.no_grad(),
         stand_ins.running(),
         watch,

@@ -20,6 +20,7 @@ from prunegate.compaction import (
     Mask,
     Mending,
     Plan,
+    attribute_edits,
     certify,
     cut,
     mend,
@@ -105,7 +106,17 @@ def compact(gated: GatedModel) -> Compaction:
         CompactionError: The compact model would not compute what the gated model computes.
     """
     keep = gated.gates.hard_mask().cpu().numpy()
-    mending = _mending_for(gated, keep)
+    try:
+        return _compact(gated, keep, _mending_for(gated, keep, gated.mending))
+    except CompactionError:
+        # An attribute may have equalled a size by chance in the trial; what is played back needs no guess.
+        safer = gated.mending.without_attributes()
+        if safer == gated.mending:
+            raise
+    return _compact(gated, keep, _mending_for(gated, keep, safer))
+
+
+def _compact(gated: GatedModel, keep: Mask, mending: Mending) -> Compaction:
     # The copy shares the gated model's weights until they are cut, so that no second full set is ever held.
     dense = gated.dense_copy(share_weights=True)
     skeleton = copy_with(dense, _on_meta)
@@ -113,7 +124,9 @@ def compact(gated: GatedModel) -> Compaction:
     plan = cut(dense, Plan.of(gated.analysis, keep))
     dense = copy_with(dense, lambda tensor: _own(tensor) if id(tensor) in shared else tensor)
     training = {path: module.training for path, module in dense.named_modules()}
-    model = mend(dense, _sizes(gated, keep, mending), mending)
+    sizes = _sizes(gated, keep, mending)
+    model = mend(dense, sizes, mending)
+    plan = plan.with_attributes(attribute_edits(sizes, mending.attributes))
     for path, module in model.named_modules():
         module.training = training.get(path, module.training)
     logits = list(gated.gate_parameters())
@@ -130,7 +143,7 @@ def _sizes(gated: GatedModel, keep: Mask, mending: Mending) -> CutSizes:
     return CutSizes(gated.trace.tape, again, gated.analysis, keep, gated.trace.is_fake)
 
 
-def _mending_for(gated: GatedModel, keep: Mask) -> Mending:
+def _mending_for(gated: GatedModel, keep: Mask, mending: Mending) -> Mending:
     """The mending these very masks need: code may go wrong on some sizes only.
 
     Raises:
@@ -142,7 +155,7 @@ def _mending_for(gated: GatedModel, keep: Mask) -> Mending:
         sizes = _sizes(gated, keep, mending)
         return shape_fault_of(model, gated.example_inputs, sizes, mending, gated.trace.is_fake)
 
-    mending, fault = settle(gated.mending, model, _sizes(gated, keep, gated.mending), fault_of)
+    mending, fault = settle(mending, model, _sizes(gated, keep, mending), fault_of)
     if fault is not None:
         raise CompactionError(
             f"compaction: {fault.module or 'the model'}: {fault.error}. Its code does not follow the channels that "
