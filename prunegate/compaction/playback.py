@@ -159,6 +159,8 @@ def _set_clock(writer: Writer, node: fx.Node, number: int) -> None:
     for dim, (size, size_again) in enumerate(zip(shape, more, strict=True)):
         if size != size_again and writer.sizes.kept(number)[dim] is None:
             writer.clock = (node, dim, size, size_again)
+            dtype = writer.sizes.tape.dtypes[number]
+            writer.clock_dtype = dtype if dtype.is_floating_point else None
             return
 
 

@@ -37,6 +37,7 @@ class Writer:
         stored: Parameters and buffers that the module has, by number.
         clock: A tensor's node, a dimension of it, its traced size and that with more samples: from these
             the number of samples is read off.
+        clock_dtype: The dtype that tensor had in the run.
         literals: Tensors of the model's code that the graph needs, by the name of their buffer.
     """
 
@@ -45,6 +46,7 @@ class Writer:
     nodes: dict[int, fx.Node]
     stored: dict[int, str]
     clock: tuple[fx.Node, int, int, int] | None = None
+    clock_dtype: torch.dtype | None = None
     literals: dict[str, torch.Tensor] = field(default_factory=dict)
     _batch_sizes: dict[int, fx.Node] = field(default_factory=dict)
 
@@ -178,6 +180,10 @@ def _typed_call(writer: Writer, func: torch._ops.OpOverload, args: Any, kwargs: 
             kwargs["device"] = writer.call(getattr, writer.clock[0], "device")
         else:
             del kwargs["device"]
+    makes = not any(isinstance(arg, fx.Node) for arg in args)
+    if makes and writer.clock is not None and kwargs.get("dtype") is writer.clock_dtype is not None:
+        # Made in the dtype of the inputs: it follows them into other precisions.
+        kwargs["dtype"] = writer.call(getattr, writer.clock[0], "dtype")
     name = func._schema.name.split("::")[1]
     if name == "_to_copy":
         return writer.graph.call_method("to", tuple(args), kwargs) if kwargs else writer.call(torch.clone, args[0])

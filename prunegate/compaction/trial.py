@@ -198,7 +198,7 @@ def _halves(analysis: Analysis, chosen: frozenset[str]) -> tuple[Mask, Mask]:
         if group.name in chosen:
             shuffled = group.first_unit + np.random.default_rng(number).permutation(group.num_units)
             middle = group.num_units // 2
-            middle -= round(middle * 0.4 * (number * 0.618 % 1))
+            middle -= round(middle * 0.4 * ((number + 1) * 0.618 % 1))
             one[shuffled[:middle]] = False
             other[shuffled[middle:]] = False
     return one, other

@@ -70,6 +70,7 @@ class Tape:
     operations: list[Operation] = field(default_factory=list)
     spans: list[Span] = field(default_factory=list)
     shapes: list[Shape] = field(default_factory=list)
+    dtypes: list[torch.dtype] = field(default_factory=list)
     labels: list[Labels] = field(default_factory=list)
     sources: dict[int, Source] = field(default_factory=dict)
     same_as: dict[int, int] = field(default_factory=dict)
@@ -80,6 +81,7 @@ class Tape:
         """A new number for ``tensor``, also if it had one: it has been written to, or passed through a call."""
         number = len(self.shapes)
         self.shapes.append(tuple(tensor.shape))
+        self.dtypes.append(tensor.dtype)
         self.labels.append(labels)
         self._alive.append(tensor)
         self._numbers[id(tensor)] = number

@@ -12,6 +12,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from prunegate.groups import quick
+from prunegate.groups.constraints import Pin
 from prunegate.groups.labels import Labels
 from prunegate.groups.rules import BUILTIN_RULES, OPERATION_RULES
 from prunegate.groups.rules.call import Call, Rule
@@ -50,6 +51,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __post_init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.watch.on_ruled_module = self.note_module
+        self.watch.on_recurrent_module = self.pin_recurrent
 
     def __torch_dispatch__(
         self, func: torch._ops.OpOverload, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -73,6 +75,16 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 Operation(func, referred[0], referred[1], results, isinstance(result, list | tuple))
             )
         return result
+
+    def pin_recurrent(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        """Pin what a recurrent layer reads and makes: it keeps copies of its weights, and runs step by step."""
+        if self.values is None:
+            return
+        tensors = [*_tensors(args), *_tensors(kwargs.values()), *module.parameters(), *_tensors((output,))]
+        for tensor in tensors:
+            reason = Pin("a recurrent layer reads or makes these channels", type(module).__name__, self.watch.module)
+            for label in self.values.labels(tensor):
+                self.values.constraints.pin(label, reason)
 
     def note_module(self, module: nn.Module, rule: Rule, args: Any, kwargs: Any, output: Any) -> None:
         """Note what a registered rule says of a module call, in place of the operations inside."""

@@ -11,7 +11,7 @@ from torch import nn
 from prunegate.compaction import Mending
 from prunegate.costs import CostModel, keep_within
 from prunegate.errors import BudgetError, nearest
-from prunegate.gates import Gates, install_sites, remove_sites
+from prunegate.gates import Gates, install_sites, remove_sites, unfused
 from prunegate.groups import Analysis, ChannelGroup, ExampleInputs, PinnedGroup, Trace, copy_with
 from prunegate.wrapping.explain import Explanation, explain
 from prunegate.wrapping.reach import Reach, cost_models, fewest_units
@@ -75,7 +75,8 @@ class GatedModel(nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         with torch._C.DisableTorchFunction():  # gates are no part of the model that a function mode watches
             self._sites.spread(self.gates.draw())
-        return self.model(*args, **kwargs)
+        with unfused(self.model):
+            return self.model(*args, **kwargs)
 
     @property
     def groups(self) -> list[ChannelGroup]:
