@@ -128,8 +128,15 @@ def extended(mending: Mending, fault: Fault, model: nn.Module, sizes: CutSizes, 
     if path == "":
         return None
     alike = [path] if unplayable or path in apart else _alike(model, path, called)
+    alike += _fusing_parents(model, alike)
     replayed = [p for p in dict.fromkeys((*mending.replayed, *alike)) if p not in apart]
     return replace(mending, replayed=tuple(replayed), apart=tuple(sorted(apart)))
+
+
+def _fusing_parents(model: nn.Module, paths: list[str]) -> list[str]:
+    """Encoder layers of torch around these modules: for inference they pass by the forward of their attention."""
+    parents = dict.fromkeys(path.rpartition(".")[0] for path in paths)
+    return [path for path in parents if path and isinstance(model.get_submodule(path), nn.TransformerEncoderLayer)]
 
 
 def _alike(model: nn.Module, path: str, called: set[str]) -> list[str]:
