@@ -71,6 +71,7 @@ class Trial:
             logger.info("searching for the groups that cannot be cut: %s: %s", fault.module, fault.error)
             _, errors = _largest_working(names, partial(_error_of, check), _kind_of)
             self.refused.update({name: Pin(f"cutting it breaks the model: {e}") for name, e in errors.items()})
+        self._telling = None  # as large as the model
         if self.refused:
             logger.info("%d channel groups cannot be cut and are pinned", len(self.refused))
 
