@@ -12,9 +12,9 @@ from prunegate.compaction.cut_sizes import CutSizes
 from prunegate.compaction.faults import Fault
 from prunegate.compaction.plan import Plan
 from prunegate.compaction.playback import as_graph_module, play_back
-from prunegate.compaction.rewrite import CannotReplayError
 from prunegate.compaction.size_attributes import SizeAttribute, attribute_edits, candidates
 from prunegate.compaction.surgery import cut, set_attributes
+from prunegate.compaction.writer import CannotReplayError
 
 
 @dataclass(frozen=True)

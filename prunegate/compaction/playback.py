@@ -17,7 +17,8 @@ import torch
 from torch import fx, nn
 
 from prunegate.compaction.cut_sizes import CutSizes
-from prunegate.compaction.rewrite import CannotReplayError, Writer, write_function
+from prunegate.compaction.rewrite import write_function, write_operation
+from prunegate.compaction.writer import CannotReplayError, Writer
 from prunegate.groups import Record, Span, Value, values_in
 
 _PLAIN = (bool, int, float, str, type(None), torch.dtype, torch.device, torch.layout, torch.memory_format, slice, range)
@@ -95,7 +96,7 @@ def write_span(
 
     def write_operations(first: int, last: int) -> None:
         for place in range(first, last):
-            writer.write(tape.operations[place], None if again is None else again.operations[place])
+            write_operation(writer, tape.operations[place], None if again is None else again.operations[place])
 
     place, i = span.first, number + 1
     while i < span.until:

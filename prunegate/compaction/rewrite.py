@@ -1,7 +1,6 @@
 """Operations of a run, written down again with the sizes that a cut leaves.
 
-`Writer` holds what a rule needs: the graph that is written, the nodes of the tensors so far, and sizes,
-which are numbers or, where they follow the batch, nodes. A rule returns the node of its operation's result.
+Each rule writes one kind of operation and returns the node of its result.
 """
 
 from __future__ import annotations
@@ -9,7 +8,6 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -17,127 +15,11 @@ import torch
 from torch import fx
 from torch.nn import functional
 
-from prunegate.compaction.cut_sizes import CutSizes
 from prunegate.compaction.plan import Mask
-from prunegate.groups import Operation, Value, map_values, values_in
+from prunegate.compaction.writer import CannotReplayError, Writer
+from prunegate.groups import Operation, Value, values_in
 
-
-class CannotReplayError(Exception):
-    """Why a stretch of a run cannot be played back with other sizes."""
-
-
-@dataclass
-class Writer:
-    """Writes one stretch of a run as a graph.
-
-    Attributes:
-        graph: What is written.
-        sizes: The run's tensors after the cut.
-        nodes: The node of each tensor, by number.
-        stored: Parameters and buffers that the module has, by number.
-        clock: A tensor's node, a dimension of it, its traced size and that with more samples: from these
-            the number of samples is read off.
-        clock_dtype: The dtype that tensor had in the run.
-        literals: Tensors of the model's code that the graph needs, by the name of their buffer.
-    """
-
-    graph: fx.Graph
-    sizes: CutSizes
-    nodes: dict[int, fx.Node]
-    stored: dict[int, str]
-    clock: tuple[fx.Node, int, int, int] | None = None
-    clock_dtype: torch.dtype | None = None
-    literals: dict[str, torch.Tensor] = field(default_factory=dict)
-    _batch_sizes: dict[int, fx.Node] = field(default_factory=dict)
-
-    def node(self, number: int) -> fx.Node:
-        """The node of a tensor.
-
-        Raises:
-            CannotReplayError: It was made outside of this stretch.
-        """
-        if number in self.stored and number not in self.nodes:
-            self.nodes[number] = self.graph.create_node("get_attr", self.stored[number])
-        elif number not in self.nodes and number in self.sizes.tape.same_as:
-            self.nodes[number] = self.node(self.sizes.tape.same_as[number])
-        elif number not in self.nodes:
-            source = self.sizes.tape.sources.get(number)
-            if source is None or source.kind != "literal" or source.tensor is None:
-                raise CannotReplayError("it reads a tensor that was made elsewhere")
-            self.nodes[number] = self.literal(self._cut_literal(number, source.tensor))
-        return self.nodes[number]
-
-    def literal(self, tensor: torch.Tensor) -> fx.Node:
-        """A node that reads a constant tensor, kept as a buffer that `state_dict` leaves out."""
-        name = f"_literal_{len(self.literals)}"
-        self.literals[name] = tensor
-        return self.graph.create_node("get_attr", name)
-
-    def _cut_literal(self, number: int, tensor: torch.Tensor) -> torch.Tensor:
-        tensor = tensor.detach().clone()
-        for dim, mask in enumerate(self.sizes.kept(number)):
-            if mask is not None:
-                tensor = tensor.index_select(dim, torch.from_numpy(np.flatnonzero(mask)))
-        return tensor
-
-    def filled(self, tree: Any, again: Any = None) -> Any:
-        """An argument tree with nodes for tensors; whole numbers that follow the batch become nodes too."""
-        tree = map_values(tree, lambda value: self.node(value.number))
-        return _with_batch(tree, again, self.follow) if again is not None else tree
-
-    def follow(self, dense: int, again: int, size: int | None = None) -> Any:
-        """A number that was ``dense`` in the run and ``again`` in the run with more samples.
-
-        Args:
-            size: What it is in the run after the cut, if not ``dense``.
-        """
-        size = dense if size is None else size
-        if dense == again:
-            return size
-        if self.clock is None:
-            raise CannotReplayError("a size follows the batch, and no input tells how large that is")
-        node, dim, traced, traced_again = self.clock
-        if dense * traced_again != again * traced:
-            raise CannotReplayError("a size follows the batch, but not in proportion")
-        common = math.gcd(size, traced)
-        times, per = size // common, traced // common
-        found = self._batch_sizes.get(size)
-        if found is None:
-            found = self.graph.call_method("size", (node, dim))
-            found = self.graph.call_function(_MULTIPLY, (found, times)) if times != 1 else found
-            found = self.graph.call_function(_DIVIDE, (found, per)) if per != 1 else found
-            self._batch_sizes[size] = found
-        return found
-
-    def shape_of(self, number: int) -> list[Any]:
-        """A tensor's shape after the cut, with nodes where it follows the batch."""
-        tape, again = self.sizes.tape, self.sizes.again
-        dense = tape.shapes[number]
-        more = dense if again is None else again.shapes[number]
-        return [self.follow(*three) for three in zip(dense, more, self.sizes.shape(number), strict=True)]
-
-    def call(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> fx.Node:
-        return self.graph.call_function(function, args, kwargs)
-
-    def write(self, operation: Operation, again: Operation | None) -> None:
-        """Write one operation and keep the nodes of its results.
-
-        Raises:
-            CannotReplayError: It cannot be written with other sizes.
-        """
-        name = operation.func._schema.name.split("::")[1]
-        rule = _RULES.get(name.removesuffix("_"), _as_it_is)
-        bound = _bound(operation)
-        node = rule(self, operation, bound, again)
-        results = list(operation.results)
-        if operation.is_sequence and rule not in _SINGLE:
-            for place, number in enumerate(results):
-                self.nodes[number] = self.call(_ITEM, node, place)
-        elif results:
-            self.nodes[results[0]] = node
-
-
-_MULTIPLY, _DIVIDE, _ITEM = operator.mul, operator.floordiv, operator.getitem
+_ITEM = operator.getitem
 
 Bound: TypeAlias = Mapping[str, Any]
 RewriteRule: TypeAlias = Callable[[Writer, Operation, Bound, "Operation | None"], fx.Node]
@@ -151,16 +33,22 @@ def _bound(operation: Operation) -> dict[str, Any]:
     return {**found, **operation.kwargs}
 
 
-def _with_batch(tree: Any, again: Any, follow: Callable[[int, int], Any]) -> Any:
-    if isinstance(tree, bool) or isinstance(again, bool):
-        return tree
-    if isinstance(tree, int) and isinstance(again, int):
-        return follow(tree, again)
-    if isinstance(tree, dict) and isinstance(again, dict) and tree.keys() == again.keys():
-        return {key: _with_batch(value, again[key], follow) for key, value in tree.items()}
-    if isinstance(tree, list | tuple) and isinstance(again, list | tuple) and len(tree) == len(again):
-        return type(tree)(_with_batch(a, b, follow) for a, b in zip(tree, again, strict=True))
-    return tree
+def write_operation(writer: Writer, operation: Operation, again: Operation | None) -> None:
+    """Write one operation and keep the nodes of its results.
+
+    Raises:
+        CannotReplayError: It cannot be written with other sizes.
+    """
+    name = operation.func._schema.name.split("::")[1]
+    rule = _RULES.get(name.removesuffix("_"), _as_it_is)
+    bound = _bound(operation)
+    node = rule(writer, operation, bound, again)
+    results = list(operation.results)
+    if operation.is_sequence and rule not in _SINGLE:
+        for place, number in enumerate(results):
+            writer.nodes[number] = writer.call(_ITEM, node, place)
+    elif results:
+        writer.nodes[results[0]] = node
 
 
 def _as_it_is(writer: Writer, operation: Operation, bound: Bound, again: Operation | None) -> fx.Node:

@@ -30,7 +30,7 @@ def wrap(
 ) -> GatedModel:
     """Find every channel group of ``model`` and put a learnable gate on each unit.
 
-    The model is run once on fake copies of the inputs, so nothing is computed and it is not modified;
+    The model is run once on tensors without data, so nothing is computed and it is not modified;
     the gated model works on a copy. What compaction could not honour is pinned, with the reason.
 
     Args:
