@@ -5,7 +5,7 @@ from __future__ import annotations
 from prunegate.compaction.certificate import TOLERANCE, Certificate, Difference, certify, difference, outputs_of
 from prunegate.compaction.cut_sizes import CutSizes
 from prunegate.compaction.faults import Fault
-from prunegate.compaction.mending import Mending, UnplayableError, build, mend, settle
+from prunegate.compaction.mending import Mending, UnplayableError, mend, settle
 from prunegate.compaction.plan import Mask, Plan
 from prunegate.compaction.rebuild import rebuild
 from prunegate.compaction.size_attributes import attribute_edits
@@ -25,7 +25,6 @@ __all__ = [
     "UnplayableError",
     "apply",
     "attribute_edits",
-    "build",
     "certify",
     "cut",
     "difference",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,10 +10,9 @@ from torch import nn
 
 from prunegate.compaction.cut_sizes import CutSizes
 from prunegate.compaction.faults import Fault
-from prunegate.compaction.plan import Plan
 from prunegate.compaction.playback import as_graph_module, play_back
 from prunegate.compaction.size_attributes import SizeAttribute, attribute_edits, candidates
-from prunegate.compaction.surgery import cut, set_attributes
+from prunegate.compaction.surgery import set_attributes
 from prunegate.compaction.writer import CannotReplayError
 
 
@@ -40,6 +39,11 @@ class Mending:
         left = tuple(a for a in self.attributes if not a.module)
         replayed = (*self.replayed, *(path for path in modules if path not in self.replayed))
         return replace(self, replayed=replayed, attributes=left)
+
+    @property
+    def backend(self) -> str:
+        """``"module"`` or ``"graph"``."""
+        return "graph" if self.graph else "module"
 
     @property
     def is_plain(self) -> bool:
@@ -77,16 +81,6 @@ class UnplayableError(Exception):
         self.fault = fault
 
 
-def build(dense: nn.Module, plan: Plan, sizes: CutSizes, mending: Mending) -> tuple[nn.Module, Plan]:
-    """Cut a dense model in place and make it run; gives the model and the plan with its attribute edits.
-
-    Raises:
-        UnplayableError: A module cannot be played back.
-    """
-    plan = cut(dense, plan).with_attributes(attribute_edits(sizes, mending.attributes))
-    return mend(dense, sizes, mending), plan
-
-
 def mend(model: nn.Module, sizes: CutSizes, mending: Mending) -> nn.Module:
     """Set sizes and play back what the mending lists, in place; with ``graph``, the model as a graph.
 
@@ -94,7 +88,8 @@ def mend(model: nn.Module, sizes: CutSizes, mending: Mending) -> nn.Module:
         UnplayableError: A module cannot be played back.
     """
     set_attributes(model, attribute_edits(sizes, mending.attributes))
-    for path in mending.replayed:
+    fusing = [path for path in _fusing_parents(model, mending.replayed) if path not in mending.apart]
+    for path in dict.fromkeys((*mending.replayed, *fusing)):
         try:
             play_back(model, path, sizes, mending.apart)
         except CannotReplayError as error:
@@ -128,12 +123,11 @@ def extended(mending: Mending, fault: Fault, model: nn.Module, sizes: CutSizes, 
     if path == "":
         return None
     alike = [path] if unplayable or path in apart else _alike(model, path, called)
-    alike += _fusing_parents(model, alike)
     replayed = [p for p in dict.fromkeys((*mending.replayed, *alike)) if p not in apart]
     return replace(mending, replayed=tuple(replayed), apart=tuple(sorted(apart)))
 
 
-def _fusing_parents(model: nn.Module, paths: list[str]) -> list[str]:
+def _fusing_parents(model: nn.Module, paths: Iterable[str]) -> list[str]:
     """Encoder layers of torch around these modules: for inference they pass by the forward of their attention."""
     parents = dict.fromkeys(path.rpartition(".")[0] for path in paths)
     return [path for path in parents if path and isinstance(model.get_submodule(path), nn.TransformerEncoderLayer)]

@@ -11,6 +11,7 @@ from torch import nn
 from prunegate.compaction.layer_sizes import sizes_after_slicing
 from prunegate.compaction.plan import AttributeValue, Mask, Plan
 from prunegate.errors import CompactionError
+from prunegate.groups import in_place_of
 
 
 def cut(model: nn.Module, plan: Plan) -> Plan:
@@ -65,8 +66,7 @@ def slice_tensors(model: nn.Module, tensors: Mapping[str, Mapping[int, Mask]]) -
             index = torch.from_numpy(np.flatnonzero(mask)).to(original.device)
             cut_tensor = cut_tensor.index_select(axis, index)
         cut_tensor = cut_tensor.contiguous(memory_format=_memory_format(original))
-        if isinstance(original, nn.Parameter):
-            cut_tensor = nn.Parameter(cut_tensor, requires_grad=original.requires_grad)
+        cut_tensor = in_place_of(original, cut_tensor)
         replaced[id(original)] = cut_tensor
         for alias in aliases[id(original)]:
             path, _, attribute = alias.rpartition(".")

@@ -19,12 +19,12 @@ from torch import nn
 from prunegate.compaction.certificate import Widely, outputs_of, random_like
 from prunegate.compaction.cut_sizes import CutSizes
 from prunegate.compaction.faults import Fault, shape_fault, value_fault
-from prunegate.compaction.mending import Mending, build, mend, settle
+from prunegate.compaction.mending import Mending, mend, settle
 from prunegate.compaction.plan import Mask, Plan
 from prunegate.compaction.surgery import cut
 from prunegate.gates import install_sites
-from prunegate.groups import Analysis, ExampleInputs, Pin, StandIns, Trace, copy_with
-from prunegate.groups.trace import decomposed_attention
+from prunegate.groups import Analysis, ExampleInputs, Pin, StandIns, Trace, copy_with, in_place_of
+from prunegate.groups.kernels import decomposed_attention
 
 logger = logging.getLogger(__name__)
 
@@ -53,10 +53,6 @@ class Trial:
     mending: Mending
     refused: dict[str, Pin] = field(default_factory=dict)
     _telling: nn.Module | None = None
-
-    @property
-    def backend(self) -> str:
-        return "graph" if self.mending.graph else "module"
 
     def run(self) -> None:
         """Find the mending, and fill `refused` with the groups that cannot be cut."""
@@ -123,8 +119,8 @@ def shape_fault_of(
     inputs = inputs.map(stand_ins.of)
     # The fused kernel of torch's encoder layers checks nothing on tensors without data.
     with _quiet(), decomposed_attention(), stand_ins.running(), torch.no_grad():
-        built, _ = build(copied, Plan.of(sizes.analysis, sizes.keep), sizes, mending)
-        return shape_fault(built, inputs, sizes)
+        cut(copied, Plan.of(sizes.analysis, sizes.keep))
+        return shape_fault(mend(copied, sizes, mending), inputs, sizes)
 
 
 def value_fault_of(
@@ -140,8 +136,7 @@ def value_fault_of(
 
 
 def _doubled(tensor: torch.Tensor) -> torch.Tensor:
-    wide = tensor.detach().double() if tensor.is_floating_point() else tensor
-    return nn.Parameter(wide, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else wide
+    return in_place_of(tensor, tensor.detach().double()) if tensor.is_floating_point() else tensor
 
 
 def _error_of(check: Callable[[Sequence[str]], Fault | None], chosen: Sequence[str]) -> str | None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from prunegate.gates.gates import Gate, Gates
 from prunegate.gates.relaxation import logistic_noise, soft_mask, straight_through
 from prunegate.gates.sites import SiteMap, install_sites, remove_sites
-from prunegate.gates.unfused import unfused
 
 __all__ = [
     "Gate",
@@ -16,5 +15,4 @@ __all__ = [
     "remove_sites",
     "soft_mask",
     "straight_through",
-    "unfused",
 ]

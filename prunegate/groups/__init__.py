@@ -5,7 +5,7 @@ from __future__ import annotations
 from prunegate.groups.analysis import Analysis, LoopNest, MaskedCall
 from prunegate.groups.channel_group import ChannelGroup, Member, PinnedGroup
 from prunegate.groups.constraints import Pin
-from prunegate.groups.copies import copy_with
+from prunegate.groups.copies import copy_with, in_place_of
 from prunegate.groups.inputs import ExampleInputs
 from prunegate.groups.rules import Call, register_rule
 from prunegate.groups.stand_ins import StandIns
@@ -34,6 +34,7 @@ __all__ = [
     "Value",
     "copy_with",
     "function_name",
+    "in_place_of",
     "map_tensors",
     "map_values",
     "register_rule",

@@ -6,6 +6,7 @@ has been seen. `solve` then turns the collection into channel groups.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -92,7 +93,6 @@ class Constraints:
     ties: list[tuple[Ids, Ids]] = field(default_factory=list)
     grids: dict[tuple[Shape, bytes], Ids] = field(default_factory=dict)
     size: int = 0
-    _starts: list[int] = field(default_factory=list)
 
     def new_axis(
         self, kind: Literal["parameter", "buffer", "constant"], tensor: str, axis: int, length: int, ndim: int = 1
@@ -100,14 +100,18 @@ class Constraints:
         """Fresh ids, shape (length,), for the indices of a tensor's dimension."""
         ids = np.arange(self.size, self.size + length, dtype=np.int64)
         self.axes.append(LabelledAxis(kind, tensor, axis, self.size, length, ndim))
-        self._starts.append(self.size)
         self.size += length
         return ids
 
     def is_table(self, label: Ids) -> bool:
         """Whether no id was given to a weight: they come from vectors, buffers and constants of the code."""
-        numbers = np.searchsorted(self._starts, label.reshape(-1), side="right") - 1
-        return all(self.axes[n].kind != "parameter" or self.axes[n].ndim == 1 for n in set(numbers.tolist()))
+        ids = label.reshape(-1)
+        while ids.size:
+            axis = self.axes[bisect_right(self.axes, int(ids[0]), key=lambda axis: axis.start) - 1]
+            if axis.kind == "parameter" and axis.ndim > 1:
+                return False
+            ids = ids[(ids < axis.start) | (ids >= axis.start + axis.length)]
+        return True
 
     def pinned_ids(self, length: int, pin: Pin) -> Ids:
         """Fresh ids, shape (length,), that stand for channels nobody may remove."""

@@ -34,6 +34,11 @@ def copy_with(model: nn.Module, change: Callable[[torch.Tensor], torch.Tensor] |
     return copied
 
 
+def in_place_of(original: torch.Tensor, data: torch.Tensor) -> torch.Tensor:
+    """``data`` as a parameter if ``original`` is one, trained if that is."""
+    return nn.Parameter(data, original.requires_grad) if isinstance(original, nn.Parameter) else data
+
+
 _ATOMS = frozenset({bool, int, float, complex, str, bytes, type(None), type, torch.dtype, torch.device, torch.Size})
 
 

@@ -14,13 +14,13 @@ from torch._subclasses.fake_tensor import (
     DynamicOutputShapeException,
     UnsupportedOperatorException,
 )
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_leaves
 
 from prunegate.errors import TraceError
 from prunegate.groups.analysis import Analysis
 from prunegate.groups.constraints import Constraints, Pin
 from prunegate.groups.inputs import ExampleInputs
+from prunegate.groups.kernels import decomposed_attention
 from prunegate.groups.rules import module_rule
 from prunegate.groups.solve import solve
 from prunegate.groups.stand_ins import KINDS, StandIns
@@ -169,18 +169,6 @@ def plain_outputs(outputs: Any) -> Any:
     if hasattr(outputs, "__dataclass_fields__"):
         return {name: getattr(outputs, name) for name in outputs.__dataclass_fields__}
     return outputs
-
-
-@contextlib.contextmanager
-def decomposed_attention() -> Iterator[None]:
-    """Attention as matrix products and softmax instead of one fused operation."""
-    fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        with sdpa_kernel(SDPBackend.MATH):
-            yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast)
 
 
 @contextlib.contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -50,8 +51,8 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __post_init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.watch.on_ruled_module = self.note_module
-        self.watch.on_recurrent_module = self.pin_recurrent
+        if self.values is not None:
+            self.watch.on_module_end = partial(self._end_module, self.values)
 
     def __torch_dispatch__(
         self, func: torch._ops.OpOverload, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -76,20 +77,20 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
             )
         return result
 
-    def pin_recurrent(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-        """Pin what a recurrent layer reads and makes: it keeps copies of its weights, and runs step by step."""
-        if self.values is None:
-            return
-        tensors = [*_tensors(args), *_tensors(kwargs.values()), *module.parameters(), *_tensors((output,))]
-        for tensor in tensors:
+    def _end_module(
+        self, values: Values, module: nn.Module, rule: Rule | None, args: Any, kwargs: Any, output: Any
+    ) -> None:
+        """Note what is to be known of a module call as a whole."""
+        if rule is not None:
+            self._note_module(values, module, rule, args, kwargs, output)
+        elif isinstance(module, nn.RNNBase):  # it keeps copies of its weights, and runs step by step
             reason = Pin("a recurrent layer reads or makes these channels", type(module).__name__, self.watch.module)
-            for label in self.values.labels(tensor):
-                self.values.constraints.pin(label, reason)
+            for tensor in (*_tensors((*args, *kwargs.values(), output)), *module.parameters()):
+                for label in values.labels(tensor):
+                    values.constraints.pin(label, reason)
 
-    def note_module(self, module: nn.Module, rule: Rule, args: Any, kwargs: Any, output: Any) -> None:
+    def _note_module(self, values: Values, module: nn.Module, rule: Rule, args: Any, kwargs: Any, output: Any) -> None:
         """Note what a registered rule says of a module call, in place of the operations inside."""
-        if self.values is None:
-            return
         own = {**dict(module.named_parameters(recurse=False)), **dict(module.named_buffers(recurse=False))}
         bound = inspect.signature(module.forward).bind(*args, **kwargs)
         bound.apply_defaults()
@@ -97,13 +98,10 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         inputs = [*_tensors(bound.arguments.values()), *own.values()]
         outputs = list(_tensors((output,)))
         shapes = {id(t): tuple(t.shape) for t in inputs}
-        call = Call(type(module).__name__, None, arguments, inputs, outputs, shapes, self.values, self.watch)
-        for tensor in (*inputs, *module.parameters()):
-            origin = self.values.origin(tensor)
-            if origin is not None:
-                self.values.used.add(origin)
+        call = Call(type(module).__name__, None, arguments, inputs, outputs, shapes, values, self.watch)
+        values.use((*inputs, *module.parameters()))
         for tensor, found in zip(outputs, rule(call), strict=True):
-            self.values.set(tensor, found)
+            values.set(tensor, found)
             if self.tape is not None:
                 self.tape.add(tensor, found)
 
@@ -120,10 +118,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         signature = _signature(func)
         arguments = {**signature.defaults, **dict(zip(signature.arguments, args, strict=False)), **kwargs}
         call = Call(signature.name, func, arguments, inputs, outputs, shapes, values, self.watch)
-        for tensor in inputs:
-            origin = values.origin(tensor)
-            if origin is not None:
-                values.used.add(origin)
+        values.use(inputs)
         empty = signature.name != "cat" and any(t.numel() == 0 for t in inputs)
         labels = _pin_all(call, "a tensor without elements passes through") if empty else signature.rule(call)
         origin = values.origin(inputs[0]) if signature.moves and inputs else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import torch
@@ -60,6 +61,10 @@ class Values:
             )
             self.set(tensor, found)
         return found
+
+    def use(self, tensors: Iterable[torch.Tensor]) -> None:
+        """Note that the run read the parameters and buffers these are views of."""
+        self.used.update(self._origin[id(tensor)] for tensor in tensors if id(tensor) in self._origin)
 
     def origin(self, tensor: torch.Tensor) -> str | None:
         return self._origin.get(id(tensor))

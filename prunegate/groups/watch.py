@@ -51,8 +51,7 @@ class Watch(TorchFunctionMode):
 
     Attributes:
         is_opaque: A module is running that has a rule of its own, so what happens inside says nothing.
-        on_ruled_module: Called as such a module ends, with its rule, arguments and output.
-        on_recurrent_module: Called as a recurrent layer of torch ends.
+        on_module_end: Called as a module ends that is not inside such a one, with its rule, arguments and output.
     """
 
     def __init__(self, tape: Tape | None, rule_of: Callable[[type[nn.Module]], Any] = lambda cls: None) -> None:
@@ -64,8 +63,7 @@ class Watch(TorchFunctionMode):
         super().__init__()
         self.frames = [Frame("")]
         self.is_opaque = False
-        self.on_ruled_module: Callable[[nn.Module, Any, Any, Any, Any], None] = lambda *call: None
-        self.on_recurrent_module: Callable[[nn.Module, Any, Any, Any], None] = lambda *call: None
+        self.on_module_end: Callable[[nn.Module, Any, Any, Any, Any], None] = lambda *call: None
         self._rule_of = rule_of
         self.address: CallAddress | None = None
         self.arguments: tuple[Any, ...] = ()
@@ -127,9 +125,8 @@ class Watch(TorchFunctionMode):
         frame = self.frames.pop()
         if frame.rule is not None:
             self.is_opaque = False
-            self.on_ruled_module(module, frame.rule, args, kwargs, output)
-        if isinstance(module, nn.RNNBase) and not self.is_opaque:
-            self.on_recurrent_module(module, args, kwargs, output)
+        if not self.is_opaque:
+            self.on_module_end(module, frame.rule, args, kwargs, output)
         span = frame.span
         if span is not None and self._tape is not None:
             _finish(span, self._tape, output)

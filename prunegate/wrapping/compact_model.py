@@ -29,7 +29,7 @@ from prunegate.compaction import (
     shape_fault_of,
 )
 from prunegate.errors import CompactionError
-from prunegate.groups import ExampleInputs, copy_with
+from prunegate.groups import ExampleInputs, copy_with, in_place_of
 from prunegate.identify import identify
 from prunegate.wrapping.gated_model import GatedModel
 
@@ -166,10 +166,8 @@ def _mending_for(gated: GatedModel, keep: Mask, mending: Mending) -> Mending:
 
 
 def _on_meta(tensor: torch.Tensor) -> torch.Tensor:
-    empty = tensor.detach().to("meta")
-    return nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
+    return in_place_of(tensor, tensor.detach().to("meta"))
 
 
 def _own(tensor: torch.Tensor) -> torch.Tensor:
-    copied = tensor.detach().clone()
-    return nn.Parameter(copied, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else copied
+    return in_place_of(tensor, tensor.detach().clone())

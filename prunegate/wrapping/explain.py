@@ -65,7 +65,7 @@ class Explanation:
 
     @property
     def reachable_macs_share(self) -> float:
-        return 1.0 - self.least_macs / self.dense_macs if self.dense_macs else 0.0
+        return self.reach[self.backend].macs_share
 
     @property
     def reach_line(self) -> str:

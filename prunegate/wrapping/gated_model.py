@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 from typing import Any, Protocol
 
 import torch
@@ -11,8 +12,9 @@ from torch import nn
 from prunegate.compaction import Mending
 from prunegate.costs import CostModel, keep_within
 from prunegate.errors import BudgetError, nearest
-from prunegate.gates import Gates, install_sites, remove_sites, unfused
+from prunegate.gates import Gates, install_sites, remove_sites
 from prunegate.groups import Analysis, ChannelGroup, ExampleInputs, PinnedGroup, Trace, copy_with
+from prunegate.groups.kernels import has_fused_layers, unfused_layers
 from prunegate.wrapping.explain import Explanation, explain
 from prunegate.wrapping.reach import Reach, cost_models, fewest_units
 
@@ -64,18 +66,19 @@ class GatedModel(nn.Module):
         self._costs = cost_models(analysis)
         device = next(iter(model.parameters())).device
         self.gates.to(device)
+        self._has_fused_layers = has_fused_layers(model)
         self._sites = install_sites(model, analysis)
         self.train(model.training)
 
     @property
     def backend(self) -> str:
         """The compaction back-end the gates were chosen for: ``"module"`` or ``"graph"``."""
-        return "graph" if self.mending.graph else "module"
+        return self.mending.backend
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         with torch._C.DisableTorchFunction():  # gates are no part of the model that a function mode watches
             self._sites.spread(self.gates.draw())
-        with unfused(self.model):
+        with unfused_layers() if self._has_fused_layers else nullcontext():
             return self.model(*args, **kwargs)
 
     @property

@@ -58,8 +58,10 @@ def wrap(
     if not any(True for _ in model.parameters()):
         raise NothingToPruneError("the model: found no parameters, expected layers whose channels can be removed.")
     trace = Trace(model, inputs)
-    refused = _excluded(trace.analysis(), exclude)
-    analysis = trace.analysis(refused)
+    analysis = trace.analysis()
+    refused = _excluded(analysis, exclude)
+    if refused:
+        analysis = trace.analysis(refused)
     trial, *others = _trials(model, inputs, trace, analysis, backend)
     if trial.refused:
         analysis = trace.analysis({**refused, **trial.refused})
@@ -67,7 +69,9 @@ def wrap(
         raise NothingToPruneError(_nothing_left(analysis))
     logger.info("%d channel groups with %d units, %d pinned", len(analysis.groups), analysis.num_units,
                 len(analysis.pinned))  # fmt: skip
-    reach = {other.backend: Reach.of(trace.analysis({**refused, **other.refused}), round_to) for other in others}
+    reach = {
+        other.mending.backend: Reach.of(trace.analysis({**refused, **other.refused}), round_to) for other in others
+    }
     return GatedModel(copy.deepcopy(model), trace, analysis, inputs, round_to, trial.mending, reach)
 
 

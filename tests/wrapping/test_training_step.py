@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn import functional
 
 import prunegate
+from tests.conftest import random_masks
 
 WITH_BATCH_NORM = (
     "timm/test_resnet",
@@ -43,15 +44,8 @@ def _model(name: str) -> tuple[nn.Module, tuple[int, int, int]]:
 def _gated(name: str, backend: str) -> tuple[prunegate.GatedModel, tuple[int, int, int]]:
     model, size = _model(name)
     gated = prunegate.wrap(model, torch.randn(2, *size, dtype=torch.float64), backend=backend)
-    generator = torch.Generator().manual_seed(1)
-    gated.set_masks({group.name: _half(group.num_units, generator) for group in gated.groups})
+    gated.set_masks(random_masks(gated.groups, 0.5, 1))
     return gated, size
-
-
-def _half(count: int, generator: torch.Generator) -> torch.Tensor:
-    mask = torch.zeros(count, dtype=torch.bool)
-    mask[torch.randperm(count, generator=generator)[: max(1, count // 2)]] = True
-    return mask
 
 
 def _step(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> None:

@@ -20,6 +20,7 @@ import subprocess
 import sys
 import time
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,7 @@ def main() -> int:
         "| peak memory of the analysis (copies of the parameters) | of the whole wrap |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
-    for name in (m for m in MODELS if any(fnmatch.fnmatch(m, pattern) for pattern in options.only)):
+    for name in _chosen(MODELS, options.only):
         row = {**_run("times", name, options.repeats), **_run("trial", name, options.repeats)}
         ratio = row["ours"] / row["peer"] if row["peer"] else float("nan")
         lines.append(
@@ -66,7 +67,7 @@ def main() -> int:
             f"| {row['analysis_copies']:.2f} | {row['copies']:.2f} |"
         )
         print(lines[-1], flush=True)
-    for name in (m for m in ON_META if any(fnmatch.fnmatch(m, pattern) for pattern in options.only)):
+    for name in _chosen(ON_META, options.only):
         row = _run("meta", name, options.repeats)
         lines.append(f"| {name} on the meta device | {row['params'] / 1e6:.1f} | {row['ours']:.3f} | | | | | | |")
         print(lines[-1], flush=True)
@@ -74,6 +75,10 @@ def main() -> int:
     options.out.write_text(f"# Wrap time\n\nWritten by `{command}`.\n{__doc__[__doc__.index('Each model') - 1:]}\n"
                            + "\n".join(lines) + "\n")  # fmt: skip
     return 0
+
+
+def _chosen(models: Sequence[str], patterns: Sequence[str]) -> list[str]:
+    return [model for model in models if any(fnmatch.fnmatch(model, pattern) for pattern in patterns)]
 
 
 def _run(what: str, name: str, repeats: int) -> dict[str, Any]:
