@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -10,8 +11,7 @@ from prunegate.groups.constraints import Pin
 from prunegate.groups.partition import Ids
 
 
-@dataclass(frozen=True)
-class Member:
+class Member(NamedTuple):
     """One tensor axis whose slices belong to the units of a channel group.
 
     Attributes:
@@ -24,7 +24,7 @@ class Member:
 
     tensor: str
     axis: int
-    of_axis: Ids = field(repr=False)
+    of_axis: Ids
     of_group: range
 
     @property

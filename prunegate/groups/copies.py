@@ -21,8 +21,10 @@ def copy_with(model: nn.Module, change: Callable[[torch.Tensor], torch.Tensor] |
     """
     memo: dict[int, Any] = {}
     if change is not None:
-        for tensor in (*model.parameters(), *model.buffers()):
-            memo[id(tensor)] = change(tensor)
+        for module in model.modules():
+            for tensor in (*module._parameters.values(), *module._buffers.values()):
+                if tensor is not None and id(tensor) not in memo:
+                    memo[id(tensor)] = change(tensor)
     try:
         copied = _copied(model, memo)
     except RuntimeError as error:
@@ -40,6 +42,7 @@ def in_place_of(original: torch.Tensor, data: torch.Tensor) -> torch.Tensor:
 
 
 _ATOMS = frozenset({bool, int, float, complex, str, bytes, type(None), type, torch.dtype, torch.device, torch.Size})
+_OF_EVERY_MODULE = frozenset(vars(nn.Module()))
 
 
 def _copied(value: Any, memo: dict[int, Any]) -> Any:
@@ -53,20 +56,24 @@ def _copied(value: Any, memo: dict[int, Any]) -> Any:
     if cls is dict or cls is OrderedDict:
         made = memo[id(value)] = cls()
         for key, entry in value.items():
-            made[_copied(key, memo)] = _copied(entry, memo)
+            made[key if type(key) in _ATOMS else _copied(key, memo)] = (
+                entry if type(entry) in _ATOMS else _copied(entry, memo)
+            )
         return made
     if cls is list:
         copies: list[Any] = []
         memo[id(value)] = copies
         copies.extend(_copied(entry, memo) for entry in value)
         return copies
-    if isinstance(value, nn.Module) and _is_plain(cls):
+    if cls is tuple and _ATOMS.issuperset(map(type, value)):
+        return value
+    if isinstance(value, nn.Module) and (cls in _plain or _is_plain(type(value))):
         twin = memo[id(value)] = object.__new__(cls)
         made = vars(twin)
         for key, entry in vars(value).items():
             if type(entry) in _ATOMS:
                 made[key] = entry
-            elif not entry and "_hooks" in key:  # the many that every module has
+            elif not entry and key in _OF_EVERY_MODULE:  # the many kinds of hooks, mostly
                 made[key] = type(entry)()
             elif key != "_compiled_call_impl":  # `torch.compile` in place, which copies do not inherit
                 made[key] = _copied(entry, memo)
@@ -74,6 +81,7 @@ def _copied(value: Any, memo: dict[int, Any]) -> Any:
     return copy.deepcopy(value, memo)
 
 
+_plain: set[type[nn.Module]] = set()
 _OWN_WAYS = frozenset({"__deepcopy__", "__reduce_ex__", "__reduce__", "__getstate__", "__slots__"})
 
 
@@ -82,11 +90,14 @@ def _is_plain(cls: type[nn.Module]) -> bool:
 
     What torch's own layers say in ``__setstate__`` is for old pickles, which lack attributes.
     """
-    return all(
+    plain = all(
         base is nn.Module
         or (_OWN_WAYS.isdisjoint(vars(base)) and ("__setstate__" not in vars(base) or _is_of_torch(base)))
         for base in cls.__mro__[:-1]
     )
+    if plain and _is_of_torch(cls):  # asked for often
+        _plain.add(cls)
+    return plain
 
 
 def _is_of_torch(cls: type) -> bool:

@@ -31,19 +31,30 @@ def _is_plain(tensor: torch.Tensor) -> bool:
     return tensor.is_meta and type(tensor) in (torch.Tensor, nn.Parameter) and tensor.is_contiguous()
 
 
+def _empty(like: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
+    return torch.empty(shape, dtype=like.dtype, device="meta")
+
+
 def _itself(args: Sequence[Any]) -> Any:
     return args[0]
 
 
 def _alike(args: Sequence[Any]) -> Any:
-    return torch.empty_like(args[0])
+    """Detaching is the quickest way to another tensor of the same form."""
+    return args[0].detach()
 
 
 def _broadcast(args: Sequence[Any]) -> Any:
     left, right = args[:2]
     if not isinstance(right, torch.Tensor) or left.dtype != right.dtype or not _is_plain(right) or len(args) > 2:
         return NotImplemented
-    return torch.empty_like(left) if left.shape == right.shape else NotImplemented
+    if left.shape == right.shape:
+        return left.detach()
+    if left.dim() != right.dim() or any(
+        a != b and 1 not in (a, b) for a, b in zip(left.shape, right.shape, strict=True)
+    ):
+        return NotImplemented
+    return _empty(left, [b if a == 1 else a for a, b in zip(left.shape, right.shape, strict=True)])
 
 
 def _mean(args: Sequence[Any]) -> Any:
@@ -51,7 +62,7 @@ def _mean(args: Sequence[Any]) -> Any:
     if not dims or len(args) > 3:
         return NotImplemented
     gone = {dim % x.dim() for dim in dims}
-    return x.new_empty([1 if d in gone else n for d, n in enumerate(x.shape) if keep or d not in gone])
+    return _empty(x, [1 if d in gone else n for d, n in enumerate(x.shape) if keep or d not in gone])
 
 
 def _join(args: Sequence[Any]) -> Any:
@@ -61,27 +72,41 @@ def _join(args: Sequence[Any]) -> Any:
         return NotImplemented
     shape = list(first.shape)
     shape[dim] = sum(t.shape[dim] for t in tensors)
-    return first.new_empty(shape)
+    return _empty(first, shape)
+
+
+def _convolution(args: Sequence[Any]) -> Any:
+    x, weight, _, stride, padding, dilation, transposed, *_ = args
+    kernel = weight.shape[2:]
+    over = len(kernel)
+    if transposed or x.dim() != over + 2 or not len(stride) == len(padding) == len(dilation) == over:
+        return NotImplemented
+    spans = zip(x.shape[2:], kernel, stride, padding, dilation, strict=True)
+    sizes = [(size + 2 * pad - dilate * (width - 1) - 1) // step + 1 for size, width, step, pad, dilate in spans]
+    if x.shape[1] != weight.shape[1] * args[8] or min(sizes) < 1 or not weight.is_contiguous():
+        return NotImplemented  # torch says what is wrong
+    return _empty(x, [x.shape[0], weight.shape[0], *sizes])
 
 
 def _affine(args: Sequence[Any]) -> Any:
     _, left, right, *_ = args
-    return left.new_empty(left.shape[0], right.shape[1])
+    return _empty(left, [left.shape[0], right.shape[1]])
 
 
 def _batch_norm(args: Sequence[Any]) -> tuple[torch.Tensor, ...]:
     """The normalised input, and the statistics of the batch where it is in training."""
     x, size = args[0], args[0].shape[1] if args[5] else 0
-    return torch.empty_like(x), x.new_empty(size), x.new_empty(size)
+    return x.detach(), _empty(x, [size]), _empty(x, [size])
 
 
 def _layer_norm(args: Sequence[Any]) -> tuple[torch.Tensor, ...]:
     x, over = args[0], len(args[1])
-    statistics = [x.new_empty(*x.shape[: x.dim() - over], *[1] * over) for _ in range(2)]
-    return torch.empty_like(x), *statistics
+    statistics = [_empty(x, [*x.shape[: x.dim() - over], *[1] * over]) for _ in range(2)]
+    return x.detach(), *statistics
 
 
 _FORMS: Mapping[Any, Form] = {
+    _aten.convolution.default: _convolution,
     _aten.native_batch_norm.default: _batch_norm,
     _aten.native_layer_norm.default: _layer_norm,
     _aten.addmm.default: _affine,

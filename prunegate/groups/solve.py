@@ -51,10 +51,11 @@ def solve(
     units_of = unit_of_root[partition.roots()]
 
     axes: dict[str, dict[int, Ids]] = defaultdict(dict)
-    for axis in stored:
-        units = units_of[axis.start : axis.start + axis.length]
-        if (units >= 0).any():
-            axes[axis.tensor][axis.axis] = units
+    # Ids are handed out axis after axis, so the greatest unit of each is found at once.
+    greatest = np.maximum.reduceat(units_of, [axis.start for axis in constraints.axes]) if stored else ()
+    for axis, unit in zip(constraints.axes, greatest, strict=True):
+        if unit >= 0 and axis.kind != "constant":
+            axes[axis.tensor][axis.axis] = units_of[axis.start : axis.start + axis.length]
     return Analysis(
         groups=tuple(_with_members(groups, axes)),
         pinned=tuple(pinned),
@@ -171,29 +172,49 @@ def _by_axes_and_reason(
 ) -> dict[tuple[tuple[int, ...], int], Ids]:
     """The roots, ascending, that lie on the same stored axes (by number, ascending) for the same reason.
 
-    Sets of axes are compared by a random 64-bit sum first, so that Python sees each kind of unit once
-    and not every unit.
+    Sets of axes are compared by a sum of random numbers first, so that Python sees each kind of unit once and
+    not every unit.
     """
     if not stored:
         return {}
-    count = len(stored)
-    roots = np.concatenate([partition.roots()[axis.start : axis.start + axis.length] for axis in stored])
-    pairs = np.sort(roots * count + np.repeat(np.arange(count), [axis.length for axis in stored]))
-    pairs = pairs[np.r_[True, pairs[1:] != pairs[:-1]]]
-    roots, numbers = np.divmod(pairs, count)
-    starts = np.flatnonzero(np.r_[True, roots[1:] != roots[:-1]])
-    ends = np.r_[starts[1:], len(roots)]
-    sums = np.add.reduceat(np.random.default_rng(0).integers(1 << 62, size=count)[numbers], starts)
-    roots = roots[starts]
-    order = np.lexsort((roots, reasons[roots], sums))
-    kind = np.stack([sums[order], reasons[roots[order]]])
+    roots, numbers = _distinct_on_axes(stored, partition)
+    # Sums of whole numbers this size are exact in floating point.
+    signs = np.random.default_rng(0).integers(1 << 38, size=len(stored)).astype(np.float64)
+    sums = np.bincount(roots, weights=signs[numbers], minlength=len(reasons))
+    present = np.flatnonzero(sums)
+    order = np.lexsort((present, reasons[present], sums[present]))
+    present = present[order]
+    kind = np.stack([sums[present], reasons[present]])
     borders = np.flatnonzero(np.r_[True, (kind[:, 1:] != kind[:, :-1]).any(axis=0), True])
-    found: dict[tuple[tuple[int, ...], int], Ids] = {}
-    for first, last in pairwise(borders.tolist()):
-        place = order[first]
-        signature = tuple(numbers[starts[place] : ends[place]].tolist())
-        found[signature, int(reasons[roots[place]])] = roots[order[first:last]]
-    return found
+    place_of = np.full(len(reasons), -1, dtype=np.int64)
+    place_of[present[borders[:-1]]] = np.arange(len(borders) - 1)
+    places = place_of[roots]
+    signatures: list[list[int]] = [[] for _ in borders[:-1]]
+    for place, number in zip(places[places >= 0].tolist(), numbers[places >= 0].tolist(), strict=True):
+        signatures[place].append(number)
+    return {
+        (tuple(signature), int(reasons[present[first]])): present[first:last]
+        for signature, (first, last) in zip(signatures, pairwise(borders.tolist()), strict=True)
+    }
+
+
+def _distinct_on_axes(stored: Sequence[LabelledAxis], partition: Partition) -> tuple[Ids, Ids]:
+    """The roots on every stored axis, each once, and the number of the axis each lies on, ascending."""
+    lengths = [axis.length for axis in stored]
+    roots = np.concatenate([partition.roots()[axis.start : axis.start + axis.length] for axis in stored])
+    numbers = np.repeat(np.arange(len(stored)), lengths)
+    # Mostly roots ascend along an axis, and then none comes twice.
+    falls = np.flatnonzero((roots[1:] <= roots[:-1]) & (numbers[1:] == numbers[:-1]))
+    if not falls.size:
+        return roots, numbers
+    unsorted = np.zeros(len(stored), dtype=bool)
+    unsorted[numbers[falls]] = True
+    clear = ~unsorted[numbers]
+    pairs = np.unique(numbers[~clear] * partition.roots().size + roots[~clear])
+    more_numbers, more_roots = np.divmod(pairs, partition.roots().size)
+    roots, numbers = np.r_[roots[clear], more_roots], np.r_[numbers[clear], more_numbers]
+    order = np.argsort(numbers, kind="stable")
+    return roots[order], numbers[order]
 
 
 def _producing_axes(stored: Sequence[LabelledAxis], constraints: Constraints) -> set[int]:
@@ -216,15 +237,17 @@ def _group_name(tensor: str) -> str:
 def _with_members(groups: Sequence[tuple[str, Ids]], axes: Mapping[str, Mapping[int, Ids]]) -> list[ChannelGroup]:
     """The groups with the tensor axes that hold their units."""
     bounds = np.cumsum([0, *(len(roots) for _, roots in groups)])
-    group_of = np.repeat(np.arange(len(groups)), np.diff(bounds))
     members: list[list[Member]] = [[] for _ in groups]
-    for tensor, by_axis in axes.items():
-        for axis, units in by_axis.items():
-            inside = units[units >= 0]
-            first, last = group_of[inside.min()], group_of[inside.max()]
-            for number in [first] if first == last else np.unique(group_of[inside]).tolist():
-                of_group = range(int(bounds[number]), int(bounds[number + 1]))
-                members[number].append(Member(tensor, axis, units, of_group))
+    flat = [(tensor, axis, units) for tensor, by_axis in axes.items() for axis, units in by_axis.items()]
+    if flat:
+        group_of = np.repeat(np.arange(len(groups)), np.diff(bounds))
+        on_axes = np.concatenate([units for _, _, units in flat])
+        numbers = np.repeat(np.arange(len(flat)), [len(units) for _, _, units in flat])[on_axes >= 0]
+        pairs = numbers * len(groups) + group_of[on_axes[on_axes >= 0]]
+        pairs = np.unique(pairs[np.r_[True, pairs[1:] != pairs[:-1]]])
+        for number, group in zip(*(part.tolist() for part in np.divmod(pairs, len(groups))), strict=True):
+            tensor, axis, units = flat[number]
+            members[group].append(Member(tensor, axis, units, range(int(bounds[group]), int(bounds[group + 1]))))
     return [
         ChannelGroup(name, len(roots), int(bounds[number]), tuple(members[number]))
         for number, (name, roots) in enumerate(groups)
@@ -262,7 +285,11 @@ def _masked_calls(constraints: Constraints, units_of: Ids) -> list[MaskedCall]:
 def _loop_nest(module: str, sizes: Shape, labels: Labels, units_of: Ids) -> LoopNest:
     by_loop: dict[int, Ids] = {}
     for label in labels:
-        units = collapse(units_of[label])
+        units = units_of[label]
+        if label.size != max(label.shape):
+            units = collapse(units)
+        elif (units == units.flat[0]).all():
+            continue
         dims = varying(units)
         if len(dims) > 1:
             raise AssertionError(f"{module}: a unit spans several loops of one product, expected one")

@@ -42,7 +42,9 @@ class StandIns:
 
     def of_model(self, model: nn.Module) -> nn.Module:
         """A frozen copy of a model with its parameters and buffers replaced; shared ones stay shared."""
-        return copy_with(model, None if self.kind == "real" else self.of).requires_grad_(False)
+        if self.kind == "real":
+            return copy_with(model, None).requires_grad_(False)
+        return copy_with(model, self.of)
 
     def running(self) -> contextlib.AbstractContextManager[object]:
         """What such a copy has to run under."""

@@ -79,9 +79,14 @@ class Tape:
 
     def add(self, tensor: torch.Tensor, labels: Labels = (), source: Source | None = None) -> int:
         """A new number for ``tensor``, also if it had one: it has been written to, or passed through a call."""
+        return self._add(tensor, tuple(tensor.shape), tensor.dtype, labels, source)
+
+    def _add(
+        self, tensor: torch.Tensor, shape: Shape, dtype: torch.dtype, labels: Labels, source: Source | None = None
+    ) -> int:
         number = len(self.shapes)
-        self.shapes.append(tuple(tensor.shape))
-        self.dtypes.append(tensor.dtype)
+        self.shapes.append(shape)
+        self.dtypes.append(dtype)
         self.labels.append(labels)
         self._alive.append(tensor)
         self._numbers[id(tensor)] = number
@@ -99,7 +104,7 @@ class Tape:
 
         def again(tensor: torch.Tensor) -> Value:
             before = self.number(tensor)
-            number = self.add(tensor, self.labels[before])
+            number = self._add(tensor, self.shapes[before], self.dtypes[before], self.labels[before])
             self.same_as[number] = before
             return Value(number)
 
@@ -107,7 +112,18 @@ class Tape:
 
     def refer(self, tree: Any) -> Any:
         """An argument tree with numbers in place of tensors."""
-        return map_tensors(tree, lambda t: Value(self.number(t)))
+        if type(tree) is tuple:  # the frequent case, spelled out: arguments are mostly tensors and numbers
+            return tuple(
+                [
+                    entry
+                    if type(entry) in _ATOMS
+                    else Value(self.number(entry))
+                    if isinstance(entry, torch.Tensor)
+                    else self.refer(entry)
+                    for entry in tree
+                ]
+            )
+        return map_tensors(tree, lambda tensor: Value(self.number(tensor)))
 
     def lacks_literals(self) -> bool:
         """Whether a constant of the model's code came up without its data."""
@@ -121,12 +137,12 @@ class Tape:
 
 def map_tensors(tree: Any, change: Callable[[torch.Tensor], Any]) -> Any:
     """``tree`` with its tensors changed; containers become plain ones, output classes a `Record`."""
-    return _map(tree, lambda leaf: change(leaf) if isinstance(leaf, torch.Tensor) else leaf)
+    return _map(tree, change, torch.Tensor)
 
 
 def map_values(tree: Any, change: Callable[[Value], Any]) -> Any:
     """``tree`` with its `Value` entries changed."""
-    return _map(tree, lambda leaf: change(leaf) if isinstance(leaf, Value) else leaf)
+    return _map(tree, change, Value)
 
 
 def values_in(tree: Any) -> list[Value]:
@@ -147,27 +163,31 @@ class Record:
 _ATOMS = frozenset({int, float, bool, str, type(None), torch.dtype, torch.device})
 
 
-def _map(tree: Any, change: Callable[[Any], Any]) -> Any:
-    if type(tree) in _ATOMS:
+def _map(tree: Any, change: Callable[[Any], Any], of: type) -> Any:
+    """``tree`` with its leaves of one type changed."""
+    cls = type(tree)
+    if cls in _ATOMS:
         return tree
-    if isinstance(tree, torch.Tensor) or type(tree) is Value:
+    if cls is tuple or cls is list:
+        return cls([entry if type(entry) in _ATOMS else _map(entry, change, of) for entry in tree])
+    if cls is dict:
+        return {key: _map(value, change, of) for key, value in tree.items()}
+    if isinstance(tree, of):
         return change(tree)
-    if type(tree) is tuple or type(tree) is list:
-        return type(tree)([entry if type(entry) in _ATOMS else _map(entry, change) for entry in tree])
-    if type(tree) is dict:
-        return {key: _map(value, change) for key, value in tree.items()}
+    if isinstance(tree, torch.Tensor | Value):
+        return tree
     if isinstance(tree, Record):
-        return Record(tree.cls, {key: _map(value, change) for key, value in tree.fields.items()})
+        return Record(tree.cls, {key: _map(value, change, of) for key, value in tree.fields.items()})
     if isinstance(tree, tuple) and hasattr(tree, "_fields"):
-        return Record(type(tree), {key: _map(getattr(tree, key), change) for key in tree._fields})
+        return Record(cls, {key: _map(getattr(tree, key), change, of) for key in tree._fields})
     if isinstance(tree, dict):
-        return Record(type(tree), {key: _map(value, change) for key, value in tree.items()})
+        return Record(cls, {key: _map(value, change, of) for key, value in tree.items()})
     if isinstance(tree, torch.Size):
         return tuple(tree)
     if isinstance(tree, list | tuple):
-        return type(tree)(_map(entry, change) for entry in tree)
+        return cls(_map(entry, change, of) for entry in tree)
     if hasattr(tree, "__dataclass_fields__") and not isinstance(tree, type):
         fields = {key: getattr(tree, key) for key in tree.__dataclass_fields__}
         if any(isinstance(value, torch.Tensor | Value | list | tuple | dict) for value in fields.values()):
-            return Record(type(tree), {key: _map(value, change) for key, value in fields.items()})
-    return change(tree)
+            return Record(cls, {key: _map(value, change, of) for key, value in fields.items()})
+    return tree

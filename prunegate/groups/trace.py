@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -77,13 +77,12 @@ class Trace:
 
     def _follow(self, model: nn.Module, inputs: ExampleInputs) -> None:
         copied = self._stand_ins.of_model(model)
-        named: dict[str, torch.Tensor] = dict(copied.named_parameters())
-        self._parameters = list(named)
-        named.update(copied.named_buffers())
-        self._shapes = {name: tuple(t.shape) for name, t in named.items()}
-        for name, tensor in named.items():
-            kind = "parameter" if name in self._parameters else "buffer"
-            self._values.add_leaf(tensor, kind, name, range(tensor.dim()))
+        self._parameters, self._shapes = [], {}
+        for kind, name, tensor in stored_tensors(copied):
+            if kind == "parameter":
+                self._parameters.append(name)
+            self._shapes[name] = tuple(tensor.shape)
+            self._values.add_leaf(tensor, kind, name)
             self.tape.add(tensor, self._values.labels(tensor), Source("stored", name))
         self._run(copied.eval(), inputs, self.tape)
         if self._unused():
@@ -140,7 +139,7 @@ class Trace:
     def _follow_again(self, model: nn.Module, inputs: ExampleInputs) -> Tape | None:
         stand_ins, tape = StandIns(self._stand_ins.kind), Tape()
         copied = stand_ins.of_model(model).eval()
-        for tensor in (*dict(copied.named_parameters()).values(), *dict(copied.named_buffers()).values()):
+        for _, _, tensor in stored_tensors(copied):
             tape.add(tensor)
         inputs = inputs.map(stand_ins.of)
         for tensor in inputs.tensors():
@@ -160,6 +159,21 @@ class Trace:
     def analysis(self, refused: Mapping[str, Pin] | None = None) -> Analysis:
         """Channel groups, without those refused by name."""
         return solve(self.constraints, self._shapes, self._parameters, self._batch_size, self._unused(), refused or {})
+
+
+def stored_tensors(model: nn.Module) -> list[tuple[Literal["parameter", "buffer"], str, torch.Tensor]]:
+    """Parameters, then buffers, each once, by the first name it has: as torch lists them, in one walk."""
+    parameters: dict[int, tuple[Literal["parameter", "buffer"], str, torch.Tensor]] = {}
+    buffers = parameters.copy()
+    for path, module in model.named_modules():
+        prefix = f"{path}." if path else ""
+        for name, tensor in module._parameters.items():
+            if tensor is not None and id(tensor) not in parameters:
+                parameters[id(tensor)] = ("parameter", prefix + name, tensor)
+        for name, tensor in module._buffers.items():
+            if tensor is not None and id(tensor) not in buffers:
+                buffers[id(tensor)] = ("buffer", prefix + name, tensor)
+    return [*parameters.values(), *buffers.values()]
 
 
 def plain_outputs(outputs: Any) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -58,16 +58,17 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self, func: torch._ops.OpOverload, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
-        inputs = [*_tensors(args), *_tensors(kwargs.values())]
+        inputs = _tensors((*args, *kwargs.values()))
         shapes = {id(t): tuple(t.shape) for t in inputs}
         known = None if self.watch.is_opaque else self.values
         referred: tuple[Any, Any] | None = None
         if self.tape is not None:
-            for tensor in inputs:
-                self.tape.number(tensor, known.labels(tensor) if known is not None else ())
-            referred = self.tape.refer((args, kwargs))
+            if known is not None:
+                for tensor in inputs:
+                    self.tape.number(tensor, known.labels(tensor))
+            referred = self.tape.refer(args), self.tape.refer(kwargs)
         result = quick.run(func, args, kwargs)
-        outputs = list(_tensors((result,)))
+        outputs = [result] if isinstance(result, torch.Tensor) else _tensors((result,))
         if outputs and known is not None:
             self._note(known, func, args, kwargs, inputs, outputs, shapes)
         if outputs and self.tape is not None and referred is not None:
@@ -96,7 +97,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         bound.apply_defaults()
         arguments = {**own, **bound.arguments}
         inputs = [*_tensors(bound.arguments.values()), *own.values()]
-        outputs = list(_tensors((output,)))
+        outputs = _tensors((output,))
         shapes = {id(t): tuple(t.shape) for t in inputs}
         call = Call(type(module).__name__, None, arguments, inputs, outputs, shapes, values, self.watch)
         values.use((*inputs, *module.parameters()))
@@ -126,13 +127,15 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
             values.set(tensor, found, origin)
 
 
-def _tensors(arguments: Iterable[Any]) -> Iterator[torch.Tensor]:
+def _tensors(arguments: Iterable[Any]) -> list[torch.Tensor]:
     """The tensors among an operation's arguments or results, which hold no containers but lists."""
+    found: list[torch.Tensor] = []
     for argument in arguments:
         if isinstance(argument, torch.Tensor):
-            yield argument
+            found.append(argument)
         elif isinstance(argument, (list, tuple)):
-            yield from _tensors(argument)
+            found += _tensors(argument)
+    return found
 
 
 def _unknown(call: Call) -> list[Labels]:

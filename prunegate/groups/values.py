@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 
@@ -25,31 +26,30 @@ class Values:
     _alive: list[torch.Tensor] = field(default_factory=list)
     used: set[str] = field(default_factory=set)
 
-    def add_leaf(self, tensor: torch.Tensor, kind: str, name: str, dims: range) -> None:
-        """Give every listed dimension of a parameter or buffer its own ids."""
+    def add_leaf(self, tensor: torch.Tensor, kind: Literal["parameter", "buffer"], name: str) -> None:
+        """Give every dimension of a parameter or buffer its own ids."""
+        shape = tuple(tensor.shape)
         labels = tuple(
-            on_axis(
-                self.constraints.new_axis(
-                    "parameter" if kind == "parameter" else "buffer", name, d, tensor.shape[d], tensor.dim()
-                ),
-                d,
-                tensor.dim(),
-            )
-            for d in dims
-            if tensor.shape[d] > 1
+            [
+                on_axis(self.constraints.new_axis(kind, name, d, size, len(shape)), d, len(shape))
+                for d, size in enumerate(shape)
+                if size > 1
+            ]
         )
         self.set(tensor, labels, name)
 
     def set(self, tensor: torch.Tensor, labels: Labels, origin: str | None = None) -> None:
-        if id(tensor) not in self._labels:
+        key = id(tensor)
+        if key not in self._labels:
             self._alive.append(tensor)
-        self._labels[id(tensor)] = labels
+        self._labels[key] = labels
         for label in labels:
-            self.constraints.require_rectangular(label)
+            if label.ndim > 1 and label.size != max(label.shape):
+                self.constraints.require_rectangular(label)
         if origin is None:
-            self._origin.pop(id(tensor), None)
+            self._origin.pop(key, None)
         else:
-            self._origin[id(tensor)] = origin
+            self._origin[key] = origin
 
     def labels(self, tensor: torch.Tensor) -> Labels:
         found = self._labels.get(id(tensor))

@@ -1,4 +1,4 @@
-"""Which module and which of torch's functions is running: the addresses of what a run does.
+"""Which module and which maskable function of torch is running: the addresses of what a run does.
 
 A *call address* names one function call in a model: the module whose forward makes it, the function's
 name, and the how-manieth call of that function it is since the module's forward began. The same count is
@@ -7,8 +7,7 @@ kept when the gated model runs (`prunegate.gates.call_sites`), so a mask finds i
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,6 +15,7 @@ from typing import Any
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from prunegate.groups.maskable import MASKABLE
 from prunegate.groups.tape import Span, Tape, Value, values_in
 
 
@@ -30,10 +30,10 @@ class CallAddress:
 
 @dataclass
 class Frame:
-    """A running module: its path, and how often each function was called since it began."""
+    """A running module: its path, and how often each function had been called when it began."""
 
     path: str
-    counts: Counter[str] = field(default_factory=Counter)
+    before: Mapping[str, int] = field(default_factory=dict)
     span: Span | None = None
     rule: Any = None
 
@@ -62,10 +62,11 @@ class Watch(TorchFunctionMode):
         """
         super().__init__()
         self.frames = [Frame("")]
+        self._counts: dict[str, int] = dict.fromkeys(MASKABLE, 0)
         self.is_opaque = False
         self.on_module_end: Callable[[nn.Module, Any, Any, Any, Any], None] = lambda *call: None
         self._rule_of = rule_of
-        self.address: CallAddress | None = None
+        self._function: str | None = None
         self.arguments: tuple[Any, ...] = ()
         self._tape = tape
 
@@ -74,15 +75,23 @@ class Watch(TorchFunctionMode):
         """Path of the module whose forward is running."""
         return self.frames[-1].path
 
+    @property
+    def address(self) -> CallAddress | None:
+        """Of the maskable function that is running, if one is."""
+        name = self._function
+        if name is None:
+            return None
+        frame = self.frames[-1]
+        return CallAddress(frame.path, name, self._counts[name] - frame.before.get(name, 0))
+
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
         name = function_name(func)
-        for frame in self.frames:
-            frame.counts[name] += 1
-        self.address = CallAddress(self.module, name, self.frames[-1].counts[name])
-        self.arguments = args
+        if name in self._counts:
+            self._counts[name] += 1
+            self._function, self.arguments = name, args
         span = None
         if self._tape is not None and name in _WHOLE and not self.is_opaque:
             span = Span(func, self._tape.refer(args), self._tape.refer(kwargs), len(self._tape.operations))
@@ -90,7 +99,7 @@ class Watch(TorchFunctionMode):
         try:
             result = func(*args, **kwargs)
         finally:
-            self.address, self.arguments = None, ()
+            self._function, self.arguments = None, ()
         if span is not None and self._tape is not None:
             _finish(span, self._tape, result)
         return result
@@ -110,7 +119,7 @@ class Watch(TorchFunctionMode):
 
     def _enter(self, path: str) -> Callable[..., None]:
         def enter(module: nn.Module, args: Any, kwargs: Any) -> None:
-            frame = Frame(path)
+            frame = Frame(path, self._counts.copy())
             if self._tape is not None and not self.is_opaque:
                 frame.span = Span(path, self._tape.refer(args), self._tape.refer(kwargs), len(self._tape.operations))
                 self._tape.spans.append(frame.span)
@@ -135,7 +144,9 @@ class Watch(TorchFunctionMode):
 def _finish(span: Span, tape: Tape, result: Any) -> None:
     span.last, span.until = len(tape.operations), len(tape.spans)
     before = tape.refer(result)
-    span.returns_argument = isinstance(before, Value) and before in values_in((span.args, span.kwargs))
+    span.returns_argument = isinstance(before, Value) and (
+        before in span.args or before in values_in((span.args, span.kwargs))
+    )
     span.result = tape.renumber(result)
 
 

@@ -13,22 +13,13 @@ import torch
 
 from prunegate.groups.constraints import Constraints, MaskedArgument, Pin
 from prunegate.groups.labels import Labels, Shape, collapse, varying
+from prunegate.groups.maskable import MASKABLE, ZERO_NEUTRAL
 from prunegate.groups.partition import Ids
 from prunegate.groups.values import Values
 from prunegate.groups.watch import Watch
 
-# Functions of torch that a gated model can run without the removed units of an argument: for some it is
-# enough that these are zero, for others there is a masked form (`prunegate.gates.masked_functions`).
-ZERO_NEUTRAL = frozenset(
-    """matmul mm bmm einsum linear conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d
-    scaled_dot_product_attention sum norm vector_norm linalg_vector_norm normalize _weight_norm""".split()
-)
-MASKABLE = ZERO_NEUTRAL | frozenset(
-    "layer_norm rms_norm group_norm batch_norm mean var std var_mean std_mean amax softmax".split()
-)
 
-
-@dataclass(frozen=True)
+@dataclass
 class Call:
     """An operation, or a module with a rule of its own, with its arguments by name; labels and constraints.
 

@@ -7,7 +7,7 @@ import math
 import numpy as np
 
 from prunegate.groups.constraints import Contraction, Pin
-from prunegate.groups.labels import Labels, along, on_axis, varying
+from prunegate.groups.labels import Labels, on_axis, varying
 from prunegate.groups.partition import Ids
 from prunegate.groups.rules.call import Call, RuleTable, table
 from prunegate.groups.rules.contraction import column
@@ -22,17 +22,20 @@ def _convolution(call: Call) -> list[Labels]:
     transposed, groups = bool(call.arguments.get("transposed", False)), int(call["groups"])
     channel_labels, batch_labels = _input_labels(call)
     out_axis, in_axis = (1, 0) if transposed else (0, 1)
+    weight_shape = call.shape_of(weight)
     weight_labels = call.labels_of(weight)
-    for label in weight_labels:
-        if varying(label) not in ((0,), (1,)):
-            call.constraints.pin(label, _KERNEL)
-    in_ids = column(weight_labels, in_axis, weight.shape[in_axis])
-    out_ids = column(weight_labels, out_axis, weight.shape[out_axis])
+    in_ids = column(weight_labels, in_axis, weight_shape[in_axis])
+    out_ids = column(weight_labels, out_axis, weight_shape[out_axis])
 
-    loops = x if transposed else call.outputs[0]
-    constant = x.shape[0] * math.prod(loops.shape[2:]) * math.prod(weight.shape[2:])
-    labels = [label.reshape(1, *label.shape[:2]) for label in weight_labels if varying(label) in ((0,), (1,))]
-    sizes = (constant, int(weight.shape[0]), int(weight.shape[1]))
+    loops = call.shape_of(x) if transposed else call.shape
+    constant = loops[0] * math.prod(loops[2:]) * math.prod(weight_shape[2:])
+    labels = []
+    for label in weight_labels:
+        if varying(label) in ((0,), (1,)):
+            labels.append(label.reshape(1, *label.shape[:2]))
+        else:
+            call.constraints.pin(label, _KERNEL)
+    sizes = (constant, weight_shape[0], weight_shape[1])
     call.constraints.contractions.append(Contraction(call.module, call.name, sizes, tuple(labels)))
 
     if groups == 1:
@@ -58,17 +61,15 @@ def _convolution(call: Call) -> list[Labels]:
 
 def _input_labels(call: Call) -> tuple[Ids | None, Labels]:
     """The input's channel label, shape (batch or 1, channels), and the labels over its batch alone."""
-    x = call.tensor("input")
-    channels = along(call.labels_of(x), 1)
-    if channels is not None and any(d >= 2 for d in varying(channels)):
-        call.pin(channels, "a unit lies along the positions that a convolution mixes")
-        channels = None
-    batch = []
-    for label in call.labels_of(x):
-        if any(d >= 2 for d in varying(label)):
+    channels, batch = None, []
+    for label in call.labels_of(call.tensor("input")):
+        dims = varying(label)
+        if any(d >= 2 for d in dims):
             call.pin(label, "a unit lies along the positions that a convolution mixes")
-        elif varying(label) == (0,):
+        elif dims == (0,):
             batch.append(label)
+        elif 1 in dims:
+            channels = label
     return (None if channels is None else channels.reshape(channels.shape[:2])), tuple(batch)
 
 

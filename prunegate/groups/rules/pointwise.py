@@ -19,6 +19,9 @@ def unite_operands(call: Call, operands: Sequence[Operand], ndim: int) -> Labels
     Where a label varies on a dimension on which another operand has many entries and no label, that
     dimension cannot be sliced: the unit is tied along it, or pinned if it lies along nothing else.
     """
+    quick = _along_one_dimension(call, operands, ndim)
+    if quick is not None:
+        return quick
     shapes = [(1,) * (ndim - len(shape)) + shape for _, shape in operands]
     labels = [[align(label, ndim) for label in found] for found, _ in operands]
     _set_tables_aside(call, labels)
@@ -54,6 +57,32 @@ def unite_operands(call: Call, operands: Sequence[Operand], ndim: int) -> Labels
     return tuple(result)
 
 
+def _along_one_dimension(call: Call, operands: Sequence[Operand], ndim: int) -> Labels | None:
+    """The frequent case of `unite_operands`: all labels are flat and lie along the same dimension; else None."""
+    common, flat = 0, []
+    for labels, shape in operands:
+        if len(labels) != 1:
+            continue
+        label = labels[0]
+        size = label.size
+        if size == 1 or size not in label.shape:
+            return None
+        dim = label.shape.index(size) - label.ndim
+        if dim != (common or dim) or shape[dim] != size:
+            return None
+        common = dim
+        flat.append(label)
+    for labels, shape in operands:
+        if len(labels) > 1 or (not labels and common and len(shape) >= -common and shape[common] > 1):
+            return None
+    if not flat or any(label.size != flat[0].size for label in flat):
+        return None
+    for label in flat[1:]:
+        if label is not flat[0]:
+            call.constraints.ties.append((flat[0].reshape(-1), label.reshape(-1)))
+    return (align(flat[0], ndim),)
+
+
 def _set_tables_aside(call: Call, labels: list[list[Ids]]) -> None:
     """Pin and drop labels of vectors and constant tables over a part of what another operand's label varies on.
 
@@ -73,6 +102,8 @@ def pointwise(call: Call) -> list[Labels]:
     operands = [(call.labels_of(t), call.shape_of(t)) for t in call.inputs]
     if not any(labels for labels, _ in operands):
         return call.all_outputs(())
+    if len(operands) == 1:
+        return call.all_outputs(operands[0][0])
     return call.all_outputs(unite_operands(call, operands, len(call.shape)))
 
 

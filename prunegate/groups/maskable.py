@@ -1,0 +1,13 @@
+"""Functions of torch that a gated model can run without the removed units of an argument."""
+
+from __future__ import annotations
+
+# For these it is enough that removed units are zero.
+ZERO_NEUTRAL = frozenset(
+    """matmul mm bmm einsum linear conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d
+    scaled_dot_product_attention sum norm vector_norm linalg_vector_norm normalize _weight_norm""".split()
+)
+# For the others there is a masked form (`prunegate.gates.masked_functions`).
+MASKABLE = ZERO_NEUTRAL | frozenset(
+    "layer_norm rms_norm group_norm batch_norm mean var std var_mean std_mean amax softmax".split()
+)
