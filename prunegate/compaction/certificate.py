@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from prunegate.errors import CompactionError
-from prunegate.groups import ExampleInputs
+from prunegate.groups import ExampleInputs, copy_with, in_place_of
 from prunegate.groups.trace import plain_outputs
 
 # Largest relative difference, max|compact − gated| / max|gated|, at which a compaction is handed out.
@@ -166,11 +166,15 @@ def _evaluating(model: nn.Module, dtype: torch.dtype, not_weights: Iterable[nn.P
     floats = {t.dtype for t in tensors if t.is_floating_point()}
     try:
         if floats - {dtype}:
-            model = copy.deepcopy(model).to(dtype)
+            model = copy_with(model, partial(_converted, dtype=dtype))
         yield model.eval()
     finally:
         for module, mode in training.items():
             module.training = mode
+
+
+def _converted(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    return in_place_of(tensor, tensor.detach().to(dtype if tensor.is_floating_point() else tensor.dtype, copy=True))
 
 
 def outputs_of(model: nn.Module, inputs: ExampleInputs) -> list[torch.Tensor]:

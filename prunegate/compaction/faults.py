@@ -8,6 +8,7 @@ although its children did not, it is that module itself.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -71,18 +72,19 @@ def value_fault(
     Tensors are compared by a random projection relative to their norm, so that nothing large is stored.
     """
     expected: dict[str, tuple[float, float]] = {}
+    sketch = _Sketch()
 
     def note(place: str, number: int, tensor: torch.Tensor) -> None:
         if tuple(tensor.shape) == sizes.tape.shapes[number]:
             for dim, mask in enumerate(sizes.kept(number)):
                 if mask is not None:
                     tensor = tensor.index_select(dim, torch.from_numpy(np.flatnonzero(mask)).to(tensor.device))
-            expected[place] = _sketch(tensor)
+            expected[place] = sketch(tensor)
 
     def check(place: str, _number: int, tensor: torch.Tensor) -> str | None:
         if place not in expected:
             return None
-        (a, size), (b, _) = expected[place], _sketch(tensor)
+        (a, size), (b, _) = expected[place], sketch(tensor)
         if abs(a - b) <= tolerance * size or size != size:
             return None
         return f"computes something else than the masked model (relative difference {abs(a - b) / size:.1g})"
@@ -93,14 +95,28 @@ def value_fault(
     return _run(model, inputs, sizes, check)
 
 
-def _sketch(tensor: torch.Tensor) -> tuple[float, float]:
-    """A random projection of the entries, and the size that one has on average."""
-    flat = tensor.detach().reshape(-1).to(torch.float64)
-    if flat.numel() == 0:
-        return 0.0, 1.0
-    flat = torch.where(torch.isfinite(flat), flat, 0.0)
-    directions = torch.rand(flat.numel(), dtype=torch.float64, generator=torch.Generator().manual_seed(0)) - 0.5
-    return float(flat @ directions.to(flat.device)), float(flat.norm()) * 12**-0.5 + 1e-300
+class _Sketch:
+    """A random projection of a tensor's entries, and the size that one has on average."""
+
+    def __init__(self) -> None:
+        self._generator = torch.Generator().manual_seed(0)
+        self._directions = torch.zeros(0, dtype=torch.float64)
+
+    def __call__(self, tensor: torch.Tensor) -> tuple[float, float]:
+        flat = tensor.detach().reshape(-1).to(torch.float64)
+        count = flat.numel()
+        if count == 0:
+            return 0.0, 1.0
+        more = count - self._directions.numel()
+        if more > 0:  # grown, not drawn again: the same entries must meet the same numbers
+            drawn = torch.rand(more, dtype=torch.float64, generator=self._generator).sub_(0.5)
+            self._directions = torch.cat([self._directions, drawn])
+        directions = self._directions[:count].to(flat.device)
+        found, norm = float(flat @ directions), float(flat.norm())
+        if not math.isfinite(norm):
+            flat = torch.where(torch.isfinite(flat), flat, 0.0)
+            found, norm = float(flat @ directions), float(flat.norm())
+        return found, norm * 12**-0.5 + 1e-300
 
 
 def _run(model: nn.Module, inputs: ExampleInputs, sizes: CutSizes, check: _Check) -> Fault | None:

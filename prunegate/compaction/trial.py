@@ -218,11 +218,12 @@ def telling_copy(model: nn.Module, inputs: ExampleInputs) -> nn.Module:
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in copied.parameters():
-            drawn = torch.rand(parameter.shape, generator=generator)
+            drawn = torch.empty(parameter.shape)
             if parameter.dim() >= 2:
-                drawn = (2 * drawn - 1) * math.sqrt(3 / max(parameter[0].numel(), 1))  # variance 1 / fan-in
+                bound = math.sqrt(3 / max(parameter[0].numel(), 1))  # variance 1 / fan-in
+                drawn.uniform_(-bound, bound, generator=generator)
             else:
-                drawn = drawn / 2 + 0.5  # scales and biases alike, clear of zero
+                drawn.uniform_(0.5, 1.0, generator=generator)  # scales and biases alike, clear of zero
             parameter.copy_(drawn)
     if all(torch.isfinite(t).all() for t in outputs_of(copied.float(), random_like(inputs))):
         return copied
