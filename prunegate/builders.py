@@ -1,4 +1,4 @@
-"""Building dense models by timm's and torchvision's own names: nothing else, and never with a download.
+"""Building dense models by timm's and torchvision's own names, and a few of ours; never with a download.
 
 A checkpoint names its builder, and the file may come from a stranger. So the name must be one that the
 installed library lists, and arguments that fetch or read anything are refused.
@@ -13,9 +13,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from prunegate import cifar_resnet
 from prunegate.errors import ModelNameError, nearest
 
-LIBRARIES = ("timm", "torchvision")
+LIBRARIES = ("timm", "torchvision", "prunegate")
 # Arguments by which the libraries fetch or read weights, code or configuration.
 _REFUSED = frozenset(
     """pretrained weights weights_backbone checkpoint_path pretrained_cfg pretrained_cfg_overlay cache_dir
@@ -30,7 +31,7 @@ class Builder:
     """How to build one dense model.
 
     Attributes:
-        library: ``"timm"`` or ``"torchvision"``.
+        library: ``"timm"``, ``"torchvision"`` or ``"prunegate"``.
         name: A name that the library lists.
         arguments: Keyword arguments, plain values or lists of them.
     """
@@ -50,7 +51,7 @@ class Builder:
         if not slash or library not in LIBRARIES:
             near = [f"{lib}/{n}" for lib in LIBRARIES for n in nearest(text.rpartition("/")[2], _names(lib), 2)]
             raise ModelNameError(
-                f"model name: found {text!r}, expected timm/<name> or torchvision/<name>. "
+                f"model name: found {text!r}, expected timm/<name>, torchvision/<name> or prunegate/<name>. "
                 f"Nearest: {', '.join(near) or 'none'}."
             )
         names = _names(library)
@@ -80,6 +81,8 @@ class Builder:
                 import timm
 
                 model = timm.create_model(self.name, pretrained=False, **self.arguments)
+            elif self.library == "prunegate":
+                model = cifar_resnet.build(self.name, **self.arguments)
             else:
                 model = _build_torchvision(self.name, dict(self.arguments))
         except Exception as error:  # a foreign constructor given foreign arguments may raise anything
@@ -149,6 +152,8 @@ def input_shape(builder: Builder, model: nn.Module) -> tuple[int, ...]:
         if size is not None:
             height, width = size if isinstance(size, (tuple, list)) else (size, size)
         return int(builder.arguments.get("in_chans", channels)), int(height), int(width)
+    if builder.library == "prunegate":
+        return int(builder.arguments.get("in_chans", 3)), 32, 32
     from torchvision.models import get_model_builder
 
     if ".video." in get_model_builder(builder.name).__module__:
@@ -161,6 +166,8 @@ def _names(library: str) -> set[str]:
         import timm
 
         return set(timm.list_models())
+    if library == "prunegate":
+        return set(cifar_resnet.list_models())
     from torchvision.models import list_models
 
     return set(list_models())

@@ -77,7 +77,7 @@ def _parser() -> argparse.ArgumentParser:
         help="show what can be pruned in a model",
         description="Channel groups, costs and what is pinned.",
     )
-    inspect.add_argument("model", help="timm/<name> or torchvision/<name>")
+    inspect.add_argument("model", help="timm/<name>, torchvision/<name> or prunegate/<name>")
     inspect.add_argument("--arg", action="append", default=[], metavar="KEY=VALUE", help="argument of the model")
     inspect.add_argument(
         "--input-size",

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from prunegate import cifar_resnet
 from prunegate.builders import Builder
 from prunegate.errors import ModelNameError
 
@@ -38,7 +39,10 @@ def _structure(model: nn.Module) -> tuple[str, dict[str, torch.Size]]:
 def _candidates(model: nn.Module) -> Iterator[tuple[str, dict[str, Any]]]:
     """Names that may build the model, each with the arguments its tensors suggest."""
     home = type(model).__module__.split(".")[0]
-    if home == "timm":
+    if isinstance(model, cifar_resnet.CifarResNet):
+        for network in cifar_resnet.list_models():
+            yield from ((f"prunegate/{network}", arguments) for arguments in _arguments(model, "in_chans"))
+    elif home == "timm":
         config = getattr(model, "pretrained_cfg", None)
         name = config.get("architecture") if isinstance(config, dict) else getattr(config, "architecture", None)
         if isinstance(name, str):

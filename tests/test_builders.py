@@ -60,7 +60,10 @@ def test_dict_round_trip(text: str) -> None:
 @pytest.mark.parametrize(
     ("text", "shown"),
     [
-        ("resnet18", "found 'resnet18', expected timm/<name> or torchvision/<name>. Nearest: timm/resnet18"),
+        (
+            "resnet18",
+            "expected timm/<name>, torchvision/<name> or prunegate/<name>. Nearest: timm/resnet18",
+        ),
         ("timm/resnet_18", "timm has no model 'resnet_18'. Nearest: timm/resnet18"),
         ("torchvision/mobilenetv2", "torchvision has no model 'mobilenetv2'. Nearest: torchvision/mobilenet_v2"),
         ("keras/resnet18", "found 'keras/resnet18', expected timm/<name>"),

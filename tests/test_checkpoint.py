@@ -163,7 +163,10 @@ DAMAGES: dict[str, tuple[Any, str]] = {
     "newer major version": (lambda d: d.update(version="2.0"), "version: found 2.0, expected at most 1.x"),
     "no version": (lambda d: d.pop("version"), "version: found None"),
     "unknown model": (lambda d: d["builder"].update(name="resnet19"), "timm has no model 'resnet19'. Nearest: timm/"),
-    "unknown library": (lambda d: d["builder"].update(library="os"), "expected timm/<name> or torchvision/<name>"),
+    "unknown library": (
+        lambda d: d["builder"].update(library="os"),
+        "expected timm/<name>, torchvision/<name> or",
+    ),
     "download": (lambda d: d["builder"]["arguments"].update(pretrained=True), "argument 'pretrained' is refused"),
     "path": (
         lambda d: d["builder"]["arguments"].update(checkpoint_path="/etc/passwd"),

@@ -15,6 +15,7 @@ LEVELS = {
     "errors": 0,
     "files": 0,
     "version": 0,
+    "cifar_resnet": 0,
     "groups": 1,
     "builders": 1,
     "gates": 2,

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from prunegate.gates.estimators import ESTIMATORS, Estimator
 from prunegate.gates.gates import Gate, Gates
 from prunegate.gates.relaxation import logistic_noise, soft_mask, straight_through
 from prunegate.gates.sites import SiteMap, install_sites, remove_sites
 
 __all__ = [
+    "ESTIMATORS",
+    "Estimator",
     "Gate",
     "Gates",
     "SiteMap",

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from prunegate.errors import MaskError, nearest
-from prunegate.gates.relaxation import logistic_noise, soft_mask, straight_through
+from prunegate.gates.estimators import DETERMINISTIC, ESTIMATORS
 from prunegate.groups import ChannelGroup
 
 # Logits are kept where the sigmoid still has a slope: at ±4.6 a unit is kept with probability 0.99 or 0.01.
@@ -48,11 +48,26 @@ class Gates(nn.Module):
         self.start_at(keep_probability)
         self.tau = 1.0
         self.generator = torch.Generator().manual_seed(seed)
+        self._estimator = "gumbel"
         owner = torch.cat([torch.full((g.num_units,), i) for i, g in enumerate(groups)])
         self.register_buffer("_owner", owner, persistent=False)
         self.register_buffer("_fixed", None, persistent=False)
         self._owner: torch.Tensor
         self._fixed: torch.Tensor | None
+
+    @property
+    def estimator(self) -> str:
+        """How masks are drawn and with which gradient: a key of `ESTIMATORS`."""
+        return self._estimator
+
+    @estimator.setter
+    def estimator(self, name: str) -> None:
+        if name not in ESTIMATORS:
+            raise MaskError(
+                f"estimator: found {name!r}, expected one of {', '.join(ESTIMATORS)}. "
+                f"Nearest: {', '.join(nearest(name, ESTIMATORS, 1)) or 'none'}."
+            )
+        self._estimator = name
 
     def __getitem__(self, name: str) -> Gate:
         if name not in self._slices:
@@ -72,6 +87,8 @@ class Gates(nn.Module):
         """Probability of keeping each unit, shape (units,), differentiable; 0 or 1 under fixed masks."""
         if self._fixed is not None:
             return self._fixed.to(self.logits.dtype)
+        if self._estimator in DETERMINISTIC:
+            return ESTIMATORS[self._estimator](self.logits, self.tau, self.generator)
         return torch.sigmoid(self.logits)
 
     def draw(self) -> torch.Tensor:
@@ -82,10 +99,9 @@ class Gates(nn.Module):
         """
         if self._fixed is not None or not self.training:
             return self.hard_mask().float()
-        noise = logistic_noise(self.logits.numel(), self.generator, self.logits.device)
-        soft = soft_mask(self.logits, noise, self.tau)
-        hard = (self.logits.detach().float() + noise > 0) | self._always_kept()
-        return straight_through(hard.to(soft.dtype), soft).float()
+        mask = ESTIMATORS[self._estimator](self.logits, self.tau, self.generator).float()
+        # One that must stay is 1 whatever was drawn, and still has the draw's gradient.
+        return mask + (1.0 - mask.detach()) * self._always_kept()
 
     @torch.no_grad()
     def hard_mask(self) -> torch.Tensor:
@@ -142,10 +158,15 @@ class Gates(nn.Module):
 
     def get_extra_state(self) -> dict[str, Any]:
         """What `state_dict` holds besides the logits."""
-        return {"tau": self.tau, "fixed": self._fixed, "generator": self.generator.get_state()}
+        return {
+            "tau": self.tau,
+            "estimator": self._estimator,
+            "fixed": self._fixed,
+            "generator": self.generator.get_state(),
+        }
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
-        self.tau = state["tau"]
+        self.tau, self._estimator = state["tau"], state["estimator"]
         self._fixed = None if state["fixed"] is None else state["fixed"].to(self.logits.device)
         self.generator.set_state(state["generator"].cpu())
 

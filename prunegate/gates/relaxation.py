@@ -1,11 +1,7 @@
-"""The two-class Gumbel-softmax, as one logit and logistic noise.
+"""Logistic noise, the relaxed mask it makes, and the hard mask that passes its gradient on.
 
-With classes *keep* and *drop*, logits l₁ and l₀ and Gumbel noise g₁ and g₀, the relaxed weight of
-*keep* is softmax((l + g) / tau)₁ = sigmoid((l₁ − l₀ + g₁ − g₀) / tau). The difference of two Gumbel
-draws is logistic, so one logit l = l₁ − l₀ and one draw log u − log(1 − u) say the same.
-
-Reference: Jang, Gu and Poole, "Categorical Reparameterization with Gumbel-Softmax", 2017,
-arXiv:1611.01144; Maddison, Mnih and Teh, "The Concrete Distribution", 2017, arXiv:1611.00712.
+Reference: Jang, Gu and Poole, "Categorical Reparameterization with Gumbel-Softmax", 2017, arXiv:1611.01144;
+Maddison, Mnih and Teh, "The Concrete Distribution", 2017, arXiv:1611.00712.
 """
 
 from __future__ import annotations

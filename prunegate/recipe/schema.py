@@ -22,7 +22,7 @@ class Settings(BaseModel):
 class ModelSettings(Settings):
     """The dense model."""
 
-    name: str = Field(description="timm/<name> or torchvision/<name>")
+    name: str = Field(description="timm/<name>, torchvision/<name> or prunegate/<name>")
     arguments: dict[str, Any] = Field(default_factory=dict, description="keyword arguments of the model's builder")
     weights: str | None = Field(None, description="safetensors file with trained weights of the dense model")
 

@@ -84,7 +84,7 @@ def test_missing_recipe_is_refused(folder: Path, capsys: pytest.CaptureFixture[s
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["resnet18"], "expected timm/<name> or torchvision/<name>. Nearest: timm/resnet18"),
+        (["resnet18"], "expected timm/<name>, torchvision/<name> or prunegate/<name>. Nearest: timm/resnet18"),
         (["timm/resnet_18"], "timm has no model 'resnet_18'. Nearest: timm/resnet18"),
         (["timm/test_resnet", "--arg", "in_chans"], "--arg in_chans: expected KEY=VALUE"),
         (["timm/test_resnet", "--arg", "in_chans=["], "--arg in_chans=[: found '[', expected a value in YAML"),

@@ -10,6 +10,7 @@ from torch import nn
 
 import prunegate
 from prunegate.errors import MaskError
+from prunegate.gates import ESTIMATORS
 
 
 @pytest.fixture
@@ -111,3 +112,29 @@ def test_masks_that_do_not_fit_are_refused(gated: prunegate.GatedModel) -> None:
         gated.set_masks({group.name: torch.ones(3)})
     with pytest.raises(MaskError, match="keeps no unit, expected at least one"):
         gated.set_masks({group.name: torch.zeros(group.num_units)})
+
+
+def test_an_unknown_estimator_is_refused_with_the_nearest(gated: prunegate.GatedModel) -> None:
+    with pytest.raises(MaskError, match=r"found 'gumble', expected one of gumbel, .*Nearest: gumbel"):
+        gated.gates.estimator = "gumble"
+
+
+@pytest.mark.parametrize("name", sorted(ESTIMATORS))
+def test_any_estimator_trains_and_hardens_without_loss(
+    gated: prunegate.GatedModel, small_input: torch.Tensor, name: str
+) -> None:
+    gated.gates.estimator = name
+    gated.train()
+    (gated(small_input.float()).square().mean() + gated.expected_cost("macs") / gated.dense_cost("macs")).backward()
+    assert gated.gates.logits.grad is not None
+    assert int((gated.gates.logits.grad != 0).sum()) == gated.gates.logits.numel()
+    gated.harden(("macs", gated.dense_cost("macs") // 2))
+    assert prunegate.compact(gated).certificate.float64.max_rel <= 1e-9
+
+
+def test_without_noise_the_expected_cost_is_the_realised_one(gated: prunegate.GatedModel) -> None:
+    gated.gates.estimator = "sigmoid"
+    with torch.no_grad():
+        for group in gated.groups:
+            gated.gates[group.name].logits.copy_(torch.linspace(-1, 1, group.num_units))
+    assert float(gated.expected_cost("macs").detach()) == gated.realised_cost("macs")

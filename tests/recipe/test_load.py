@@ -193,7 +193,7 @@ def test_huge_value_gives_a_short_message(tmp_path: Path) -> None:
     ("override", "kind", "expected"),
     [
         ("model.name=timm/test_resne", ModelNameError, "timm has no model 'test_resne'. Nearest: timm/test_resnet"),
-        ("model.name=test_resnet", ModelNameError, "expected timm/<name> or torchvision/<name>"),
+        ("model.name=test_resnet", ModelNameError, "expected timm/<name>, torchvision/<name> or prunegate/<name>"),
         ("model.arguments.pretrained=true", ModelNameError, "argument 'pretrained' is refused"),
         ("optimizer.name=sdg", RecipeError, "optimizer.name: timm has no optimiser 'sdg'. Nearest: sgd"),
         ("model.weights=none.safetensors", RecipeError, "model.weights: found no file 'none.safetensors'"),

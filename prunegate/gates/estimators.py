@@ -1,0 +1,132 @@
+"""Estimators: how a hard mask is drawn, and with which gradient.
+
+All share one interface. They take the logits (log-odds of keeping), shape (units,), the temperature tau and a
+generator, and give a mask of exactly 0.0 and 1.0 in float32 or wider whose gradient reaches the logits. All but
+`sigmoid_straight_through` draw from the same distribution, a unit staying with probability sigmoid(logit), so
+expected costs, hardening and `compact` know nothing of the choice. Gradients differ in bias and variance:
+``tools/bench/gradients.py`` measures both against the exact gradient.
+
+With classes *keep* and *drop*, logits l₁ and l₀ and Gumbel noise g₁ and g₀, the relaxed weight of *keep* is
+softmax((l + g) / tau)₁ = sigmoid((l₁ − l₀ + g₁ − g₀) / tau). The difference of two Gumbel draws is logistic, so
+one logit l = l₁ − l₀ and one draw log u − log(1 − u) say the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TypeAlias
+
+import torch
+
+from prunegate.gates.relaxation import logistic_noise, soft_mask, straight_through
+
+# (logits, tau, generator) → mask
+Estimator: TypeAlias = Callable[[torch.Tensor, float, "torch.Generator | None"], torch.Tensor]
+
+# Gumbel-Rao averages over so many draws that agree with the mask.
+RAO_SAMPLES = 16
+# How far the hard concrete is stretched beyond 0 and 1 (γ = −0.1 and ζ = 1.1 in the paper).
+_STRETCH = 0.1
+
+
+def gumbel_straight_through(logits: torch.Tensor, tau: float, generator: torch.Generator | None) -> torch.Tensor:
+    """A draw of the Gumbel-softmax, hard, with the gradient of the same draw at temperature tau.
+
+    Reference: Jang, Gu and Poole, 2017, arXiv:1611.01144, section 2.2.
+    """
+    noise = logistic_noise(logits.numel(), generator, logits.device)
+    wide = _wide(logits)
+    return straight_through(_hard(wide + noise), soft_mask(wide, noise, tau))
+
+
+def bernoulli_straight_through(logits: torch.Tensor, tau: float, generator: torch.Generator | None) -> torch.Tensor:
+    """A Bernoulli draw with the gradient of its mean, ``sigmoid(logits)``; tau plays no part.
+
+    Reference: Bengio, Léonard and Courville, 2013, arXiv:1308.3432, section 4.
+    """
+    noise = logistic_noise(logits.numel(), generator, logits.device)
+    wide = _wide(logits)
+    return straight_through(_hard(wide + noise), torch.sigmoid(wide))
+
+
+def reinmax(logits: torch.Tensor, tau: float, generator: torch.Generator | None) -> torch.Tensor:
+    """A Bernoulli draw d with a second-order gradient: 2 q(1 − q) − p(1 − p) / 2, by Heun's method.
+
+    Here p = sigmoid(l), and q = (d + sigmoid(l / tau)) / 2. At tau 1 the estimate is exact for quadratic losses of
+    one unit.
+
+    Reference: Liu et al., "Bridging Discrete and Backpropagation", 2023, arXiv:2304.08612, algorithm 2.
+    """
+    noise = logistic_noise(logits.numel(), generator, logits.device)
+    wide = _wide(logits)
+    hard = _hard(wide + noise)
+    middle = (0.5 * (hard + torch.sigmoid(wide / tau))).detach()
+    soft = 2.0 * torch.sigmoid(_shifted(wide, middle)) - 0.5 * torch.sigmoid(wide)
+    return straight_through(hard, soft)
+
+
+def gumbel_rao(logits: torch.Tensor, tau: float, generator: torch.Generator | None) -> torch.Tensor:
+    """A draw with the mean gradient of `RAO_SAMPLES` relaxed draws that would have given the same mask.
+
+    The mean of the straight-through gradient stays, its variance falls.
+
+    Reference: Paulus, Maddison and Krause, "Rao-Blackwellizing the Straight-Through Gumbel-Softmax Gradient
+    Estimator", 2021, arXiv:2010.04838, equation 9.
+    """
+    count = logits.numel()
+    wide = _wide(logits)
+    hard = _hard(wide + logistic_noise(count, generator, logits.device))
+    on = generator.device if generator is not None else logits.device
+    uniform = torch.rand(RAO_SAMPLES, count, generator=generator, device=on).to(logits.device)
+    with torch.no_grad():
+        # The part of the uniform draw's range that gives this mask: above sigmoid(−l) for kept units.
+        drop = torch.sigmoid(-wide)
+        inside = torch.where(hard > 0, drop + uniform * (1.0 - drop), uniform * drop)
+        inside = inside.clamp(2.0**-25, 1.0 - 2.0**-24)
+        noise = inside.log() - torch.log1p(-inside)
+    return straight_through(hard, soft_mask(wide, noise, tau).mean(dim=0))
+
+
+def hard_concrete(logits: torch.Tensor, tau: float, generator: torch.Generator | None) -> torch.Tensor:
+    """A Gumbel draw with the gradient of the stretched and clipped one: none where it is saturated.
+
+    The original trains with values between 0 and 1, which no slicing can honour; here the value is the hard one
+    (the stretch is symmetric, so they agree on which side of one half a draw lies), and hardening loses nothing.
+
+    Reference: Louizos, Welling and Kingma, 2018, arXiv:1712.01312, equations 10 to 12.
+    """
+    noise = logistic_noise(logits.numel(), generator, logits.device)
+    wide = _wide(logits)
+    stretched = soft_mask(wide, noise, tau) * (1.0 + 2.0 * _STRETCH) - _STRETCH
+    return straight_through(_hard(wide + noise), stretched.clamp(0.0, 1.0))
+
+
+def sigmoid_straight_through(logits: torch.Tensor, tau: float, generator: torch.Generator | None) -> torch.Tensor:
+    """No draw at all: units with a positive logit stay; the gradient is that of ``sigmoid(logits / tau)``."""
+    wide = _wide(logits)
+    return straight_through(_hard(wide), torch.sigmoid(wide / tau))
+
+
+ESTIMATORS: Mapping[str, Estimator] = {
+    "gumbel": gumbel_straight_through,
+    "bernoulli": bernoulli_straight_through,
+    "reinmax": reinmax,
+    "gumbel_rao": gumbel_rao,
+    "hard_concrete": hard_concrete,
+    "sigmoid": sigmoid_straight_through,
+}
+# Those that draw nothing: what is expected of them is what they give.
+DETERMINISTIC = frozenset({"sigmoid"})
+
+
+def _wide(logits: torch.Tensor) -> torch.Tensor:
+    return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
+
+
+def _hard(perturbed: torch.Tensor) -> torch.Tensor:
+    return (perturbed.detach() > 0).to(perturbed.dtype)
+
+
+def _shifted(logits: torch.Tensor, probability: torch.Tensor) -> torch.Tensor:
+    """The log-odds of ``probability``, which move as the logits do."""
+    return (torch.logit(probability, eps=1e-7) - logits).detach() + logits

@@ -1,0 +1,1 @@
+"""The parts of the accuracy benchmark, `tools/bench/accuracy.py`."""

@@ -1,0 +1,135 @@
+"""The tasks: a model, real data, and how long and with what everybody trains."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cache
+from typing import Any
+
+import torch
+from torch import nn
+
+from prunegate.builders import Builder
+from prunegate.recipe.data import Batch, ImageData, load_data
+from prunegate.recipe.schema import DataSettings
+from prunegate.training import TrainingPlan
+
+BUDGETS = (0.5, 0.25, 0.1)
+
+
+@dataclass(frozen=True)
+class Task:
+    """One task; optimiser and rates are the same for every method.
+
+    Attributes:
+        dense_epochs: Epochs of the dense model that every method starts from.
+        epochs: Epochs that every method may spend after that, whatever it does in them.
+        learning_rate: Peak rate of the dense training; what comes after runs at `later_rate` of it.
+        seeds: How many seeds make the table.
+    """
+
+    name: str
+    model: str
+    arguments: Mapping[str, Any]
+    data: DataSettings
+    dense_epochs: int
+    epochs: int
+    learning_rate: float
+    seeds: int = 3
+    optimizer: str = "sgd"
+    weight_decay: float = 5e-4
+    later_rate: float = 0.5
+    heads: bool = field(default=False)
+
+    def build(self) -> nn.Module:
+        return Builder.parse(self.model, self.arguments).build()
+
+    def plan(self, stage: str, epochs: int, constant: bool = False) -> TrainingPlan:
+        """How the weights are trained: a cosine from the peak to zero, or the peak all along."""
+        dense = stage == "dense"
+        return TrainingPlan(
+            stage,
+            epochs,
+            self.learning_rate * (1.0 if dense else self.later_rate),
+            self.optimizer,
+            weight_decay=self.weight_decay,
+            warmup_epochs=1.0 if dense else 0.0,
+            final_learning_rate_fraction=1.0 if constant else 0.0,
+        )
+
+
+_DIGITS = DataSettings(name="digits", image_size=16, batch_size=64, augment="shift")
+_FASHION = DataSettings(name="fashion_mnist", image_size=16, batch_size=128, augment="shift_flip", train_limit=20_000)
+_SMALL_VIT = {
+    "img_size": 16, "patch_size": 4, "in_chans": 1, "num_classes": 10, "embed_dim": 64, "depth": 4, "num_heads": 4,
+}  # fmt: skip
+
+TASKS = {
+    task.name: task
+    for task in (
+        Task(
+            "fashion_resnet14",
+            "prunegate/cifar_resnet14",
+            {"in_chans": 1},
+            _FASHION,
+            dense_epochs=12,
+            epochs=10,
+            learning_rate=0.1,
+        ),
+        Task(
+            "fashion_mobilenetv2",
+            "timm/mobilenetv2_035",
+            {"in_chans": 1, "num_classes": 10},
+            _FASHION.model_copy(update={"image_size": 32}),
+            dense_epochs=12,
+            epochs=10,
+            learning_rate=0.1,
+        ),
+        Task(
+            "digits_vit",
+            "timm/vit_tiny_patch16_224",
+            _SMALL_VIT,
+            _DIGITS,
+            dense_epochs=40,
+            epochs=30,
+            learning_rate=1e-3,
+            seeds=10,
+            optimizer="adamw",
+            weight_decay=0.05,
+            heads=True,
+        ),
+        # Looked at only after every setting was fixed.
+        Task(
+            "digits_convnext",
+            "timm/test_convnext",
+            {"in_chans": 1, "num_classes": 10},
+            _DIGITS.model_copy(update={"image_size": 32}),
+            dense_epochs=40,
+            epochs=30,
+            learning_rate=2e-3,
+            seeds=10,
+            optimizer="adamw",
+            weight_decay=0.05,
+        ),
+    )
+}
+
+
+@cache
+def data_of(task: str) -> ImageData:
+    return load_data(TASKS[task].data)
+
+
+def batches(task: Task, seed: int, epoch: int) -> Iterator[Batch]:
+    """The batches of one epoch: the same for every method, and other ones for each seed."""
+    return data_of(task.name).train_batches(seed, epoch)
+
+
+def example(task: Task) -> torch.Tensor:
+    return torch.zeros(2, *data_of(task.name).shape)
+
+
+def shortened(task: Task, epochs: int) -> Task:
+    """The task with other epochs after the dense ones."""
+    return replace(task, epochs=epochs)
