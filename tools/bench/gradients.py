@@ -98,8 +98,9 @@ def main() -> int:
                 f"| {errors[1]:.3f} | {cosine:.3f} |"
             )
             print(lines[-1], flush=True)
-    title = f"# Gradient estimators\n\nWritten by `python tools/bench/gradients.py`.\n{__doc__[__doc__.index('A fixed') - 1:]}"
-    options.out.write_text(title + "\n" + "\n".join(lines) + "\n")
+    about = __doc__[__doc__.index("A fixed") - 1 :]
+    title = f"# Gradient estimators\n\nWritten by `python tools/bench/gradients.py`.\n{about}\n"
+    options.out.write_text(title + "\n".join(lines) + "\n")
     return 0
 
 
