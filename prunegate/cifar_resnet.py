@@ -7,13 +7,12 @@ the shortcut is a projection (their option B), whose channels pruning can follow
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 
 import torch
 from torch import nn
 
-_NAME = re.compile(r"cifar_resnet(\d+)")
+_PREFIX = "cifar_resnet"
 DEPTHS = (8, 14, 20, 32, 44, 56, 110)
 
 
@@ -74,11 +73,9 @@ class CifarResNet(nn.Module):
 
 def list_models() -> list[str]:
     """Their names, ``cifar_resnet<depth>``."""
-    return [f"cifar_resnet{depth}" for depth in DEPTHS]
+    return [f"{_PREFIX}{depth}" for depth in DEPTHS]
 
 
 def build(name: str, **arguments: object) -> CifarResNet:
     """The network of this name; arguments are those of `CifarResNet`."""
-    found = _NAME.fullmatch(name)
-    assert found is not None
-    return CifarResNet(int(found[1]), **arguments)  # type: ignore[arg-type]
+    return CifarResNet(int(name.removeprefix(_PREFIX)), **arguments)  # type: ignore[arg-type]

@@ -18,7 +18,7 @@ from typing import TypeAlias
 
 import torch
 
-from prunegate.gates.relaxation import logistic_noise, soft_mask, straight_through
+from prunegate.gates.relaxation import logistic_noise, logistic_quantile, soft_mask, straight_through, widened
 
 # (logits, tau, generator) → mask
 Estimator: TypeAlias = Callable[[torch.Tensor, float, "torch.Generator | None"], torch.Tensor]
@@ -35,7 +35,7 @@ def gumbel_straight_through(logits: torch.Tensor, tau: float, generator: torch.G
     Reference: Jang, Gu and Poole, 2017, arXiv:1611.01144, section 2.2.
     """
     noise = logistic_noise(logits.numel(), generator, logits.device)
-    wide = _wide(logits)
+    wide = widened(logits)
     return straight_through(_hard(wide + noise), soft_mask(wide, noise, tau))
 
 
@@ -45,7 +45,7 @@ def bernoulli_straight_through(logits: torch.Tensor, tau: float, generator: torc
     Reference: Bengio, Léonard and Courville, 2013, arXiv:1308.3432, section 4.
     """
     noise = logistic_noise(logits.numel(), generator, logits.device)
-    wide = _wide(logits)
+    wide = widened(logits)
     return straight_through(_hard(wide + noise), torch.sigmoid(wide))
 
 
@@ -58,7 +58,7 @@ def reinmax(logits: torch.Tensor, tau: float, generator: torch.Generator | None)
     Reference: Liu et al., "Bridging Discrete and Backpropagation", 2023, arXiv:2304.08612, algorithm 2.
     """
     noise = logistic_noise(logits.numel(), generator, logits.device)
-    wide = _wide(logits)
+    wide = widened(logits)
     hard = _hard(wide + noise)
     middle = (0.5 * (hard + torch.sigmoid(wide / tau))).detach()
     soft = 2.0 * torch.sigmoid(_shifted(wide, middle)) - 0.5 * torch.sigmoid(wide)
@@ -74,7 +74,7 @@ def gumbel_rao(logits: torch.Tensor, tau: float, generator: torch.Generator | No
     Estimator", 2021, arXiv:2010.04838, equation 9.
     """
     count = logits.numel()
-    wide = _wide(logits)
+    wide = widened(logits)
     hard = _hard(wide + logistic_noise(count, generator, logits.device))
     on = generator.device if generator is not None else logits.device
     uniform = torch.rand(RAO_SAMPLES, count, generator=generator, device=on).to(logits.device)
@@ -82,8 +82,7 @@ def gumbel_rao(logits: torch.Tensor, tau: float, generator: torch.Generator | No
         # The part of the uniform draw's range that gives this mask: above sigmoid(−l) for kept units.
         drop = torch.sigmoid(-wide)
         inside = torch.where(hard > 0, drop + uniform * (1.0 - drop), uniform * drop)
-        inside = inside.clamp(2.0**-25, 1.0 - 2.0**-24)
-        noise = inside.log() - torch.log1p(-inside)
+        noise = logistic_quantile(inside)
     return straight_through(hard, soft_mask(wide, noise, tau).mean(dim=0))
 
 
@@ -96,14 +95,14 @@ def hard_concrete(logits: torch.Tensor, tau: float, generator: torch.Generator |
     Reference: Louizos, Welling and Kingma, 2018, arXiv:1712.01312, equations 10 to 12.
     """
     noise = logistic_noise(logits.numel(), generator, logits.device)
-    wide = _wide(logits)
+    wide = widened(logits)
     stretched = soft_mask(wide, noise, tau) * (1.0 + 2.0 * _STRETCH) - _STRETCH
     return straight_through(_hard(wide + noise), stretched.clamp(0.0, 1.0))
 
 
 def sigmoid_straight_through(logits: torch.Tensor, tau: float, generator: torch.Generator | None) -> torch.Tensor:
     """No draw at all: units with a positive logit stay; the gradient is that of ``sigmoid(logits / tau)``."""
-    wide = _wide(logits)
+    wide = widened(logits)
     return straight_through(_hard(wide), torch.sigmoid(wide / tau))
 
 
@@ -117,10 +116,6 @@ ESTIMATORS: Mapping[str, Estimator] = {
 }
 # Those that draw nothing: what is expected of them is what they give.
 DETERMINISTIC = frozenset({"sigmoid"})
-
-
-def _wide(logits: torch.Tensor) -> torch.Tensor:
-    return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
 
 
 def _hard(perturbed: torch.Tensor) -> torch.Tensor:

@@ -19,15 +19,23 @@ def logistic_noise(
     """
     on = generator.device if generator is not None else device
     uniform = torch.rand(size, generator=generator, device=on, dtype=torch.float32)
-    half_step = 2.0**-25
-    uniform = uniform.clamp_(half_step, 1.0 - 2.0**-24)
-    return (uniform.log_() - (-uniform.exp()).log1p_()).to(device or uniform.device)
+    return logistic_quantile(uniform).to(device or uniform.device)
+
+
+def logistic_quantile(uniform: torch.Tensor) -> torch.Tensor:
+    """Logistic draws from uniform ones, finite: log u − log(1 − u) with u half a step of float32 from 0 and 1."""
+    log = uniform.clamp(2.0**-25, 1.0 - 2.0**-24).log_()
+    return log - (-log.exp()).log1p_()
+
+
+def widened(logits: torch.Tensor) -> torch.Tensor:
+    """Logits in float32 where they are narrower."""
+    return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
 
 
 def soft_mask(logits: torch.Tensor, noise: torch.Tensor, tau: float) -> torch.Tensor:
     """Relaxed masks in (0, 1): ``sigmoid((logits + noise) / tau)``, float32 or wider, in the logits' shape."""
-    wide = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
-    return torch.sigmoid((wide + noise) / tau)
+    return torch.sigmoid((widened(logits) + noise) / tau)
 
 
 def straight_through(hard: torch.Tensor, soft: torch.Tensor) -> torch.Tensor:

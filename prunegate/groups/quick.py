@@ -50,11 +50,12 @@ def _broadcast(args: Sequence[Any]) -> Any:
         return NotImplemented
     if left.shape == right.shape:
         return left.detach()
-    if left.dim() != right.dim() or any(
-        a != b and 1 not in (a, b) for a, b in zip(left.shape, right.shape, strict=True)
-    ):
+    if left.dim() != right.dim():
         return NotImplemented
-    return _empty(left, [b if a == 1 else a for a, b in zip(left.shape, right.shape, strict=True)])
+    sizes = list(zip(left.shape, right.shape, strict=True))
+    if any(a != b and 1 not in (a, b) for a, b in sizes):
+        return NotImplemented
+    return _empty(left, [b if a == 1 else a for a, b in sizes])
 
 
 def _mean(args: Sequence[Any]) -> Any:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import pairwise
 
 import numpy as np
 
@@ -14,6 +13,7 @@ from prunegate.groups.channel_group import ChannelGroup, Member, PinnedGroup
 from prunegate.groups.constraints import Constraints, LabelledAxis, Pin
 from prunegate.groups.labels import Labels, Shape, collapse, varying
 from prunegate.groups.partition import Ids, Partition
+from prunegate.groups.unit_kinds import by_axes_and_reason
 from prunegate.groups.watch import CallAddress
 
 _UNPRODUCED = Pin("no layer produces these channels")
@@ -138,7 +138,7 @@ def _group_units(
     refused: Mapping[str, Pin],
 ) -> tuple[list[tuple[str, Ids]], list[PinnedGroup], Ids]:
     """Collect the units that lie on the same axes; give each free unit its number."""
-    found = _by_axes_and_reason(stored, partition, reasons)
+    found = by_axes_and_reason(stored, partition, reasons)
     producing = _producing_axes(stored, constraints)
     names: dict[str, int] = defaultdict(int)
     groups: list[tuple[str, Ids]] = []
@@ -165,56 +165,6 @@ def _group_units(
         count += len(roots)
         groups.append((name, roots))
     return groups, pinned, unit_of_root
-
-
-def _by_axes_and_reason(
-    stored: Sequence[LabelledAxis], partition: Partition, reasons: Ids
-) -> dict[tuple[tuple[int, ...], int], Ids]:
-    """The roots, ascending, that lie on the same stored axes (by number, ascending) for the same reason.
-
-    Sets of axes are compared by a sum of random numbers first, so that Python sees each kind of unit once and
-    not every unit.
-    """
-    if not stored:
-        return {}
-    roots, numbers = _distinct_on_axes(stored, partition)
-    # Sums of whole numbers this size are exact in floating point.
-    signs = np.random.default_rng(0).integers(1 << 38, size=len(stored)).astype(np.float64)
-    sums = np.bincount(roots, weights=signs[numbers], minlength=len(reasons))
-    present = np.flatnonzero(sums)
-    order = np.lexsort((present, reasons[present], sums[present]))
-    present = present[order]
-    kind = np.stack([sums[present], reasons[present]])
-    borders = np.flatnonzero(np.r_[True, (kind[:, 1:] != kind[:, :-1]).any(axis=0), True])
-    place_of = np.full(len(reasons), -1, dtype=np.int64)
-    place_of[present[borders[:-1]]] = np.arange(len(borders) - 1)
-    places = place_of[roots]
-    signatures: list[list[int]] = [[] for _ in borders[:-1]]
-    for place, number in zip(places[places >= 0].tolist(), numbers[places >= 0].tolist(), strict=True):
-        signatures[place].append(number)
-    return {
-        (tuple(signature), int(reasons[present[first]])): present[first:last]
-        for signature, (first, last) in zip(signatures, pairwise(borders.tolist()), strict=True)
-    }
-
-
-def _distinct_on_axes(stored: Sequence[LabelledAxis], partition: Partition) -> tuple[Ids, Ids]:
-    """The roots on every stored axis, each once, and the number of the axis each lies on, ascending."""
-    lengths = [axis.length for axis in stored]
-    roots = np.concatenate([partition.roots()[axis.start : axis.start + axis.length] for axis in stored])
-    numbers = np.repeat(np.arange(len(stored)), lengths)
-    # Mostly roots ascend along an axis, and then none comes twice.
-    falls = np.flatnonzero((roots[1:] <= roots[:-1]) & (numbers[1:] == numbers[:-1]))
-    if not falls.size:
-        return roots, numbers
-    unsorted = np.zeros(len(stored), dtype=bool)
-    unsorted[numbers[falls]] = True
-    clear = ~unsorted[numbers]
-    pairs = np.unique(numbers[~clear] * partition.roots().size + roots[~clear])
-    more_numbers, more_roots = np.divmod(pairs, partition.roots().size)
-    roots, numbers = np.r_[roots[clear], more_roots], np.r_[numbers[clear], more_numbers]
-    order = np.argsort(numbers, kind="stable")
-    return roots[order], numbers[order]
 
 
 def _producing_axes(stored: Sequence[LabelledAxis], constraints: Constraints) -> set[int]:

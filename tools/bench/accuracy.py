@@ -27,7 +27,6 @@ OURS = "prunegate"
 
 
 def main() -> int:
-    sys.path.insert(0, str(FOLDER))
     from accuracy.peers import METHODS
     from accuracy.tasks import TASKS
 
@@ -63,9 +62,7 @@ def _run(name: str, seed: int, methods: list[str], path: Path) -> None:
     from accelerate.utils import set_seed
     from accuracy import ours, peers
     from accuracy.measure import accuracy_of, macs_of
-    from accuracy.tasks import BUDGETS, TASKS, batches, data_of
-
-    from prunegate.training import fit
+    from accuracy.tasks import BUDGETS, TASKS, data_of, train
 
     torch.set_num_threads(1)
     task = TASKS[name]
@@ -79,8 +76,7 @@ def _run(name: str, seed: int, methods: list[str], path: Path) -> None:
     missing = {m: left for m, left in missing.items() if left and (m != "bn_scale" or has_norms)}
     if not missing:
         return
-    for _ in fit(dense, lambda e: batches(task, seed, e), steps, task.plan("dense", task.dense_epochs), lambda m: 0.0):
-        pass
+    train(dense, task, seed, task.plan("dense", task.dense_epochs))
     dense_macs, dense_accuracy = macs_of(dense, task), accuracy_of(dense, task)
     for method, fractions in missing.items():
         set_seed(seed)
@@ -95,10 +91,7 @@ def _run(name: str, seed: int, methods: list[str], path: Path) -> None:
             # Forward and backward cost about three forwards; gate and sparse epochs run at the dense cost.
             compute = 3 * samples * spent * dense_macs
             rows = [{**common, "phase": "hardened", "accuracy": accuracy_of(model, task), "train_macs": compute}]
-            plan = task.plan("finetune", task.epochs - spent)
-            first = 1000 + spent
-            for _ in fit(model, lambda e, first=first: batches(task, seed, first + e), steps, plan, lambda m: 0.0):
-                pass
+            train(model, task, seed, task.plan("finetune", task.epochs - spent), first_epoch=1000 + spent)
             compute += 3 * samples * (task.epochs - spent) * common["macs"]
             rows.append({**common, "phase": "finetuned", "accuracy": accuracy_of(model, task), "train_macs": compute})
             with path.open("a") as file:

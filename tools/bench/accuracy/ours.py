@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import itertools
 from collections.abc import Iterator
 
@@ -10,9 +9,9 @@ from torch import nn
 
 import prunegate
 from accuracy.measure import macs_of
-from accuracy.tasks import Task, batches, data_of, example
+from accuracy.tasks import Task, batches, data_of, example, train
 from prunegate.recipe.schema import GatesSettings, GateStageSettings, TauSettings
-from prunegate.training import Budget, GateTraining, TauSchedule, fit, reestimate_batch_norm
+from prunegate.training import Budget, GateTraining, TauSchedule, reestimate_batch_norm
 
 # Epochs of the gate stage as a share of all.
 GATE_SHARE = 0.4
@@ -28,7 +27,7 @@ def pruned(
     defaults, tau = GatesSettings(), TauSettings()
     ramp = GateStageSettings.model_fields["target_ramp"].default
     for fraction in fractions:
-        gated = prunegate.wrap(copy.deepcopy(dense), example(task))
+        gated = prunegate.wrap(dense, example(task))
         gated.gates.start_at(defaults.initial_keep_probability)
         gated.gates.generator.manual_seed(seed)
         steps = spent * data_of(task.name).steps_per_epoch
@@ -36,15 +35,7 @@ def pruned(
         budget = Budget("macs", limit=int(fraction * dense_macs), ramp_steps=round(ramp * steps))
         schedule = TauSchedule(gated, tau.start, tau.end, steps, tau.schedule)
         gates = GateTraining(budget, schedule, defaults.learning_rate)
-        for _ in fit(
-            gated,
-            lambda epoch: batches(task, seed, epoch),
-            data_of(task.name).steps_per_epoch,
-            task.plan("gate", spent, constant=True),
-            lambda model: 0.0,
-            gates,
-        ):
-            pass
+        train(gated, task, seed, task.plan("gate", spent, constant=True), gates=gates)
         gated.harden(budget)
         reestimate_batch_norm(gated, (images for images, _ in itertools.islice(batches(task, seed, 0), _NORM_BATCHES)))
         compact = prunegate.compact(gated).model

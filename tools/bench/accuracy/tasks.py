@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch import nn
 from prunegate.builders import Builder
 from prunegate.recipe.data import Batch, ImageData, load_data
 from prunegate.recipe.schema import DataSettings
-from prunegate.training import TrainingPlan
+from prunegate.training import GateTraining, TrainingPlan, fit
 
 BUDGETS = (0.5, 0.25, 0.1)
 
@@ -40,7 +40,6 @@ class Task:
     optimizer: str = "sgd"
     weight_decay: float = 5e-4
     later_rate: float = 0.5
-    heads: bool = field(default=False)
 
     def build(self) -> nn.Module:
         return Builder.parse(self.model, self.arguments).build()
@@ -61,6 +60,10 @@ class Task:
 
 _DIGITS = DataSettings(name="digits", image_size=16, batch_size=64, augment="shift")
 _FASHION = DataSettings(name="fashion_mnist", image_size=16, batch_size=128, augment="shift_flip", train_limit=20_000)
+_FASHION_TRAINING: dict[str, Any] = {"dense_epochs": 12, "epochs": 10, "learning_rate": 0.1}
+_DIGITS_TRAINING: dict[str, Any] = {
+    "epochs": 30, "learning_rate": 2e-3, "seeds": 10, "optimizer": "adamw", "weight_decay": 0.05,
+}  # fmt: skip
 _SMALL_VIT = {
     "img_size": 16, "patch_size": 4, "in_chans": 1, "num_classes": 10, "embed_dim": 64, "depth": 4, "num_heads": 4,
 }  # fmt: skip
@@ -73,18 +76,14 @@ TASKS = {
             "prunegate/cifar_resnet14",
             {"in_chans": 1},
             _FASHION,
-            dense_epochs=12,
-            epochs=10,
-            learning_rate=0.1,
+            **_FASHION_TRAINING,
         ),
         Task(
             "fashion_mobilenetv2",
             "timm/mobilenetv2_035",
             {"in_chans": 1, "num_classes": 10},
             _FASHION.model_copy(update={"image_size": 32}),
-            dense_epochs=12,
-            epochs=10,
-            learning_rate=0.1,
+            **_FASHION_TRAINING,
         ),
         Task(
             "digits_vit",
@@ -92,12 +91,7 @@ TASKS = {
             _SMALL_VIT,
             _DIGITS,
             dense_epochs=100,
-            epochs=30,
-            learning_rate=2e-3,
-            seeds=10,
-            optimizer="adamw",
-            weight_decay=0.05,
-            heads=True,
+            **_DIGITS_TRAINING,
         ),
         # Looked at only after every setting was fixed.
         Task(
@@ -106,11 +100,7 @@ TASKS = {
             {"in_chans": 1, "num_classes": 10},
             _DIGITS.model_copy(update={"image_size": 32}),
             dense_epochs=40,
-            epochs=30,
-            learning_rate=2e-3,
-            seeds=10,
-            optimizer="adamw",
-            weight_decay=0.05,
+            **_DIGITS_TRAINING,
         ),
     )
 }
@@ -130,6 +120,10 @@ def example(task: Task) -> torch.Tensor:
     return torch.zeros(2, *data_of(task.name).shape)
 
 
-def shortened(task: Task, epochs: int) -> Task:
-    """The task with other epochs after the dense ones."""
-    return replace(task, epochs=epochs)
+def train(
+    model: nn.Module, task: Task, seed: int, plan: TrainingPlan, first_epoch: int = 0, gates: GateTraining | None = None
+) -> None:
+    """One stage, on the batches of the epochs from ``first_epoch`` on; nothing is measured on the way."""
+    steps = data_of(task.name).steps_per_epoch
+    for _ in fit(model, lambda epoch: batches(task, seed, first_epoch + epoch), steps, plan, lambda model: 0.0, gates):
+        pass
