@@ -112,10 +112,7 @@ def load_data(settings: DataSettings) -> ImageData:
     if settings.train_limit is not None:
         train = (train[0][: settings.train_limit], train[1][: settings.train_limit])
     size = settings.image_size
-    images = [
-        F.interpolate(torch.from_numpy(x).float()[:, None], (size, size), mode="bilinear", align_corners=False)
-        for x, _ in (train, test)
-    ]
+    images = [_resized(torch.from_numpy(x).float()[:, None], size) for x, _ in (train, test)]
     mean, deviation = images[0].mean(), images[0].std()
     labels = [torch.from_numpy(y).long() for _, y in (train, test)]
     return ImageData(

@@ -215,3 +215,13 @@ def test_files_that_do_not_belong_together_are_refused(tmp_path: Path, labels: n
     (folder / "train-labels-idx1-ubyte.gz").write_bytes(gzip.compress(idx(labels)))
     with pytest.raises(DataError, match="These are not the files of Fashion-MNIST"):
         load_data(settings(name="fashion_mnist", folder=str(folder)))
+
+
+def test_no_pixel_is_lost_in_smaller_images(tmp_path: Path) -> None:
+    folder = fashion_folder(tmp_path / "files")
+    one_bright = np.zeros((784, 784), dtype=np.uint8)
+    np.fill_diagonal(one_bright, 255)
+    (folder / "train-images-idx3-ubyte.gz").write_bytes(gzip.compress(idx(one_bright.reshape(784, 28, 28))))
+    (folder / "train-labels-idx1-ubyte.gz").write_bytes(gzip.compress(idx(np.zeros(784, dtype=np.uint8))))
+    images = load_data(settings(name="fashion_mnist", folder=str(folder), image_size=8)).train_images
+    assert (images.flatten(1).amax(1) > images.min() + 1e-3).all()
