@@ -88,7 +88,11 @@ def augmented(images: torch.Tensor, kind: str, generator: torch.Generator) -> to
         mirrored = torch.rand(count, 1, generator=generator) < 0.5
         columns = torch.where(mirrored, columns.flip(1), columns)
     index = torch.arange(count)[:, None, None]
-    return padded[index, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2).contiguous()
+    moved = padded[index, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+    # `contiguous()` would leave images of one channel as they are, whose strides torch takes for channels-last.
+    # There oneDNN's gradient of a strided 1 × 1 convolution of few channels, as pruning leaves them, writes beyond
+    # its memory (https://github.com/uxlfoundation/oneDNN/issues/6035).
+    return moved.clone(memory_format=torch.contiguous_format)
 
 
 def check_data(settings: DataSettings) -> None:

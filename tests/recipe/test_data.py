@@ -139,6 +139,14 @@ def test_augmented_image_is_a_shift_of_the_original(kind: str) -> None:
     assert (16 < mirrored < 48) if kind == "shift_flip" else mirrored == 0
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+def test_augmented_batch_is_not_taken_for_channels_last(channels: int) -> None:
+    images = augmented(torch.rand(4, channels, 8, 8), "shift_flip", torch.Generator().manual_seed(0))
+    # What a convolution makes of it tells which layout torch saw.
+    made = torch.nn.Conv2d(channels, 5, 3)(images)
+    assert made.stride() == torch.empty(made.shape).stride()
+
+
 @pytest.mark.parametrize("packed", [True, False])
 def test_fashion_mnist_is_read_from_its_folder(tmp_path: Path, packed: bool) -> None:
     folder = fashion_folder(tmp_path / "files", packed)
