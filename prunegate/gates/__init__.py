@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from prunegate.gates.estimators import ESTIMATORS, Estimator
 from prunegate.gates.gates import Gate, Gates
+from prunegate.gates.magnitude import standardised_magnitudes
 from prunegate.gates.relaxation import logistic_noise, soft_mask, straight_through
 from prunegate.gates.sites import SiteMap, install_sites, remove_sites
 
@@ -17,5 +18,6 @@ __all__ = [
     "logistic_noise",
     "remove_sites",
     "soft_mask",
+    "standardised_magnitudes",
     "straight_through",
 ]

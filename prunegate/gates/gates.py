@@ -171,9 +171,18 @@ class Gates(nn.Module):
         self.generator.set_state(state["generator"].cpu())
 
     @torch.no_grad()
-    def start_at(self, keep_probability: float) -> None:
-        """Set every logit so that each unit is kept with this probability, in (0, 1)."""
+    def start_at(self, keep_probability: float, scores: torch.Tensor | None = None, spread: float = 1.0) -> None:
+        """Set every logit so that each unit is kept with this probability, in (0, 1).
+
+        Args:
+            scores: Shape (units,), of mean 0 and standard deviation 1 in each group: units that score higher
+                start with higher logits.
+            spread: How many units of logit a standard deviation is worth.
+        """
         self.logits.fill_(math.log(keep_probability / (1.0 - keep_probability)))
+        if scores is not None:
+            self.logits.add_(scores.to(self.logits), alpha=spread)
+            self.clamp_()
 
     @torch.no_grad()
     def clamp_(self) -> None:

@@ -108,10 +108,14 @@ class Tape:
             self.same_as[number] = before
             return Value(number)
 
-        return map_tensors(tree, again)
+        return again(tree) if isinstance(tree, torch.Tensor) else map_tensors(tree, again)
 
     def refer(self, tree: Any) -> Any:
         """An argument tree with numbers in place of tensors."""
+        if isinstance(tree, torch.Tensor):
+            return Value(self.number(tree))
+        if type(tree) is dict and not tree:
+            return {}
         if type(tree) is tuple:  # the frequent case, spelled out: arguments are mostly tensors and numbers
             return tuple(
                 [

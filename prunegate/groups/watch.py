@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from torch import nn
@@ -106,29 +107,43 @@ class Watch(TorchFunctionMode):
 
     @contextmanager
     def modules_of(self, model: nn.Module) -> Iterator[None]:
-        """Follow the modules of ``model`` as they are called."""
+        """Follow the modules of ``model``, a copy that is thrown away, as they are called."""
         handles = []
+        called_through = []
         for path, module in model.named_modules():
-            handles.append(module.register_forward_pre_hook(self._enter(path), with_kwargs=True))
-            handles.append(module.register_forward_hook(self._leave, with_kwargs=True))
+            if module._forward_pre_hooks or module._forward_hooks:
+                # What the user's hooks do is the caller's, so ours stand between them and the forward.
+                handles.append(module.register_forward_pre_hook(partial(self._enter, path), with_kwargs=True))
+                handles.append(module.register_forward_hook(self._leave, with_kwargs=True))
+            else:  # where torch looks for a compiled forward; far quicker than two hooks
+                vars(module)["_compiled_call_impl"] = self._through(path, module)
+                called_through.append(module)
         try:
             yield
         finally:
             for handle in handles:
                 handle.remove()
+            for module in called_through:
+                del vars(module)["_compiled_call_impl"]
 
-    def _enter(self, path: str) -> Callable[..., None]:
-        def enter(module: nn.Module, args: Any, kwargs: Any) -> None:
-            frame = Frame(path, self._counts.copy())
-            if self._tape is not None and not self.is_opaque:
-                frame.span = Span(path, self._tape.refer(args), self._tape.refer(kwargs), len(self._tape.operations))
-                self._tape.spans.append(frame.span)
-            self.frames.append(frame)
-            if not self.is_opaque:
-                frame.rule = self._rule_of(type(module))
-                self.is_opaque = frame.rule is not None
+    def _through(self, path: str, module: nn.Module) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            self._enter(path, module, args, kwargs)
+            output = module._call_impl(*args, **kwargs)  # type: ignore[no-untyped-call]
+            self._leave(module, args, kwargs, output)
+            return output
 
-        return enter
+        return call
+
+    def _enter(self, path: str, module: nn.Module, args: Any, kwargs: Any) -> None:
+        frame = Frame(path, self._counts.copy())
+        if self._tape is not None and not self.is_opaque:
+            frame.span = Span(path, self._tape.refer(args), self._tape.refer(kwargs), len(self._tape.operations))
+            self._tape.spans.append(frame.span)
+        self.frames.append(frame)
+        if not self.is_opaque:
+            frame.rule = self._rule_of(type(module))
+            self.is_opaque = frame.rule is not None
 
     def _leave(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         frame = self.frames.pop()
@@ -144,9 +159,8 @@ class Watch(TorchFunctionMode):
 def _finish(span: Span, tape: Tape, result: Any) -> None:
     span.last, span.until = len(tape.operations), len(tape.spans)
     before = tape.refer(result)
-    span.returns_argument = isinstance(before, Value) and (
-        before in span.args or before in values_in((span.args, span.kwargs))
-    )
+    if isinstance(before, Value):
+        span.returns_argument = before in span.args or before in values_in((span.args, span.kwargs))
     span.result = tape.renumber(result)
 
 

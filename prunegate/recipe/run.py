@@ -22,14 +22,15 @@ from prunegate.files import replacing
 from prunegate.recipe import folder as files
 from prunegate.recipe.data import Batch, ImageData, load_data
 from prunegate.recipe.folder import RunFolder, environment
+from prunegate.recipe.gate_stage import NORM_BATCHES, gate_training
 from prunegate.recipe.load import check_recipe
 from prunegate.recipe.schema import Recipe, StageSettings
 from prunegate.report import Comparison, KeptLayer, draw_report
 from prunegate.training import (
     Budget,
+    Distillation,
     EpochRecord,
     GateTraining,
-    TauSchedule,
     TrainingPlan,
     evaluate,
     fit,
@@ -123,26 +124,17 @@ class _Run:
     def _train_gates(self) -> GatedModel:
         stage = self.recipe.stages.gate
         gated = _wrap(self.recipe, self.dense, self.data)
-        gated.gates.start_at(self.recipe.gates.initial_keep_probability)
-        gated.gates.generator.manual_seed(self.recipe.seed)
         steps = stage.epochs * self.data.steps_per_epoch
-        tau = self.recipe.tau
-        gates = GateTraining(
-            Budget(
-                self.recipe.budget.metric,
-                self.recipe.budget.fraction,
-                ramp_steps=round(stage.target_ramp * steps),
-            ),
-            TauSchedule(gated, tau.start, tau.end, steps, tau.schedule),
-            self.recipe.gates.learning_rate,
-        )
+        settings = self.recipe.budget
+        budget = Budget(settings.metric, settings.fraction, ramp_steps=round(stage.target_ramp * steps))
+        gates = gate_training(gated, budget, self.recipe.gates, self.recipe.tau, steps, self.recipe.seed)
         self._fit(gated, self._plan("gate", stage, stage.final_learning_rate_fraction), gates)
         return gated
 
     def _harden(self, gated: GatedModel) -> float:
         budget = Budget(self.recipe.budget.metric, self.recipe.budget.fraction)
         gated.harden(budget)
-        batches = itertools.islice(self._train_batches(0), 50)
+        batches = itertools.islice(self._train_batches(0), NORM_BATCHES)
         reestimate_batch_norm(gated, (images for images, _ in batches))
         accuracy = self._accuracy(gated)
         share = gated.realised_cost(budget.metric) / gated.dense_cost(budget.metric)
@@ -208,8 +200,13 @@ class _Run:
             plan,
             self._accuracy,
             gates,
+            None if plan.stage == "dense" else self._distillation(),
         ):
             self._epoch_ended(record)
+
+    def _distillation(self) -> Distillation | None:
+        settings = self.recipe.distillation
+        return Distillation(self.dense, settings.weight, settings.temperature) if settings.weight else None
 
     def _epoch_ended(self, record: EpochRecord) -> None:
         self.epochs_done += 1

@@ -46,7 +46,15 @@ class GatesSettings(Settings):
     initial_keep_probability: Annotated[float, Field(gt=0.5, le=0.99)] = Field(
         0.95, description="probability of keeping each unit when the gate stage starts"
     )
-    learning_rate: Rate = Field(0.05, description="of the logits, by Adam")
+    initial: Literal["magnitude", "constant"] = Field(
+        "magnitude", description="units with larger weights start with higher logits, or all start alike"
+    )
+    initial_spread: Annotated[float, Field(ge=0.0, le=10.0)] = Field(
+        1.0, description="logit that a standard deviation of the magnitudes is worth"
+    )
+    learning_rate: Rate | None = Field(
+        None, description="of the logits, by Adam; if not given, 30 / steps of the gate stage"
+    )
 
 
 class BudgetSettings(Settings):
@@ -84,6 +92,17 @@ class OptimizerSettings(Settings):
     )
     label_smoothing: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(
         0.0, description="share of the target that is spread over all classes"
+    )
+
+
+class DistillationSettings(Settings):
+    """Learning from the dense model's outputs in the gate and finetune stages."""
+
+    weight: Annotated[float, Field(ge=0.0, le=1.0)] = Field(
+        0.0, description="share of the loss that compares with the dense model; 0 leaves it out"
+    )
+    temperature: Annotated[float, Field(gt=0.0, le=100.0)] = Field(
+        4.0, description="class scores are divided by it before they are compared"
     )
 
 
@@ -134,6 +153,7 @@ class Recipe(Settings):
     budget: BudgetSettings = Field(BudgetSettings(), description="what may remain of the dense cost")
     tau: TauSettings = Field(TauSettings(), description="relaxation temperature")
     optimizer: OptimizerSettings = Field(OptimizerSettings(), description="the weights' optimiser")
+    distillation: DistillationSettings = Field(DistillationSettings(), description="learning from the dense model")
     stages: StagesSettings = Field(description="dense, gate, finetune")
     output: OutputSettings = Field(OutputSettings(), description="where the run writes")
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from prunegate.training.batch_norm import reestimate_batch_norm
 from prunegate.training.budget import Budget
+from prunegate.training.distillation import Distillation
 from prunegate.training.fit import EpochRecord, GateTraining, TrainingPlan, evaluate, fit
 from prunegate.training.tau import TauSchedule, tau_at
 
 __all__ = [
     "Budget",
+    "Distillation",
     "EpochRecord",
     "GateTraining",
     "TauSchedule",

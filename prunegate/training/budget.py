@@ -16,9 +16,10 @@ METRICS = ("macs", "params")
 class Budget:
     """The constraint *expected cost ≤ target*, held by a multiplier under PI control.
 
-    With the violation v = (expected − target) / dense, the penalty is ``multiplier · v + quadratic/2 ·
+    With the violation v = (expected − target) / target, the penalty is ``multiplier · v + quadratic/2 ·
     max(v, 0)²``. After every step the multiplier becomes ``max(0, proportional · v + integral)``, and the
-    integral grows by ``integral_gain · v`` without falling below zero. The target is ramped down from the
+    integral grows by ``integral_gain · v`` without falling below zero. The violation is relative to the
+    target, so that a small budget is held as closely as a large one; the target is ramped down from the
     dense cost, so that the gates are led, not pushed.
 
     Args:
@@ -88,8 +89,7 @@ class Budget:
 
     def penalty(self, gated: GatedModel) -> torch.Tensor:
         """The term to add to the loss: 0-d tensor, differentiable in the logits."""
-        dense = gated.dense_cost(self.metric)
-        violation = (gated.expected_cost(self.metric) - self.target(gated)) / dense
+        violation = gated.expected_cost(self.metric) / self.target(gated) - 1.0
         self._violation = float(violation.detach())
         return self.multiplier * violation + 0.5 * self.quadratic * violation.clamp(min=0.0).square()
 

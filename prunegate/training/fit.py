@@ -18,6 +18,7 @@ from torch import nn
 
 from prunegate.errors import PrunegateError
 from prunegate.training.budget import Budget
+from prunegate.training.distillation import Distillation
 from prunegate.training.tau import TauSchedule
 from prunegate.wrapping import GatedModel
 
@@ -95,6 +96,7 @@ def fit(
     plan: TrainingPlan,
     accuracy: Callable[[nn.Module], float],
     gates: GateTraining | None = None,
+    distillation: Distillation | None = None,
 ) -> Iterator[EpochRecord]:
     """Train for ``plan.epochs`` epochs; give a record after each.
 
@@ -102,6 +104,7 @@ def fit(
         batches: The batches of an epoch by its number: (inputs, class indices).
         accuracy: Measures the model after each epoch; called in eval mode, gates hard.
         gates: Given, the model is a `GatedModel` whose logits are trained too.
+        distillation: Given, a teacher's outputs are learned from beside the labels.
 
     Raises:
         DivergedError: The loss is not finite.
@@ -141,7 +144,10 @@ def fit(
             scheduler.step_update(step)
             rate = float(optimizer.param_groups[0]["lr"])
             inputs, labels = inputs.to(accelerator.device), labels.to(accelerator.device)
-            loss = F.cross_entropy(prepared(inputs), labels, label_smoothing=plan.label_smoothing)
+            scores = prepared(inputs)
+            loss = F.cross_entropy(scores, labels, label_smoothing=plan.label_smoothing)
+            if distillation is not None:
+                loss = distillation.loss(inputs, scores, loss)
             value = float(loss.detach())
             if not math.isfinite(value):
                 raise DivergedError(

@@ -12,7 +12,7 @@ from torch import nn
 from prunegate.compaction import Mending
 from prunegate.costs import CostModel, keep_within
 from prunegate.errors import BudgetError, nearest
-from prunegate.gates import Gates, install_sites, remove_sites
+from prunegate.gates import Gates, install_sites, remove_sites, standardised_magnitudes
 from prunegate.groups import Analysis, ChannelGroup, ExampleInputs, PinnedGroup, Trace, copy_with
 from prunegate.groups.kernels import has_fused_layers, unfused_layers
 from prunegate.wrapping.explain import Explanation, explain
@@ -109,6 +109,11 @@ class GatedModel(nn.Module):
     def gate_parameters(self) -> Iterator[nn.Parameter]:
         """The logits: optimise them with a learning rate of their own and no weight decay."""
         return self.gates.parameters()
+
+    def magnitudes(self) -> torch.Tensor:
+        """Standardised weight norms of all units, shape (units,): see `prunegate.gates.standardised_magnitudes`."""
+        plain = self.dense_copy(share_weights=True)
+        return standardised_magnitudes(dict(plain.named_parameters()), self.analysis.groups)
 
     # Costs -------------------------------------------------------------------------------------
 

@@ -48,13 +48,13 @@ def solve(model: Any, wanted: torch.Tensor, budget: Budget, steps: int, scale: f
 
 
 def test_budget_finds_the_closed_form_solution() -> None:
-    # Stationarity of ½ Σ (p_i − a_i)² + λ (mean(p) − t) is p_i = a_i − λ/n; the constraint gives
-    # λ = n (mean(a) − t).
+    # Stationarity of ½ Σ (p_i − a_i)² + λ (mean(p) / t − 1) is p_i = a_i − λ/(n t); the constraint gives
+    # λ = n t (mean(a) − t).
     model = LinearCost(10)
     wanted = torch.linspace(0.6, 0.9, 10, dtype=torch.float64)
     budget = Budget("macs", fraction=0.5, ramp_steps=200)
     fractions = solve(model, wanted, budget, 1500)
-    assert budget.multiplier == pytest.approx(10 * (0.75 - 0.5), rel=0.02)
+    assert budget.multiplier == pytest.approx(10 * 0.5 * (0.75 - 0.5), rel=0.02)
     torch.testing.assert_close(model.probability().detach(), wanted - 0.25, atol=5e-3, rtol=0)
     assert max(fractions[750:]) <= 1.01 * 0.5
     assert min(fractions) >= 0.9 * 0.5, "overshoot"
@@ -78,7 +78,7 @@ def test_budget_is_met_whatever_the_scale_of_the_loss(scale: float) -> None:
     fractions = solve(model, torch.full((10,), 0.9, dtype=torch.float64), budget, 1500, scale)
     assert fractions[-1] <= 1.01 * 0.4
     assert min(fractions) >= 0.9 * 0.4, "overshoot"
-    assert budget.multiplier == pytest.approx(scale * 10 * 0.5, rel=0.05)
+    assert budget.multiplier == pytest.approx(scale * 10 * 0.4 * 0.5, rel=0.05)
 
 
 def test_target_comes_down_in_a_straight_line_and_stays() -> None:

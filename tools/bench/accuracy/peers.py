@@ -18,6 +18,7 @@ from torch import nn
 
 from accuracy.measure import macs_of
 from accuracy.tasks import Task, batches, data_of, example
+from prunegate.training import Distillation
 
 # Epochs of sparse training as a share of all, and its strength. Not tuned yet: to be set on a seed that is not in
 # the table before any claim is made.
@@ -65,7 +66,9 @@ def pruner_of(method: str, model: nn.Module, task: Task) -> Any:
         )
 
 
-def sparse_train(model: nn.Module, pruner: Any, task: Task, seed: int, epochs: int) -> None:
+def sparse_train(
+    model: nn.Module, pruner: Any, task: Task, seed: int, epochs: int, teacher: nn.Module | None = None
+) -> None:
     """Train with the pruner's regulariser at the constant peak rate, as its examples do before pruning."""
     plan = task.plan("sparse", epochs)
     optimizer = create_optimizer_v2(
@@ -75,7 +78,10 @@ def sparse_train(model: nn.Module, pruner: Any, task: Task, seed: int, epochs: i
         model.train()
         pruner.update_regularizer()
         for images, labels in batches(task, seed, epoch):
-            loss = F.cross_entropy(model(images), labels)
+            scores = model(images)
+            loss = F.cross_entropy(scores, labels)
+            if teacher is not None:
+                loss = Distillation(teacher).loss(images, scores, loss)
             optimizer.zero_grad()
             loss.backward()
             pruner.regularize(model)
@@ -117,13 +123,19 @@ def _mend_heads(model: nn.Module, pruner: Any) -> None:
 
 
 def pruned(
-    method: str, dense: nn.Module, task: Task, seed: int, fractions: tuple[float, ...], dense_macs: int
+    method: str,
+    dense: nn.Module,
+    task: Task,
+    seed: int,
+    fractions: tuple[float, ...],
+    dense_macs: int,
+    teacher: nn.Module | None = None,
 ) -> Iterator[tuple[float, nn.Module, int]]:
     """The pruned models for several budgets, with the sparse epochs spent; those are trained once for all."""
     model, spent = dense, 0
     if method in SPARSE:
         model, spent = copy.deepcopy(dense), max(1, round(SPARSE_SHARE * task.epochs))
-        sparse_train(model, pruner_of(method, model, task), task, seed, spent)
+        sparse_train(model, pruner_of(method, model, task), task, seed, spent, teacher)
     for fraction in fractions:
         fresh = copy.deepcopy(model)
         fresh.zero_grad()

@@ -5,15 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import set_seed
+from safetensors.torch import load_model, save_model
 from torch import nn
 
 from prunegate.builders import Builder
+from prunegate.files import replacing
 from prunegate.recipe.data import Batch, ImageData, load_data
 from prunegate.recipe.schema import DataSettings
-from prunegate.training import GateTraining, TrainingPlan, fit
+from prunegate.training import Distillation, GateTraining, TrainingPlan, fit
 
 BUDGETS = (0.5, 0.25, 0.1)
 
@@ -121,9 +125,35 @@ def example(task: Task) -> torch.Tensor:
 
 
 def train(
-    model: nn.Module, task: Task, seed: int, plan: TrainingPlan, first_epoch: int = 0, gates: GateTraining | None = None
+    model: nn.Module,
+    task: Task,
+    seed: int,
+    plan: TrainingPlan,
+    first_epoch: int = 0,
+    gates: GateTraining | None = None,
+    teacher: nn.Module | None = None,
 ) -> None:
     """One stage, on the batches of the epochs from ``first_epoch`` on; nothing is measured on the way."""
     steps = data_of(task.name).steps_per_epoch
-    for _ in fit(model, lambda epoch: batches(task, seed, first_epoch + epoch), steps, plan, lambda model: 0.0, gates):
+    distillation = None if teacher is None else Distillation(teacher)
+
+    def batches_of(epoch: int) -> Iterator[Batch]:
+        return batches(task, seed, first_epoch + epoch)
+
+    for _ in fit(model, batches_of, steps, plan, lambda model: 0.0, gates, distillation):
         pass
+
+
+def dense_model(task: Task, seed: int, folder: Path) -> nn.Module:
+    """The dense model that every method starts from, trained once and kept in ``folder``."""
+    set_seed(seed)
+    model = task.build()
+    path = folder / f"{task.name}-{seed}.safetensors"
+    if path.exists():
+        load_model(model, path)
+        return model
+    train(model, task, seed, task.plan("dense", task.dense_epochs))
+    folder.mkdir(exist_ok=True)
+    with replacing(path) as temporary:
+        save_model(model, str(temporary))
+    return model

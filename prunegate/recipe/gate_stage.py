@@ -1,0 +1,28 @@
+"""What a recipe's gate stage sets up, for `prunegate.recipe.run` and for benchmarks of the defaults."""
+
+from __future__ import annotations
+
+from prunegate.recipe.schema import GatesSettings, TauSettings
+from prunegate.training import Budget, GateTraining, TauSchedule
+from prunegate.wrapping import GatedModel
+
+# How far a logit gets that is pushed one way all through the gate stage; from one limit to the other it is 9.2.
+LOGIT_TRAVEL = 30.0
+# Batches over which BatchNorm statistics are averaged again after hardening.
+NORM_BATCHES = 50
+
+
+def gate_training(
+    gated: GatedModel, budget: Budget, gates: GatesSettings, tau: TauSettings, steps: int, seed: int
+) -> GateTraining:
+    """Set the gates to where a recipe starts them, and give what trains them.
+
+    Args:
+        steps: Optimisation steps of the gate stage.
+        seed: Of the noise that masks are drawn with.
+    """
+    scores = gated.magnitudes() if gates.initial == "magnitude" else None
+    gated.gates.start_at(gates.initial_keep_probability, scores, gates.initial_spread)
+    gated.gates.generator.manual_seed(seed)
+    schedule = TauSchedule(gated, tau.start, tau.end, steps, tau.schedule)
+    return GateTraining(budget, schedule, gates.learning_rate or LOGIT_TRAVEL / steps)

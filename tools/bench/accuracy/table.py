@@ -1,0 +1,98 @@
+"""From raw rows to tables, and to what the claims come to."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+Row = dict[str, Any]
+# Rows of one task, budget and method by phase: "hardened" or "finetuned".
+Phases = dict[str, list[Row]]
+
+OURS = "prunegate"
+# The same with half of everybody's epochs, at one budget: how soon does it get where the others end?
+HALF = "prunegate, half the epochs"
+
+
+def tables(rows: Sequence[Row]) -> str:
+    """All of RESULTS.md that is made from rows."""
+    plain, distilled = ([row for row in rows if row["distilled"] is flag] for flag in (False, True))
+    lines = ["## Without distillation", "", *_claims(plain), "", *_all(plain), ""]
+    if distilled:
+        lines += ["## With distillation from the dense model, for everybody", "", *_claims(distilled), ""]
+        lines += [*_all(distilled), ""]
+    return "\n".join(lines)
+
+
+def _cells(rows: Iterable[Row]) -> dict[tuple[str, float], dict[str, Phases]]:
+    """By task and budget, the tightest last, and by method."""
+    cells: dict[tuple[str, float], dict[str, Phases]] = defaultdict(lambda: defaultdict(lambda: defaultdict(list)))
+    for row in sorted(rows, key=lambda row: (row["task"], -row["budget"], row["method"], row["seed"])):
+        cells[row["task"], row["budget"]][row["method"]][row["phase"]].append(row)
+    return cells
+
+
+def _claims(rows: Iterable[Row]) -> list[str]:
+    """Ours beside the best criterion on the seeds that both have."""
+    lines = [
+        "| task | budget | seeds | dense | ours before finetuning | ours | best criterion | which | lead "
+        "| ours in half the epochs |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | --- | ---: | ---: |",
+    ]
+    for (task, budget), methods in _cells(rows).items():
+        own = methods.get(OURS)
+        if own is None:
+            continue
+        seeds = {row["seed"] for row in own["finetuned"]}
+        others = {}
+        for method, phases in methods.items():
+            common = [row for row in phases["finetuned"] if row["seed"] in seeds]
+            if method not in (OURS, HALF) and len(common) == len(seeds):
+                others[method] = _accuracies(common)
+        if not others:
+            continue
+        best = max(others, key=lambda method: sum(others[method]))
+        ours = _accuracies(own["finetuned"])
+        leads = [a - b for a, b in zip(ours, others[best], strict=True)]
+        half = _mean(_accuracies(methods[HALF]["finetuned"])) if HALF in methods else ""
+        dense = _mean([row["dense_accuracy"] for row in own["finetuned"]])
+        hardened = _mean(_accuracies(own["hardened"]))
+        lines.append(
+            f"| {task} | {budget} | {len(seeds)} | {dense} | {hardened} | {_mean(ours)} | {_mean(others[best])} "
+            f"| {best} | {_mean(leads, sign='+')} | {half} |"
+        )
+    return lines
+
+
+def _all(rows: Iterable[Row]) -> list[str]:
+    lines = [
+        "| task | budget | method | seeds | dense | before finetuning | after | MACs | compute |",
+        "| --- | ---: | --- | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for (task, budget), methods in _cells(rows).items():
+        for method, phases in methods.items():
+            after = phases["finetuned"]
+            shares = [row["macs"] / row["dense_macs"] for row in after]
+            compute = sum(row["train_macs"] for row in after) / len(after) / 1e12
+            dense = _mean([row["dense_accuracy"] for row in after])
+            before = _mean(_accuracies(phases["hardened"]))
+            lines.append(
+                f"| {task} | {budget} | {method} | {len(after)} | {dense} | {before} | {_mean(_accuracies(after))} "
+                f"| {min(shares):.4f} to {max(shares):.4f} | {compute:.2f} |"
+            )
+    return lines
+
+
+def _accuracies(rows: Iterable[Row]) -> list[float]:
+    return [row["accuracy"] for row in rows]
+
+
+def _mean(values: Sequence[float], sign: str = "") -> str:
+    """Mean ± standard error in percent."""
+    mean = sum(values) / len(values)
+    if len(values) < 2:
+        return f"{100 * mean:{sign}.2f}"
+    error = math.sqrt(sum((v - mean) ** 2 for v in values) / (len(values) - 1) / len(values))
+    return f"{100 * mean:{sign}.2f} ± {100 * error:.2f}"
