@@ -104,6 +104,15 @@ class Gates(nn.Module):
         return mask + (1.0 - mask.detach()) * self._always_kept()
 
     @torch.no_grad()
+    def sample(self) -> torch.Tensor:
+        """A mask as training would draw it next, bool, shape (units,); the noise is not used up."""
+        training, noise = self.training, self.generator.get_state()
+        mask = self.train().draw().bool()
+        self.train(training)
+        self.generator.set_state(noise)
+        return mask
+
+    @torch.no_grad()
     def hard_mask(self) -> torch.Tensor:
         """The present hard mask, bool, shape (units,): fixed, or ``logit > 0`` and each group's highest logit."""
         if self._fixed is not None:

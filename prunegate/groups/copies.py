@@ -21,7 +21,7 @@ def copy_with(model: nn.Module, change: Callable[[torch.Tensor], torch.Tensor] |
     """
     memo: dict[int, Any] = {}
     if change is not None:
-        for module in model.modules():
+        for _, module in modules_by_path(model):
             for tensor in (*module._parameters.values(), *module._buffers.values()):
                 if tensor is not None and id(tensor) not in memo:
                     memo[id(tensor)] = change(tensor)
@@ -39,6 +39,20 @@ def copy_with(model: nn.Module, change: Callable[[torch.Tensor], torch.Tensor] |
 def in_place_of(original: torch.Tensor, data: torch.Tensor) -> torch.Tensor:
     """``data`` as a parameter if ``original`` is one, trained if that is."""
     return nn.Parameter(data, original.requires_grad) if isinstance(original, nn.Parameter) else data
+
+
+def modules_by_path(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    """What ``model.named_modules()`` gives, each module once by the first path it has, without nested generators."""
+    found: dict[int, tuple[str, nn.Module]] = {}
+    pending = [("", model)]
+    while pending:
+        path, module = pending.pop()
+        if id(module) in found:
+            continue
+        found[id(module)] = (path, module)
+        prefix = f"{path}." if path else ""
+        pending += [(prefix + n, m) for n, m in reversed(module._modules.items()) if m is not None]
+    return list(found.values())
 
 
 _ATOMS = frozenset({bool, int, float, complex, str, bytes, type(None), type, torch.dtype, torch.device, torch.Size})

@@ -15,7 +15,7 @@ import torch
 from prunegate.groups.labels import Labels, Shape
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True, unsafe_hash=True)  # never changed; frozen ones are slower to make, and there are many
 class Value:
     """A tensor of the tape, by number, where an argument or result held it."""
 

@@ -20,6 +20,7 @@ from torch.utils._pytree import tree_leaves
 from prunegate.errors import TraceError
 from prunegate.groups.analysis import Analysis
 from prunegate.groups.constraints import Constraints, Pin
+from prunegate.groups.copies import modules_by_path
 from prunegate.groups.inputs import ExampleInputs
 from prunegate.groups.kernels import decomposed_attention
 from prunegate.groups.rules import module_rule
@@ -186,14 +187,14 @@ def stored_tensors(model: nn.Module) -> list[tuple[Literal["parameter", "buffer"
     """Parameters, then buffers, each once, by the first name it has: as torch lists them, in one walk."""
     parameters: dict[int, tuple[Literal["parameter", "buffer"], str, torch.Tensor]] = {}
     buffers = parameters.copy()
-    for path, module in model.named_modules():
+    for path, module in modules_by_path(model):
         prefix = f"{path}." if path else ""
-        for name, tensor in module._parameters.items():
-            if tensor is not None and id(tensor) not in parameters:
-                parameters[id(tensor)] = ("parameter", prefix + name, tensor)
-        for name, tensor in module._buffers.items():
-            if tensor is not None and id(tensor) not in buffers:
-                buffers[id(tensor)] = ("buffer", prefix + name, tensor)
+        for name, parameter in module._parameters.items():
+            if parameter is not None and id(parameter) not in parameters:
+                parameters[id(parameter)] = ("parameter", prefix + name, parameter)
+        for name, buffer in module._buffers.items():
+            if buffer is not None and id(buffer) not in buffers:
+                buffers[id(buffer)] = ("buffer", prefix + name, buffer)
     return [*parameters.values(), *buffers.values()]
 
 

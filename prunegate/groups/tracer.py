@@ -161,7 +161,7 @@ _signatures: dict[torch._ops.OpOverload, _Signature] = {}
 
 def _signature(func: torch._ops.OpOverload) -> _Signature:
     found = _signatures.get(func)
-    own = OPERATION_RULES.get(func._schema.name)
+    own = OPERATION_RULES.get(func._schema.name) if OPERATION_RULES else None
     if found is None or (own is not None and found.rule is not own):
         schema = func._schema
         namespace, full = schema.name.split("::")

@@ -16,6 +16,7 @@ from typing import Any
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from prunegate.groups.copies import modules_by_path
 from prunegate.groups.maskable import MASKABLE
 from prunegate.groups.tape import Span, Tape, Value, values_in
 
@@ -110,7 +111,7 @@ class Watch(TorchFunctionMode):
         """Follow the modules of ``model``, a copy that is thrown away, as they are called."""
         handles = []
         called_through = []
-        for path, module in model.named_modules():
+        for path, module in modules_by_path(model):
             if module._forward_pre_hooks or module._forward_hooks:
                 # What the user's hooks do is the caller's, so ours stand between them and the forward.
                 handles.append(module.register_forward_pre_hook(partial(self._enter, path), with_kwargs=True))

@@ -1,4 +1,4 @@
-"""Data sets that need no download: scikit-learn's digits, and Fashion-MNIST where it is installed."""
+"""Data sets: scikit-learn's digits, which need no download, and Fashion-MNIST and CIFAR-10 where they are."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, SequentialSampler, TensorDataset
 
 from prunegate.errors import DataError
+from prunegate.recipe.cifar import cifar_folder, read_cifar10
 from prunegate.recipe.schema import DataSettings
 
 Batch = tuple[torch.Tensor, torch.Tensor]
@@ -105,6 +106,8 @@ def check_data(settings: DataSettings) -> None:
             )
         if settings.folder is not None:
             raise DataError("data.folder: digits come with scikit-learn, expected no folder. Remove the key.")
+    elif settings.name == "cifar10":
+        cifar_folder(settings.folder)
     else:
         _fashion_folder(settings.folder)
 
@@ -112,12 +115,12 @@ def check_data(settings: DataSettings) -> None:
 def load_data(settings: DataSettings) -> ImageData:
     """Read a data set into memory, resized and normalised by its training images."""
     check_data(settings)
-    train, test = _digits() if settings.name == "digits" else _fashion(settings.folder)
+    train, test = _splits(settings)
     if settings.train_limit is not None:
         train = (train[0][: settings.train_limit], train[1][: settings.train_limit])
-    size = settings.image_size
-    images = [_resized(torch.from_numpy(x).float()[:, None], size) for x, _ in (train, test)]
-    mean, deviation = images[0].mean(), images[0].std()
+    images = [_resized(_as_images(x), settings.image_size) for x, _ in (train, test)]
+    mean = images[0].mean((0, 2, 3), keepdim=True)
+    deviation = images[0].std((0, 2, 3), keepdim=True)
     labels = [torch.from_numpy(y).long() for _, y in (train, test)]
     return ImageData(
         (images[0] - mean) / deviation,
@@ -128,6 +131,18 @@ def load_data(settings: DataSettings) -> ImageData:
         settings.batch_size,
         settings.augment,
     )
+
+
+def _splits(settings: DataSettings) -> tuple[Split, Split]:
+    if settings.name == "digits":
+        return _digits()
+    return read_cifar10(settings.folder) if settings.name == "cifar10" else _fashion(settings.folder)
+
+
+def _as_images(pixels: npt.NDArray[np.uint8] | npt.NDArray[np.float64]) -> torch.Tensor:
+    """float32, (samples, channels, height, width)."""
+    images = torch.from_numpy(pixels).float()
+    return images[:, None] if images.dim() == 3 else images
 
 
 def _resized(images: torch.Tensor, size: int) -> torch.Tensor:

@@ -30,7 +30,7 @@ class ModelSettings(Settings):
 class DataSettings(Settings):
     """Images and labels."""
 
-    name: Literal["digits", "fashion_mnist"] = Field(description="data set")
+    name: Literal["digits", "fashion_mnist", "cifar10"] = Field(description="data set")
     folder: str | None = Field(None, description="where the files are, if not in the usual place")
     image_size: Annotated[int, Field(ge=8, le=1024)] = Field(32, description="side in pixels after resizing")
     batch_size: Annotated[int, Field(ge=2, le=65536)] = Field(64, description="samples in one step")
@@ -44,7 +44,7 @@ class GatesSettings(Settings):
     exclude: list[str] = Field(default_factory=list, description="patterns of channel groups that get no gate")
     round_to: Annotated[int, Field(ge=1, le=1024)] = Field(1, description="kept counts are multiples of this")
     initial_keep_probability: Annotated[float, Field(gt=0.5, le=0.99)] = Field(
-        0.95, description="probability of keeping each unit when the gate stage starts"
+        0.99, description="probability of keeping each unit when the gate stage starts"
     )
     initial: Literal["magnitude", "constant"] = Field(
         "magnitude", description="units with larger weights start with higher logits, or all start alike"
@@ -122,7 +122,7 @@ class GateStageSettings(StageSettings):
         0.5, description="fraction of the stage over which the target comes down from the dense cost"
     )
     final_learning_rate_fraction: Annotated[float, Field(ge=0.0, le=1.0)] = Field(
-        0.5, description="the weights' rate at the end of this stage, as a fraction of its highest"
+        0.05, description="the weights' rate at the end of this stage, as a fraction of its highest"
     )
 
 

@@ -6,12 +6,14 @@ from prunegate.training.batch_norm import reestimate_batch_norm
 from prunegate.training.budget import Budget
 from prunegate.training.distillation import Distillation
 from prunegate.training.fit import EpochRecord, GateTraining, TrainingPlan, evaluate, fit
+from prunegate.training.health import GateHealth
 from prunegate.training.tau import TauSchedule, tau_at
 
 __all__ = [
     "Budget",
     "Distillation",
     "EpochRecord",
+    "GateHealth",
     "GateTraining",
     "TauSchedule",
     "TrainingPlan",

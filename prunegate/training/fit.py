@@ -19,6 +19,7 @@ from torch import nn
 from prunegate.errors import PrunegateError
 from prunegate.training.budget import Budget
 from prunegate.training.distillation import Distillation
+from prunegate.training.health import GateHealth
 from prunegate.training.tau import TauSchedule
 from prunegate.wrapping import GatedModel
 
@@ -76,8 +77,11 @@ class EpochRecord:
     expected_macs: float | None = None
     realised_macs: int | None = None
     target_macs: float | None = None
+    sampled_macs: int | None = None
     multiplier: float | None = None
     undecided_share: float | None = None
+    flipped_share: float | None = None
+    collapsed_groups: int | None = None
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -134,7 +138,11 @@ def fit(
         logit_optimizer = torch.optim.Adam(gated.gate_parameters(), lr=gates.learning_rate, betas=(0.5, 0.99))
         logit_optimizer = accelerator.prepare(logit_optimizer)
     prepared, optimizer = accelerator.prepare(model, optimizer)
+    if distillation is not None:
+        distillation.teacher.to(accelerator.device)
     step = 0
+    health: GateHealth | None = None
+    hard = torch.empty(0)
     for epoch in range(plan.epochs):
         began = time.perf_counter()
         prepared.train()
@@ -169,34 +177,33 @@ def fit(
             totals.loss += value * len(labels)
             totals.count += len(labels)
             step += 1
-        yield _record(plan, epoch, step, totals, accuracy(model), rate, time.perf_counter() - began, gated, gates)
+        costs: dict[str, Any] = {}
+        if gated is not None and gates is not None:
+            metric = gates.budget.metric
+            health = GateHealth.of(gated, metric, gates.budget.target(gated), None if health is None else hard)
+            hard = gated.gates.hard_mask().clone()
+            costs = _costs(gated, gates, health)
+            for text in health.warnings() if epoch == plan.epochs - 1 else ():
+                logger.warning(text)
+        mean = totals.loss / max(totals.count, 1)
+        seconds = time.perf_counter() - began
+        yield EpochRecord(plan.stage, epoch + 1, step, mean, accuracy(model), rate, seconds, **costs)
 
 
-def _record(
-    plan: TrainingPlan,
-    epoch: int,
-    step: int,
-    totals: _Totals,
-    accuracy: float,
-    rate: float,
-    seconds: float,
-    gated: GatedModel | None,
-    gates: GateTraining | None,
-) -> EpochRecord:
-    costs: dict[str, Any] = {}
-    if gated is not None and gates is not None:
-        probability = torch.sigmoid(gated.gates.logits.detach())
-        costs = {
-            "tau": gated.tau,
-            "expected_macs": float(gated.expected_cost("macs").detach()),
-            "realised_macs": gated.realised_cost("macs"),
-            "target_macs": gates.budget.target(gated) if gates.budget.metric == "macs" else None,
-            "multiplier": gates.budget.multiplier,
-            "undecided_share": float(((probability > 0.1) & (probability < 0.9)).float().mean()),
-        }
-    return EpochRecord(
-        plan.stage, epoch + 1, step, totals.loss / max(totals.count, 1), accuracy, rate, seconds, **costs
-    )
+def _costs(gated: GatedModel, gates: GateTraining, health: GateHealth) -> dict[str, Any]:
+    """What the record of a gate epoch has besides: costs in MACs per sample whatever the budget counts."""
+    in_macs = gates.budget.metric == "macs"
+    return {
+        "tau": gated.tau,
+        "expected_macs": float(gated.expected_cost("macs").detach()),
+        "realised_macs": gated.realised_cost("macs"),
+        "sampled_macs": gated.sampled_cost("macs"),
+        "target_macs": health.target if in_macs else None,
+        "multiplier": gates.budget.multiplier,
+        "undecided_share": health.undecided_share,
+        "flipped_share": health.flipped_share,
+        "collapsed_groups": len(health.collapsed),
+    }
 
 
 @torch.no_grad()

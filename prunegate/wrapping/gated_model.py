@@ -129,6 +129,10 @@ class GatedModel(nn.Module):
         """The cost at the present keep probabilities: 0-d, differentiable; MACs per sample or parameters."""
         return self._cost(metric).expected(self.gates.keep_probability())
 
+    def sampled_cost(self, metric: str = "macs") -> int:
+        """The exact cost of one mask drawn as in training; the noise of the next forward stays what it was."""
+        return self._cost(metric).exact(self.gates.sample().cpu().numpy())
+
     def realised_cost(self, metric: str = "macs") -> int:
         """The exact cost under the present hard masks."""
         return self._cost(metric).exact(self.gates.hard_mask().cpu().numpy())

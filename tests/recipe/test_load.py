@@ -61,7 +61,7 @@ def sections(model: type[BaseModel] = Recipe) -> Iterator[type[BaseModel]]:
 
 
 def test_there_are_recipes() -> None:
-    assert {path.stem for path in RECIPES} >= {"quickstart", "fashion_mnist_resnet"}
+    assert {path.stem for path in RECIPES} >= {"quickstart", "fashion_mnist_resnet", "cifar10_resnet56"}
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)
@@ -90,7 +90,7 @@ def test_every_key_is_described() -> None:
 def test_defaults_fill_what_is_not_given(tmp_path: Path) -> None:
     recipe = load_recipe(written(tmp_path))
     assert recipe.tau.schedule == "exponential"
-    assert recipe.gates.initial_keep_probability == 0.95
+    assert recipe.gates.initial_keep_probability == 0.99
     assert recipe.stages.gate.target_ramp == 0.5
 
 
@@ -136,7 +136,7 @@ def test_all_mistakes_are_told_at_once_with_their_lines(tmp_path: Path) -> None:
         ("name=../x", "name: found '../x', expected to match pattern"),
         ("name=..", "name: found '..', expected to match pattern"),
         ("data.batch_size=1", "data.batch_size: found 1, expected greater than or equal to 2."),
-        ("data.name=mnist", "data.name: found 'mnist', expected 'digits' or 'fashion_mnist'."),
+        ("data.name=mnist", "data.name: found 'mnist', expected 'digits', 'fashion_mnist' or 'cifar10'."),
         ("gates.initial_keep_probability=0.5", "expected greater than 0.5."),
         ("gates.exclude=layer4", "gates.exclude: found 'layer4', expected a valid list."),
         ("stages.gate.epochs=0", "stages.gate.epochs: found 0, expected greater than or equal to 1."),

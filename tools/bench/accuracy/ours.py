@@ -31,13 +31,14 @@ def pruned(
     del method
     spent = max(1, round(GATE_SHARE * task.epochs))
     steps = spent * data_of(task.name).steps_per_epoch
-    ramp = GateStageSettings.model_fields["target_ramp"].default
+    defaults = GateStageSettings(epochs=spent, learning_rate=task.learning_rate)
     for fraction in fractions:
         gated = prunegate.wrap(dense, example(task))
         # The limit is that of the counter which everybody is measured with.
-        budget = Budget("macs", limit=int(fraction * dense_macs), ramp_steps=round(ramp * steps))
+        budget = Budget("macs", limit=int(fraction * dense_macs), ramp_steps=round(defaults.target_ramp * steps))
         gates = gate_training(gated, budget, GatesSettings(), TauSettings(), steps, seed)
-        train(gated, task, seed, task.plan("gate", spent, constant=True), gates=gates, teacher=teacher)
+        plan = task.plan("gate", spent, defaults.final_learning_rate_fraction)
+        train(gated, task, seed, plan, gates=gates, teacher=teacher)
         gated.harden(budget)
         some = itertools.islice(batches(task, seed, 0), NORM_BATCHES)
         reestimate_batch_norm(gated, (images for images, _ in some))

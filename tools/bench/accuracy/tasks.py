@@ -48,8 +48,8 @@ class Task:
     def build(self) -> nn.Module:
         return Builder.parse(self.model, self.arguments).build()
 
-    def plan(self, stage: str, epochs: int, constant: bool = False) -> TrainingPlan:
-        """How the weights are trained: a cosine from the peak to zero, or the peak all along."""
+    def plan(self, stage: str, epochs: int, final_fraction: float = 0.0) -> TrainingPlan:
+        """How the weights are trained: along a cosine from the peak to this fraction of it."""
         dense = stage == "dense"
         return TrainingPlan(
             stage,
@@ -58,7 +58,7 @@ class Task:
             self.optimizer,
             weight_decay=self.weight_decay,
             warmup_epochs=1.0 if dense else 0.0,
-            final_learning_rate_fraction=1.0 if constant else 0.0,
+            final_learning_rate_fraction=final_fraction,
         )
 
 

@@ -1,0 +1,88 @@
+"""How the gates are doing: what tells a sound gate stage from one whose hardening will hurt."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from prunegate.wrapping import GatedModel
+
+# Keep probabilities between these are undecided.
+_DECIDED = (0.1, 0.9)
+# Shares of units, and of the target, above which a warning is due at the end of the stage.
+_MUCH_UNDECIDED = 0.25
+_MANY_FLIPS = 0.1
+_FAR_OFF = 0.1
+
+
+@dataclass(frozen=True)
+class GateHealth:
+    """The state of all gates after an epoch. Costs are in units of ``metric`` (MACs per sample or parameters).
+
+    Attributes:
+        undecided_share: Share of units whose keep probability is between 0.1 and 0.9.
+        flipped_share: Share of units that the hard mask treats otherwise than at the last look; None at first.
+        collapsed: Channel groups of which the hard mask keeps a single unit.
+        sampled: Cost of one drawn mask.
+        expected: Cost at the keep probabilities.
+        realised: Cost of the hard mask.
+        target: The budget's present target.
+    """
+
+    metric: str
+    undecided_share: float
+    flipped_share: float | None
+    collapsed: tuple[str, ...]
+    sampled: int
+    expected: float
+    realised: int
+    target: float
+
+    @classmethod
+    @torch.no_grad()
+    def of(cls, gated: GatedModel, metric: str, target: float, before: torch.Tensor | None = None) -> GateHealth:
+        """Look at the gates of ``gated``; ``before`` is the hard mask of the last look. No noise is used up."""
+        probability = torch.sigmoid(gated.gates.logits.float())
+        hard = gated.gates.hard_mask()
+        undecided = (probability > _DECIDED[0]) & (probability < _DECIDED[1])
+        flipped = None if before is None else float((hard != before).float().mean())
+        collapsed = tuple(name for name, mask in gated.masks().items() if int(mask.sum()) == 1)
+        return cls(
+            metric,
+            float(undecided.float().mean()),
+            flipped,
+            collapsed,
+            gated.sampled_cost(metric),
+            float(gated.expected_cost(metric)),
+            gated.realised_cost(metric),
+            target,
+        )
+
+    def warnings(self) -> list[str]:
+        """What is worth changing, seen at the end of the gate stage; each says what to do."""
+        found = []
+        if self.undecided_share > _MUCH_UNDECIDED:
+            found.append(
+                f"gates: {self.undecided_share:.0%} of the units are undecided at the end, expected at most "
+                f"{_MUCH_UNDECIDED:.0%}. Hardening decides for them. Raise stages.gate.epochs or gates.learning_rate."
+            )
+        if self.flipped_share is not None and self.flipped_share > _MANY_FLIPS:
+            found.append(
+                f"gates: {self.flipped_share:.0%} of the units changed sides in the last epoch, expected at most "
+                f"{_MANY_FLIPS:.0%}. Raise stages.gate.epochs, or lower stages.gate.target_ramp so that the target "
+                "is reached sooner."
+            )
+        if abs(self.expected - self.target) > _FAR_OFF * self.target:
+            found.append(
+                f"gates: the expected {self.metric} are {self.expected / self.target:.2f} of the target at the end, "
+                f"expected within {_FAR_OFF:.0%}. Hardening makes up for the rest at once. Raise stages.gate.epochs "
+                "or lower stages.gate.target_ramp."
+            )
+        if self.collapsed:
+            shown = ", ".join(self.collapsed[:3]) + (", ..." if len(self.collapsed) > 3 else "")
+            found.append(
+                f"gates: {len(self.collapsed)} channel groups keep a single unit ({shown}). What passes through them "
+                "is nearly cut off. Raise budget.fraction, or list them under gates.exclude."
+            )
+        return found
