@@ -18,6 +18,7 @@ def keep_within(
     preference: npt.NDArray[np.float64],
     groups: Sequence[slice],
     round_to: int = 1,
+    allowed: Mask | None = None,
 ) -> Mask | None:
     """Choose hard masks that cost at most ``limit`` and from which nothing can be added.
 
@@ -28,6 +29,7 @@ def keep_within(
     Args:
         preference: Shape (units,); higher is kept longer. Equal preferences thin all groups alike.
         groups: Where each channel group's units lie.
+        allowed: Units that may be kept, at least one of each group; all by default.
 
     Returns:
         bool, shape (units,), or None if even one block of each group costs more than ``limit``.
@@ -36,6 +38,8 @@ def keep_within(
     blocks: list[tuple[float, float, npt.NDArray[np.int64]]] = []
     for group in groups:
         ranked = group.start + np.argsort(-preference[group], kind="stable")
+        if allowed is not None:
+            ranked = ranked[allowed[ranked]]
         parts = np.split(ranked, range(round_to, len(ranked), round_to))
         keep[parts[0]] = True
         for place, part in enumerate(parts[1:], start=1):

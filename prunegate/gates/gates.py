@@ -52,7 +52,9 @@ class Gates(nn.Module):
         owner = torch.cat([torch.full((g.num_units,), i) for i, g in enumerate(groups)])
         self.register_buffer("_owner", owner, persistent=False)
         self.register_buffer("_fixed", None, persistent=False)
+        self.register_buffer("_closed", None, persistent=False)
         self._owner: torch.Tensor
+        self._closed: torch.Tensor | None
         self._fixed: torch.Tensor | None
 
     @property
@@ -88,8 +90,8 @@ class Gates(nn.Module):
         if self._fixed is not None:
             return self._fixed.to(self.logits.dtype)
         if self._estimator in DETERMINISTIC:
-            return ESTIMATORS[self._estimator](self.logits, self.tau, self.generator)
-        return torch.sigmoid(self.logits)
+            return self._opened(ESTIMATORS[self._estimator](self.logits, self.tau, self.generator))
+        return self._opened(torch.sigmoid(self.logits))
 
     def draw(self) -> torch.Tensor:
         """One mask for the whole model, shape (units,), float32, exactly 0.0 or 1.0.
@@ -99,7 +101,7 @@ class Gates(nn.Module):
         """
         if self._fixed is not None or not self.training:
             return self.hard_mask().float()
-        mask = ESTIMATORS[self._estimator](self.logits, self.tau, self.generator).float()
+        mask = self._opened(ESTIMATORS[self._estimator](self.logits, self.tau, self.generator).float())
         # One that must stay is 1 whatever was drawn, and still has the draw's gradient.
         return mask + (1.0 - mask.detach()) * self._always_kept()
 
@@ -117,12 +119,21 @@ class Gates(nn.Module):
         """The present hard mask, bool, shape (units,): fixed, or ``logit > 0`` and each group's highest logit."""
         if self._fixed is not None:
             return self._fixed
-        return (self.logits > 0) | self._always_kept()
+        return self.open_units() & (self.logits > 0) | self._always_kept()
+
+    def open_units(self) -> torch.Tensor:
+        """The units that have not been closed for good, bool, shape (units,)."""
+        return torch.ones_like(self.logits, dtype=torch.bool) if self._closed is None else ~self._closed
+
+    def _opened(self, mask: torch.Tensor) -> torch.Tensor:
+        return mask if self._closed is None else mask.masked_fill(self._closed, 0.0)
 
     @torch.no_grad()
     def _always_kept(self) -> torch.Tensor:
         """The first of each channel group's highest logits: the unit that always stays, bool, shape (units,)."""
         logits, owner = self.logits.float(), self._owner
+        if self._closed is not None:
+            logits = logits.masked_fill(self._closed, -math.inf)
         count = len(self._slices)
         highest = torch.full((count,), -math.inf, dtype=logits.dtype, device=logits.device).scatter_reduce(
             0, owner, logits, "amax"
@@ -165,18 +176,37 @@ class Gates(nn.Module):
         """Go back from fixed masks to drawing them from the logits."""
         self._fixed = None
 
+    @torch.no_grad()
+    def close_removed(self) -> None:
+        """Close for good what the fixed masks leave out, and draw the others from their logits again.
+
+        Masks that are drawn or hardened from now on are nested in the present ones.
+
+        Raises:
+            MaskError: No masks are fixed.
+        """
+        if self._fixed is None:
+            raise MaskError(
+                "close_removed: found no fixed masks, expected hard ones that say what is removed. Call "
+                "gated.harden(budget) or gated.set_masks(masks) first."
+            )
+        self._closed = ~self._fixed
+        self._fixed = None
+
     def get_extra_state(self) -> dict[str, Any]:
         """What `state_dict` holds besides the logits."""
         return {
             "tau": self.tau,
             "estimator": self._estimator,
             "fixed": self._fixed,
+            "closed": self._closed,
             "generator": self.generator.get_state(),
         }
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         self.tau, self._estimator = state["tau"], state["estimator"]
         self._fixed = None if state["fixed"] is None else state["fixed"].to(self.logits.device)
+        self._closed = None if state["closed"] is None else state["closed"].to(self.logits.device)
         self.generator.set_state(state["generator"].cpu())
 
     @torch.no_grad()

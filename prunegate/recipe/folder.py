@@ -19,6 +19,11 @@ SUMMARY = "summary.json"
 REPORT = "report.png"
 
 
+def checkpoint_of(fraction: float) -> str:
+    """The name of a compact model that is not the smallest of its run."""
+    return f"compact-{fraction:g}.safetensors"
+
+
 class RunFolder:
     """Files of a run, by the names above."""
 

@@ -17,12 +17,15 @@ def gate_training(
 ) -> GateTraining:
     """Set the gates to where a recipe starts them, and give what trains them.
 
+    Gates of which some are closed have been trained before: they go on from where they are.
+
     Args:
         steps: Optimisation steps of the gate stage.
         seed: Of the noise that masks are drawn with.
     """
-    scores = gated.magnitudes() if gates.initial == "magnitude" else None
-    gated.gates.start_at(gates.initial_keep_probability, scores, gates.initial_spread)
-    gated.gates.generator.manual_seed(seed)
+    if bool(gated.gates.open_units().all()):
+        scores = gated.magnitudes() if gates.initial == "magnitude" else None
+        gated.gates.start_at(gates.initial_keep_probability, scores, gates.initial_spread)
+        gated.gates.generator.manual_seed(seed)
     schedule = TauSchedule(gated, tau.start, tau.end, steps, tau.schedule)
     return GateTraining(budget, schedule, gates.learning_rate or LOGIT_TRAVEL / steps)

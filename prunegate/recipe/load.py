@@ -108,7 +108,8 @@ def _override(source: Source, text: str) -> list[str]:
 
 def _describe(source: Source, detail: Any) -> str:
     """One pydantic error in our form: where, found, expected, nearest key."""
-    path: KeyPath = tuple(detail["loc"])
+    # What stands in brackets names the form of a value that may have several, and is no key.
+    path: KeyPath = tuple(part for part in detail["loc"] if not str(part).startswith("("))
     if detail["type"] == "invalid_key":  # such as a number; its place is noted under its text
         path = (*path[:-2], str(path[-2])) if path[-1] == "[key]" else (*path[:-1], str(path[-1]))
     where = f"{source.place(path)}: {dotted(path)}"

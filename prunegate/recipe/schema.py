@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
 Fraction = Annotated[float, Field(gt=0.0, le=1.0)]
 Rate = Annotated[float, Field(gt=0.0, le=100.0)]
@@ -57,11 +58,26 @@ class GatesSettings(Settings):
     )
 
 
+def _falling(fractions: list[float]) -> list[float]:
+    if any(later >= earlier for earlier, later in pairwise(fractions)):
+        raise ValueError(f"found {fractions}, expected each below the one before")
+    return fractions
+
+
 class BudgetSettings(Settings):
     """What may remain of the dense cost."""
 
     metric: Literal["macs", "params"] = Field("macs", description="what is counted")
-    fraction: Fraction = Field(0.5, description="share of the dense cost that may remain")
+    fraction: Annotated[
+        Annotated[Fraction, Tag("(one)")]
+        | Annotated[list[Fraction], Field(min_length=1), AfterValidator(_falling), Tag("(several)")],
+        Discriminator(lambda value: "(several)" if isinstance(value, list) else "(one)"),
+    ] = Field(0.5, description="share of the dense cost that may remain; several, falling, give as many nested models")
+
+    @property
+    def fractions(self) -> tuple[float, ...]:
+        """The fractions, from the largest model to the smallest."""
+        return tuple(self.fraction) if isinstance(self.fraction, list) else (self.fraction,)
 
 
 class TauSettings(Settings):

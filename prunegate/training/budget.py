@@ -26,7 +26,8 @@ class Budget:
         metric: ``"macs"`` or ``"params"``.
         fraction: Target as a fraction of the dense cost, in (0, 1].
         limit: Absolute target instead: MACs per sample, or parameters.
-        ramp_steps: Optimisation steps over which the target comes down from the dense cost.
+        ramp_steps: Optimisation steps over which the target comes down to the limit.
+        ramp_from: Where it starts, as a fraction of the dense cost, in (0, 1].
         margin: The expected cost is led this much below the target, as a fraction of it, so that hardening
             removes nothing that the training relied on.
 
@@ -45,6 +46,7 @@ class Budget:
         *,
         limit: int | None = None,
         ramp_steps: int = 0,
+        ramp_from: float = 1.0,
         margin: float = 0.0,
         proportional_gain: float = 20.0,
         integral_gain: float = 0.5,
@@ -61,8 +63,10 @@ class Budget:
             )
         if limit is not None and limit <= 0:
             raise BudgetError(f"budget.limit: found {limit}, expected a positive cost.")
+        if not 0 < ramp_from <= 1:
+            raise BudgetError(f"budget.ramp_from: found {ramp_from}, expected a fraction of the dense cost in (0, 1].")
         self.metric, self.fraction, self.limit = metric, fraction, limit
-        self.ramp_steps, self.margin = ramp_steps, margin
+        self.ramp_steps, self.ramp_from, self.margin = ramp_steps, ramp_from, margin
         self.proportional_gain, self.integral_gain, self.quadratic = (
             proportional_gain,
             integral_gain,
@@ -85,7 +89,8 @@ class Budget:
         dense = gated.dense_cost(self.metric)
         final = self.limit_for(dense) * (1.0 - self.margin)
         progress = 1.0 if self.ramp_steps == 0 else min(1.0, self.count / self.ramp_steps)
-        return dense + (final - dense) * progress
+        start = max(final, self.ramp_from * dense)
+        return start + (final - start) * progress
 
     def penalty(self, gated: GatedModel) -> torch.Tensor:
         """The term to add to the loss: 0-d tensor, differentiable in the logits."""

@@ -166,7 +166,8 @@ class GatedModel(nn.Module):
     def harden(self, budget: HasLimit | tuple[str, int]) -> None:
         """Choose hard masks by the logits that meet ``budget``, and fix them.
 
-        The realised cost is at most the budget's, and nothing that is left out would still fit.
+        The realised cost is at most the budget's, and nothing that is left out would still fit. To go on to a
+        tighter budget with masks nested in these, call `gated.gates.close_removed` and train on.
 
         Args:
             budget: A `Budget`, or a metric and its absolute limit.
@@ -180,7 +181,8 @@ class GatedModel(nn.Module):
             metric, limit = budget.metric, budget.limit_for(self.dense_cost(budget.metric))
         logits = self.gates.logits.detach().double().cpu().numpy()
         units = [group.units for group in self.analysis.groups]
-        keep = keep_within(self._cost(metric), limit, logits, units, self.round_to)
+        allowed = self.gates.open_units().cpu().numpy()
+        keep = keep_within(self._cost(metric), limit, logits, units, self.round_to, allowed)
         if keep is None:
             raise BudgetError(unreachable(self, metric, limit))
         hard = torch.from_numpy(keep)

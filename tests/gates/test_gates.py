@@ -138,3 +138,39 @@ def test_without_noise_the_expected_cost_is_the_realised_one(gated: prunegate.Ga
         for group in gated.groups:
             gated.gates[group.name].logits.copy_(torch.linspace(-1, 1, group.num_units))
     assert float(gated.expected_cost("macs").detach()) == gated.realised_cost("macs")
+
+
+def test_closed_units_stay_out_of_every_mask(gated: prunegate.GatedModel) -> None:
+    gated.harden(("macs", gated.dense_cost("macs") // 2))
+    first = gated.gates.hard_mask().clone()
+    gated.gates.close_removed()
+    with torch.no_grad():
+        gated.gates.logits.fill_(4.0)
+    gated.train()
+    assert not any(bool((gated.gates.draw().bool() & ~first).any()) for _ in range(20))
+    assert torch.equal(gated.gates.hard_mask(), first)
+    assert torch.equal(gated.gates.keep_probability() > 0, first)
+    with torch.no_grad():
+        gated.gates.logits.fill_(-4.0)
+        gated.gates.logits[~first] = 4.0  # closed units have the highest logits, and are still not the one that stays
+    assert all(
+        bool((mask & first[group.units]).any())
+        for group, mask in zip(gated.groups, gated.masks().values(), strict=True)
+    )
+    gated.harden(("macs", gated.dense_cost("macs") // 3))
+    assert not bool((gated.gates.hard_mask() & ~first).any())
+    assert gated.realised_cost("macs") <= gated.dense_cost("macs") // 3
+
+
+def test_closed_units_survive_a_state_dict(gated: prunegate.GatedModel, small_net: nn.Module) -> None:
+    gated.harden(("macs", gated.dense_cost("macs") // 2))
+    gated.gates.close_removed()
+    other = prunegate.wrap(small_net.float(), gated.example_inputs.args[0])
+    other.load_state_dict(copy.deepcopy(gated.state_dict()))
+    assert torch.equal(other.gates.open_units(), gated.gates.open_units())
+    assert not bool(other.gates.open_units().all())
+
+
+def test_closing_needs_masks(gated: prunegate.GatedModel) -> None:
+    with pytest.raises(MaskError, match="no fixed masks"):
+        gated.gates.close_removed()

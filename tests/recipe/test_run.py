@@ -8,12 +8,15 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from safetensors import safe_open
 from safetensors.torch import load_file
 
 import prunegate
 from prunegate import BudgetError, DataError, ModelNameError, NothingToPruneError, RecipeError, RunFolderError
+from prunegate.builders import Builder
+from prunegate.compaction.plan import Plan
 from prunegate.recipe import Recipe, run
-from prunegate.recipe.run import RunSummary
+from prunegate.recipe.listener import RunSummary
 from prunegate.report import Comparison, counted_macs
 
 BASE: dict[str, Any] = {
@@ -208,3 +211,30 @@ def test_what_cannot_work_is_refused_before_anything_is_written(
         run(recipe(**changed), tmp_path / "runs" / "x", recorder)
     assert not (tmp_path / "runs").exists()
     assert recorder.stages == []
+
+
+def kept_in(checkpoint: Path) -> dict[str, set[int]]:
+    """The kept units of every channel group."""
+    with safe_open(checkpoint, "pt") as file:
+        plan = Plan.from_dict(json.loads(file.metadata()["prunegate"])["plan"])
+    return {name: set(kept) for name, kept in plan.kept.items()}
+
+
+def test_several_budgets_give_nested_models_that_each_keep_to_theirs(tmp_path: Path) -> None:
+    folder = tmp_path / "nested"
+    stages = {"gate": {"epochs": 1, "learning_rate": 0.05}, "finetune": {"epochs": 1, "learning_rate": 0.05}}
+    run(recipe(budget={"metric": "macs", "fraction": [0.6, 0.4]}, stages=stages), folder)
+    large, small = prunegate.load(folder / "compact-0.6.safetensors"), prunegate.load(folder / "compact.safetensors")
+    dense = Builder.parse(BASE["model"]["name"], BASE["model"]["arguments"]).build()
+    shares = [counted_macs(model, (1, 16, 16)) / counted_macs(dense, (1, 16, 16)) for model in (large, small)]
+    assert 0.594 <= shares[0] <= 0.6
+    assert 0.396 <= shares[1] <= 0.4
+    kept_large, kept_small = (kept_in(folder / name) for name in ("compact-0.6.safetensors", "compact.safetensors"))
+    assert all(kept_small[name] <= kept_large[name] for name in kept_large)
+    assert kept_small != kept_large
+    told = json.loads((folder / "summary.json").read_text())
+    assert [entry["fraction"] for entry in told["larger"]] == [0.6]
+    assert told["budget"]["fraction"] == 0.4
+    gate = [line for line in lines(folder) if line["stage"] == "gate"]
+    assert len(gate) == 2
+    assert gate[1]["target_macs"] < gate[0]["target_macs"]

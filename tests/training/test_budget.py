@@ -125,3 +125,14 @@ def test_budget_needs_one_target_and_a_known_metric() -> None:
         Budget("macs", limit=0)
     with pytest.raises(BudgetError, match=r"budget\.metric: found 'flops', expected one of macs, params"):
         Budget("flops", fraction=0.5)
+
+
+def test_second_target_comes_down_from_the_first() -> None:
+    budget, model = Budget("macs", fraction=0.25, ramp_steps=2, ramp_from=0.5), LinearCost(3)
+    targets = []
+    for _ in range(4):
+        targets.append(budget.target(model))  # type: ignore[arg-type]
+        budget.step()
+    assert targets == [500.0, 375.0, 250.0, 250.0]
+    with pytest.raises(BudgetError, match="ramp_from"):
+        Budget("macs", fraction=0.25, ramp_from=0.0)
