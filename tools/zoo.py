@@ -64,7 +64,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--backend", default="auto", choices=["auto", "module", "graph"])
     parser.add_argument("--peer", choices=["torch-pruning"], help="run this library too, on the same models")
     parser.add_argument("--only", nargs="+", metavar="PATTERN", help="patterns of model names, as in a shell")
-    parser.add_argument("--jobs", type=int, default=2, help="models at once (default 2)")
+    parser.add_argument("--jobs", type=int, default=2, help="models at once, which share the cores (default 2)")
     parser.add_argument("--timeout", type=float, default=300.0, help="seconds a model may take (default 300)")
     parser.add_argument("--out", type=Path, default=FOLDER / "RESULTS.md", help="where the table goes")
     parser.add_argument("--resume", action="store_true", help="skip models that have a result already")
@@ -123,7 +123,7 @@ def _run_all(tasks: list[tuple[str, str]], options: argparse.Namespace) -> Itera
     """Results in the order in which they come."""
     pool = ThreadPoolExecutor(max(1, options.jobs))
     try:
-        waiting: dict[Future[Row], str] = {pool.submit(_run, k, n, options.timeout): k for k, n in tasks}
+        waiting: dict[Future[Row], str] = {pool.submit(_run, k, n, options.timeout, options.jobs): k for k, n in tasks}
         while waiting:
             done, _ = wait(waiting, return_when=FIRST_COMPLETED)
             for future in done:
@@ -132,9 +132,15 @@ def _run_all(tasks: list[tuple[str, str]], options: argparse.Namespace) -> Itera
         pool.shutdown(cancel_futures=True)
 
 
-def _run(kind: str, name: str, timeout: float) -> Row:
+def _run(kind: str, name: str, timeout: float, jobs: int) -> Row:
     """One model in a child process; whatever becomes of it, a row with a status."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    threads = max(1, (os.cpu_count() or 1) // jobs)
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": str(threads),
+        "HF_HUB_OFFLINE": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
     command = [sys.executable, "-W", "ignore", __file__, "--child", kind, name]
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, errors="replace", env=environment

@@ -56,7 +56,7 @@ class Report:
 
 
 def run_child(kind: str, name: str) -> int:
-    torch.set_num_threads(1)
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     torch.manual_seed(0)
     _volunteer_for_the_oom_killer()
     report = Report(name, sys.stdout)

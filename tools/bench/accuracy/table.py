@@ -45,23 +45,24 @@ def _claims(rows: Iterable[Row]) -> list[str]:
         own = methods.get(OURS)
         if own is None:
             continue
-        seeds = {row["seed"] for row in own["finetuned"]}
-        others = {}
-        for method, phases in methods.items():
-            common = [row for row in phases["finetuned"] if row["seed"] in seeds]
-            if method not in (OURS, HALF) and len(common) == len(seeds):
-                others[method] = _accuracies(common)
-        if not others:
+        # Seeds that ours and every criterion have; one that has hardly begun is left out.
+        of_method = {m: {row["seed"] for row in phases["finetuned"]} for m, phases in methods.items() if m != HALF}
+        most = max(len(seeds) for seeds in of_method.values())
+        of_method = {m: seeds for m, seeds in of_method.items() if m == OURS or len(seeds) > most / 2}
+        seeds = set.intersection(*of_method.values())
+        if len(of_method) < 2 or not seeds:
             continue
-        best = max(others, key=lambda method: sum(others[method]))
-        ours = _accuracies(own["finetuned"])
-        leads = [a - b for a, b in zip(ours, others[best], strict=True)]
-        half = _mean(_accuracies(methods[HALF]["finetuned"])) if HALF in methods else ""
-        dense = _mean([row["dense_accuracy"] for row in own["finetuned"]])
-        hardened = _mean(_accuracies(own["hardened"]))
+        finetuned = {m: _accuracies(_of(methods[m]["finetuned"], seeds)) for m in of_method}
+        ours = finetuned.pop(OURS)
+        best = max(finetuned, key=lambda method: sum(finetuned[method]))
+        leads = [a - b for a, b in zip(ours, finetuned[best], strict=True)]
+        halved = _accuracies(_of(methods[HALF]["finetuned"], seeds)) if HALF in methods else []
+        half = _mean(halved) if halved else ""
+        dense = _mean([row["dense_accuracy"] for row in _of(own["finetuned"], seeds)])
+        hardened = _mean(_accuracies(_of(own["hardened"], seeds)))
         lines.append(
-            f"| {task} | {budget} | {len(seeds)} | {dense} | {hardened} | {_mean(ours)} | {_mean(others[best])} "
-            f"| {best} | {_mean(leads, sign='+')} | {half} |"
+            f"| {task} | {budget} | {len(seeds)} | {dense} | {hardened} | {_mean(ours)} | {_mean(finetuned[best])} "
+            f"| {best} of {len(finetuned)} | {_mean(leads, sign='+')} | {half} |"
         )
     return lines
 
@@ -83,6 +84,10 @@ def _all(rows: Iterable[Row]) -> list[str]:
                 f"| {min(shares):.4f} to {max(shares):.4f} | {compute:.2f} |"
             )
     return lines
+
+
+def _of(rows: Iterable[Row], seeds: set[int]) -> list[Row]:
+    return [row for row in rows if row["seed"] in seeds]
 
 
 def _accuracies(rows: Iterable[Row]) -> list[float]:
