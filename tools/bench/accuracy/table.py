@@ -48,7 +48,7 @@ def _claims(rows: Iterable[Row]) -> list[str]:
         # Seeds that ours and every criterion have; one that has hardly begun is left out.
         of_method = {m: {row["seed"] for row in phases["finetuned"]} for m, phases in methods.items() if m != HALF}
         most = max(len(seeds) for seeds in of_method.values())
-        of_method = {m: seeds for m, seeds in of_method.items() if m == OURS or len(seeds) > most / 2}
+        of_method = {m: seeds for m, seeds in of_method.items() if m == OURS or len(seeds) >= most / 2}
         seeds = set.intersection(*of_method.values())
         if len(of_method) < 2 or not seeds:
             continue
