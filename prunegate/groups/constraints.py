@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 
 from prunegate.groups.advice import advice_for
-from prunegate.groups.labels import Labels, Shape, varying
+from prunegate.groups.labels import Labels, Shape, align, varying
 from prunegate.groups.partition import Ids
 from prunegate.groups.watch import CallAddress
 
@@ -39,7 +39,7 @@ class Pin:
         return f"{place}{operation}{source}: {self.reason}"
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)  # never changed; frozen ones are slower to make, and there are many
 class LabelledAxis:
     """One dimension of one parameter, buffer or constant, and the ids given to its indices."""
 
@@ -81,7 +81,8 @@ class Constraints:
     """The append-only record that tracing makes.
 
     ``consumed`` pairs the parameter that reads units with their ids; its name is empty where a masked
-    argument reads them.
+    argument reads them. ``alike`` are ties of whole axes, index by index, by their numbers in ``axes``: most
+    are, and to solve them takes no work for each index.
     """
 
     axes: list[LabelledAxis] = field(default_factory=list)
@@ -91,14 +92,19 @@ class Constraints:
     produced: list[Ids] = field(default_factory=list)
     pins: list[tuple[Ids, Pin]] = field(default_factory=list)
     ties: list[tuple[Ids, Ids]] = field(default_factory=list)
+    alike: list[tuple[int, int]] = field(default_factory=list)
     grids: dict[tuple[Shape, bytes], Ids] = field(default_factory=dict)
     size: int = 0
+    _ids: list[Ids] = field(default_factory=list)
+    _number: dict[int, int] = field(default_factory=dict)
 
     def new_axis(
         self, kind: Literal["parameter", "buffer", "constant"], tensor: str, axis: int, length: int, ndim: int = 1
     ) -> Ids:
         """Fresh ids, shape (length,), for the indices of a tensor's dimension."""
         ids = np.arange(self.size, self.size + length, dtype=np.int64)
+        self._number[id(ids)] = len(self.axes)
+        self._ids.append(ids)
         self.axes.append(LabelledAxis(kind, tensor, axis, self.size, length, ndim))
         self.size += length
         return ids
@@ -123,15 +129,29 @@ class Constraints:
         """Make the units of two broadcastable labels live and die together, entry by entry."""
         if left is right:
             return
+        if left.size == right.size:
+            first, second = self._whole_axis(left), self._whole_axis(right)
+            if first is not None and second is not None and _lie_alike(left, right):
+                self.alike.append((first, second))
+                return
         if left.shape != right.shape:
             left, right = np.broadcast_arrays(left, right)
         self.ties.append((left.reshape(-1), right.reshape(-1)))
 
+    def _whole_axis(self, label: Ids) -> int | None:
+        """The number of the axis whose ids these are: all of them, in order."""
+        owner = label if label.base is None else label.base
+        number = self._number.get(id(owner))
+        if number is None or label.size != self._ids[number].size or not label.flags.c_contiguous:
+            return None
+        return number
+
     def tie_along(self, label: Ids, dim: int) -> Ids:
         """Tie all entries that differ only in their place along ``dim``; give one that stands for them."""
+        if label.shape[dim] == 1:
+            return label
         first = label.take([0], axis=dim)
-        if label.shape[dim] > 1:
-            self.tie(label, first)
+        self.tie(label, first)
         return first
 
     def pin(self, ids: Ids, pin: Pin) -> None:
@@ -144,3 +164,9 @@ class Constraints:
         if len(varying(label)) > 1:
             squeezed = np.ascontiguousarray(label.reshape([s for s in label.shape if s > 1]))
             self.grids.setdefault((squeezed.shape, squeezed.tobytes()), squeezed)
+
+
+def _lie_alike(left: Ids, right: Ids) -> bool:
+    """Whether two labels of equal size meet entry by entry when they are broadcast, as flat arrays would."""
+    ndim = max(left.ndim, right.ndim)
+    return align(left, ndim).shape == align(right, ndim).shape

@@ -15,6 +15,7 @@ class Partition:
     """
 
     def __init__(self, size: int) -> None:
+        self.size = size
         self._root: Ids = np.arange(size, dtype=np.int64)
 
     def roots(self, ids: Ids | None = None) -> Ids:

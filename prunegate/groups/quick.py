@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 _aten = torch.ops.aten
+_META = torch.device("meta")
 
 # Gives the result, or NotImplemented where the arguments are not of the plain kind.
 Form: TypeAlias = Callable[[Sequence[Any]], Any]
@@ -19,6 +20,8 @@ Form: TypeAlias = Callable[[Sequence[Any]], Any]
 
 def run(func: torch._ops.OpOverload, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
     """What ``func(*args, **kwargs)`` returns; for frequent operations on meta tensors by a short cut."""
+    if func is _aten.empty.memory_format and 0 in args[0] and kwargs.get("device") == _META:  # batch norm asks for them
+        return torch.empty(args[0], dtype=kwargs.get("dtype"), device=_META)
     form = None if kwargs else _FORMS.get(func)
     if form is not None and (form is _join or _is_plain(args[0])):
         result = form(args)
@@ -32,7 +35,7 @@ def _is_plain(tensor: torch.Tensor) -> bool:
 
 
 def _empty(like: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
-    return torch.empty(shape, dtype=like.dtype, device="meta")
+    return torch.empty(shape, dtype=like.dtype, device=_META)
 
 
 def _itself(args: Sequence[Any]) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
 
 import numpy as np
 
@@ -15,6 +16,7 @@ from prunegate.groups.labels import Labels, Shape, collapse, varying
 from prunegate.groups.partition import Ids, Partition
 from prunegate.groups.unit_kinds import by_axes_and_reason
 from prunegate.groups.watch import CallAddress
+from prunegate.groups.whole_axes import elements_of
 
 _UNPRODUCED = Pin("no layer produces these channels")
 _UNREAD = Pin("no weight reads these channels")
@@ -38,28 +40,26 @@ def solve(
         unused: Parameters that the run never read.
         refused: Groups, by name, that a caller pins on top (excluded by the user, or found not to compact).
     """
-    partition = Partition(constraints.size)
+    element_of, alike = elements_of(constraints.axes, constraints.alike)
+    partition = Partition(sum(axes.length for axes in alike))
     if constraints.ties:
-        left, right = (np.concatenate(side) for side in zip(*constraints.ties, strict=True))
+        left, right = (element_of[np.concatenate(side)] for side in zip(*constraints.ties, strict=True))
         partition.unite(left, right)
-    why, pins = _first_pins(constraints)
-    _make_rectangular(constraints, partition, why)
-    reasons = _reasons_by_root(constraints, partition, why, pins)
+    why = _first_pins(constraints, element_of, partition.size)
+    _make_rectangular([element_of[grid] for grid in constraints.grids.values()], partition, why)
+    pins = [pin for _, pin in constraints.pins]
+    reasons = _reasons_by_root(constraints, element_of, partition, why, pins)
 
     stored = [axis for axis in constraints.axes if axis.kind != "constant"]
-    groups, pinned, unit_of_root = _group_units(stored, partition, reasons, pins, constraints, refused)
-    units_of = unit_of_root[partition.roots()]
+    found = by_axes_and_reason(alike, partition, reasons)
+    groups, pinned, unit_of_root = _group_units(found, stored, pins, constraints, refused, partition.size)
+    units_of = unit_of_root[partition.roots()][element_of]
 
-    axes: dict[str, dict[int, Ids]] = defaultdict(dict)
-    # Ids are handed out axis after axis, so the greatest unit of each is found at once.
-    greatest = np.maximum.reduceat(units_of, [axis.start for axis in constraints.axes]) if stored else ()
-    for axis, unit in zip(constraints.axes, greatest, strict=True):
-        if unit >= 0 and axis.kind != "constant":
-            axes[axis.tensor][axis.axis] = units_of[axis.start : axis.start + axis.length]
+    axes = _units_on_axes(constraints, units_of)
     return Analysis(
-        groups=tuple(_with_members(groups, axes)),
+        groups=tuple(_with_members(groups, constraints, units_of, axes)),
         pinned=tuple(pinned),
-        axes=dict(axes),
+        axes=axes,
         sites=_sites(constraints, stored, axes),
         shapes=dict(shapes),
         multiply_accumulates=tuple(_loop_nest(c.module, c.sizes, c.labels, units_of) for c in constraints.contractions),
@@ -71,26 +71,26 @@ def solve(
     )
 
 
-def _first_pins(constraints: Constraints) -> tuple[Ids, list[Pin]]:
-    """For each id the number of the first pin that names it, `_NO_REASON` where there is none."""
-    why = np.full(constraints.size, _NO_REASON, dtype=np.int64)
+def _first_pins(constraints: Constraints, element_of: Ids, count: int) -> Ids:
+    """For each element the number of the first pin that names it, `_NO_REASON` where there is none."""
+    why = np.full(count, _NO_REASON, dtype=np.int64)
     for number in range(len(constraints.pins) - 1, -1, -1):
-        why[constraints.pins[number][0]] = number
-    return why, [pin for _, pin in constraints.pins]
+        why[element_of[constraints.pins[number][0]]] = number
+    return why
 
 
-def _make_rectangular(constraints: Constraints, partition: Partition, why: Ids) -> None:
+def _make_rectangular(grids: Sequence[Ids], partition: Partition, why: Ids) -> None:
     """Tie units until what is removed from any tensor is whole slices along one dimension.
 
     Of the dimensions of a grid the one that leaves most classes is kept, the others are tied; ties in
     one grid may coarsen another, so this is repeated until nothing changes.
     """
-    changed = bool(constraints.grids)
+    changed = bool(grids)
     while changed:
         changed = False
-        pinned = np.zeros(constraints.size, dtype=bool)
+        pinned = np.zeros(partition.size, dtype=bool)
         pinned[partition.roots(np.flatnonzero(why != _NO_REASON))] = True
-        for grid in constraints.grids.values():
+        for grid in grids:
             roots = collapse(partition.roots(grid))
             if len(varying(roots)) < 2:
                 continue
@@ -110,10 +110,10 @@ def _classes_along(roots: Ids, dim: int, pinned: np.ndarray) -> int:
     return len(np.unique(tied.roots())) - len(stuck)
 
 
-def _reasons_by_root(constraints: Constraints, partition: Partition, why: Ids, pins: list[Pin]) -> Ids:
+def _reasons_by_root(constraints: Constraints, element_of: Ids, partition: Partition, why: Ids, pins: list[Pin]) -> Ids:
     """For each root the first pin of its set, `_NO_REASON` if free; adds pins for what nothing makes or reads."""
     roots = partition.roots()
-    first = np.full(constraints.size, len(pins), dtype=np.int64)
+    first = np.full(partition.size, len(pins), dtype=np.int64)
     named = why != _NO_REASON
     np.minimum.at(first, roots[named], why[named])
     reasons = np.where(first == len(pins), _NO_REASON, first)
@@ -121,29 +121,28 @@ def _reasons_by_root(constraints: Constraints, partition: Partition, why: Ids, p
         (constraints.produced, _UNPRODUCED),
         ([ids for _, ids in constraints.consumed], _UNREAD),
     ):
-        reached = np.zeros(constraints.size, dtype=bool)
+        reached = np.zeros(partition.size, dtype=bool)
         for ids in collected:
-            reached[roots[ids.reshape(-1)]] = True
+            reached[roots[element_of[ids.reshape(-1)]]] = True
         reasons[(reasons == _NO_REASON) & ~reached] = len(pins)
         pins.append(pin)
     return reasons
 
 
 def _group_units(
+    found: Mapping[tuple[tuple[int, ...], int], Ids],
     stored: Sequence[LabelledAxis],
-    partition: Partition,
-    reasons: Ids,
     pins: list[Pin],
     constraints: Constraints,
     refused: Mapping[str, Pin],
+    num_elements: int,
 ) -> tuple[list[tuple[str, Ids]], list[PinnedGroup], Ids]:
-    """Collect the units that lie on the same axes; give each free unit its number."""
-    found = by_axes_and_reason(stored, partition, reasons)
+    """Name the sets of units that lie on the same axes; give each free unit its number."""
     producing = _producing_axes(stored, constraints)
     names: dict[str, int] = defaultdict(int)
     groups: list[tuple[str, Ids]] = []
     pinned: list[PinnedGroup] = []
-    unit_of_root = np.full(constraints.size, -1, dtype=np.int64)
+    unit_of_root = np.full(num_elements, -1, dtype=np.int64)
     count = 0
     for (signature, reason), roots in sorted(found.items(), key=lambda item: (item[0][0], item[0][1])):
         named_by = next((i for i in signature if i in producing), signature[0])
@@ -184,24 +183,57 @@ def _group_name(tensor: str) -> str:
     return module if attribute in ("weight", "bias") and module else tensor
 
 
-def _with_members(groups: Sequence[tuple[str, Ids]], axes: Mapping[str, Mapping[int, Ids]]) -> list[ChannelGroup]:
-    """The groups with the tensor axes that hold their units."""
+def _units_on_axes(constraints: Constraints, units_of: Ids) -> dict[str, dict[int, Ids]]:
+    """For each stored tensor the axes that hold units, and these."""
+    axes: dict[str, dict[int, Ids]] = defaultdict(dict)
+    for axis, greatest in zip(constraints.axes, _over_axes(np.maximum, constraints, units_of), strict=True):
+        if greatest >= 0 and axis.kind != "constant":
+            axes[axis.tensor][axis.axis] = units_of[axis.start : axis.start + axis.length]
+    return dict(axes)
+
+
+def _over_axes(reduce: np.ufunc, constraints: Constraints, values: Ids) -> list[int]:
+    """One number for each axis: ids are handed out axis after axis, so all are found at once."""
+    if not constraints.axes:
+        return []
+    found: list[int] = reduce.reduceat(values, [axis.start for axis in constraints.axes]).tolist()
+    return found
+
+
+def _with_members(
+    groups: Sequence[tuple[str, Ids]],
+    constraints: Constraints,
+    units_of: Ids,
+    axes: Mapping[str, Mapping[int, Ids]],
+) -> list[ChannelGroup]:
+    """The groups with the tensor axes that hold their units.
+
+    Units are numbered group after group, so an axis whose least and greatest unit are of one group holds no other's.
+    """
     bounds = np.cumsum([0, *(len(roots) for _, roots in groups)])
     members: list[list[Member]] = [[] for _ in groups]
-    flat = [(tensor, axis, units) for tensor, by_axis in axes.items() for axis, units in by_axis.items()]
-    if flat:
-        group_of = np.repeat(np.arange(len(groups)), np.diff(bounds))
-        on_axes = np.concatenate([units for _, _, units in flat])
-        numbers = np.repeat(np.arange(len(flat)), [len(units) for _, _, units in flat])[on_axes >= 0]
-        pairs = numbers * len(groups) + group_of[on_axes[on_axes >= 0]]
-        pairs = np.unique(pairs[np.r_[True, pairs[1:] != pairs[:-1]]])
-        for number, group in zip(*(part.tolist() for part in np.divmod(pairs, len(groups))), strict=True):
-            tensor, axis, units = flat[number]
-            members[group].append(Member(tensor, axis, units, range(int(bounds[group]), int(bounds[group + 1]))))
+    spans = [range(int(first), int(last)) for first, last in pairwise(bounds)]
+    none = int(bounds[-1])  # greater than every unit
+    extremes = [_over_axes(np.minimum, constraints, np.where(units_of < 0, none, units_of))]
+    extremes.append(_over_axes(np.maximum, constraints, units_of))
+    first_groups, last_groups = (np.searchsorted(bounds, units, side="right") - 1 for units in extremes)
+    for axis, first, last in zip(constraints.axes, first_groups.tolist(), last_groups.tolist(), strict=True):
+        if last < 0 or axis.kind == "constant":
+            continue
+        units = axes[axis.tensor][axis.axis]
+        between = [first] if first == last else _groups_among(units, bounds)
+        for group in between:
+            members[group].append(Member(axis.tensor, axis.axis, units, spans[group]))
     return [
         ChannelGroup(name, len(roots), int(bounds[number]), tuple(members[number]))
         for number, (name, roots) in enumerate(groups)
     ]
+
+
+def _groups_among(units: Ids, bounds: Ids) -> list[int]:
+    """The groups, ascending, that have units here."""
+    found: list[int] = np.unique(np.searchsorted(bounds, units[units >= 0], side="right") - 1).tolist()
+    return found
 
 
 def _sites(

@@ -31,7 +31,7 @@ class Source:
     tensor: torch.Tensor | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)  # never changed, as `Value`
 class Operation:
     """One call of an operation; ``results`` are the numbers of the tensors it returned."""
 
@@ -42,7 +42,7 @@ class Operation:
     is_sequence: bool
 
 
-@dataclass
+@dataclass(slots=True)
 class Span:
     """A stretch of operations that one call of a module or of a function issued.
 
@@ -99,6 +99,10 @@ class Tape:
         found = self._numbers.get(id(tensor))
         return found if found is not None else self.add(tensor, labels, Source("literal", "", tensor))
 
+    def knows(self, tensor: torch.Tensor) -> bool:
+        """Whether a tensor has a number."""
+        return id(tensor) in self._numbers
+
     def renumber(self, tree: Any) -> Any:
         """New numbers for the tensors of a call's result, so that they are known as that call's."""
 
@@ -116,6 +120,8 @@ class Tape:
             return Value(self.number(tree))
         if type(tree) is dict and not tree:
             return {}
+        if type(tree) is list and _ATOMS.issuperset(map(type, tree)):
+            return tree[:]
         if type(tree) is tuple:  # the frequent case, spelled out: arguments are mostly tensors and numbers
             return tuple(
                 [
@@ -149,6 +155,13 @@ def map_values(tree: Any, change: Callable[[Value], Any]) -> Any:
     return _map(tree, change, Value)
 
 
+def holds(tree: Any, value: Value) -> bool:
+    """Whether a tree has an entry that is this tensor."""
+    if type(tree) is tuple and _FLAT.issuperset(map(type, tree)):
+        return value in tree
+    return bool(tree) and value in values_in(tree)
+
+
 def values_in(tree: Any) -> list[Value]:
     """All `Value` entries of a tree, in order."""
     found: list[Value] = []
@@ -165,6 +178,7 @@ class Record:
 
 
 _ATOMS = frozenset({int, float, bool, str, type(None), torch.dtype, torch.device})
+_FLAT = _ATOMS | {Value}
 
 
 def _map(tree: Any, change: Callable[[Any], Any], of: type) -> Any:

@@ -65,7 +65,8 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if self.tape is not None:
             if known is not None:
                 for tensor in inputs:
-                    self.tape.number(tensor, known.labels(tensor))
+                    if not self.tape.knows(tensor):
+                        self.tape.number(tensor, known.labels(tensor))
             referred = self.tape.refer(args), self.tape.refer(kwargs)
         result = quick.run(func, args, kwargs)
         outputs = [result] if isinstance(result, torch.Tensor) else _tensors((result,))
@@ -116,6 +117,9 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         outputs: Sequence[torch.Tensor],
         shapes: dict[int, tuple[int, ...]],
     ) -> None:
+        if not inputs and not outputs[0].numel():  # room for what a kernel may want to write: no channels
+            values.set(outputs[0], ())
+            return
         signature = _signature(func)
         arguments = {**signature.defaults, **dict(zip(signature.arguments, args, strict=False)), **kwargs}
         call = Call(signature.name, func, arguments, inputs, outputs, shapes, values, self.watch)

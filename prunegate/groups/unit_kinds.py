@@ -3,27 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import pairwise
+from itertools import chain, pairwise
 
 import numpy as np
 
-from prunegate.groups.constraints import LabelledAxis
 from prunegate.groups.partition import Ids, Partition
+from prunegate.groups.whole_axes import AlikeAxes
 
 
 def by_axes_and_reason(
-    stored: Sequence[LabelledAxis], partition: Partition, reasons: Ids
+    alike: Sequence[AlikeAxes], partition: Partition, reasons: Ids
 ) -> dict[tuple[tuple[int, ...], int], Ids]:
     """The roots, ascending, that lie on the same stored axes (by number, ascending) for the same reason.
 
     Sets of axes are compared by a sum of random numbers first, so that Python sees each kind of unit once and
     not every unit.
     """
-    if not stored:
+    alike = [axes for axes in alike if axes.stored]
+    if not alike:
         return {}
-    roots, numbers = _distinct_on_axes(stored, partition)
+    roots, numbers = _distinct_on_axes(alike, partition)
     # Sums of whole numbers this size are exact in floating point.
-    codes = np.random.default_rng(0).integers(1, 1 << 38, size=len(stored)).astype(np.float64)
+    codes = np.random.default_rng(0).integers(1, 1 << 38, size=len(alike)).astype(np.float64)
     sums = np.bincount(roots, weights=codes[numbers], minlength=len(reasons))
     present = np.flatnonzero(sums)
     order = np.lexsort((present, reasons[present], sums[present]))
@@ -33,25 +34,24 @@ def by_axes_and_reason(
     place_of = np.full(len(reasons), -1, dtype=np.int64)
     place_of[present[borders[:-1]]] = np.arange(len(borders) - 1)
     places = place_of[roots]
-    signatures: list[list[int]] = [[] for _ in borders[:-1]]
+    signatures: list[list[list[int]]] = [[] for _ in borders[:-1]]
     for place, number in zip(places[places >= 0].tolist(), numbers[places >= 0].tolist(), strict=True):
-        signatures[place].append(number)
+        signatures[place].append(alike[number].stored)
     return {
-        (tuple(signature), int(reasons[present[first]])): present[first:last]
+        (tuple(sorted(chain(*signature))), int(reasons[present[first]])): present[first:last]
         for signature, (first, last) in zip(signatures, pairwise(borders.tolist()), strict=True)
     }
 
 
-def _distinct_on_axes(stored: Sequence[LabelledAxis], partition: Partition) -> tuple[Ids, Ids]:
-    """The roots on every stored axis, each once, and the number of the axis each lies on, ascending."""
-    lengths = [axis.length for axis in stored]
-    roots = np.concatenate([partition.roots()[axis.start : axis.start + axis.length] for axis in stored])
-    numbers = np.repeat(np.arange(len(stored)), lengths)
+def _distinct_on_axes(alike: Sequence[AlikeAxes], partition: Partition) -> tuple[Ids, Ids]:
+    """The roots on every set of axes, each once, and the number of the set each lies on, ascending."""
+    roots = np.concatenate([partition.roots()[axes.first_element : axes.first_element + axes.length] for axes in alike])
+    numbers = np.repeat(np.arange(len(alike)), [axes.length for axes in alike])
     # Mostly roots ascend along an axis, and then none comes twice.
     falls = np.flatnonzero((roots[1:] <= roots[:-1]) & (numbers[1:] == numbers[:-1]))
     if not falls.size:
         return roots, numbers
-    unsorted = np.zeros(len(stored), dtype=bool)
+    unsorted = np.zeros(len(alike), dtype=bool)
     unsorted[numbers[falls]] = True
     clear = ~unsorted[numbers]
     pairs = np.unique(numbers[~clear] * partition.roots().size + roots[~clear])

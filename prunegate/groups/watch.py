@@ -18,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 
 from prunegate.groups.copies import modules_by_path
 from prunegate.groups.maskable import MASKABLE
-from prunegate.groups.tape import Span, Tape, Value, values_in
+from prunegate.groups.tape import Span, Tape, Value, holds
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class CallAddress:
     index: int
 
 
-@dataclass
+@dataclass(slots=True)
 class Frame:
     """A running module: its path, and how often each function had been called when it began."""
 
@@ -91,6 +91,8 @@ class Watch(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         name = function_name(func)
+        if name not in self._counts and name not in _WHOLE:
+            return func(*args, **kwargs)
         if name in self._counts:
             self._counts[name] += 1
             self._function, self.arguments = name, args
@@ -161,7 +163,7 @@ def _finish(span: Span, tape: Tape, result: Any) -> None:
     span.last, span.until = len(tape.operations), len(tape.spans)
     before = tape.refer(result)
     if isinstance(before, Value):
-        span.returns_argument = before in span.args or before in values_in((span.args, span.kwargs))
+        span.returns_argument = holds(span.args, before) or holds(span.kwargs, before)
     span.result = tape.renumber(result)
 
 

@@ -78,8 +78,7 @@ def _along_one_dimension(call: Call, operands: Sequence[Operand], ndim: int) -> 
     if not flat or any(label.size != flat[0].size for label in flat):
         return None
     for label in flat[1:]:
-        if label is not flat[0]:
-            call.constraints.ties.append((flat[0].reshape(-1), label.reshape(-1)))
+        call.constraints.tie(flat[0].reshape(-1), label.reshape(-1))
     return (align(flat[0], ndim),)
 
 

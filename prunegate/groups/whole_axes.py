@@ -1,0 +1,64 @@
+"""Axes that are tied as a whole, index by index: most ties of a model are such, and are solved axis by axis."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from prunegate.groups.constraints import LabelledAxis
+from prunegate.groups.partition import Ids
+
+
+@dataclass
+class AlikeAxes:
+    """Axes that hold the same units in the same order, each unit as one *element*.
+
+    Attributes:
+        first_element, length: The elements of each of them, consecutive numbers.
+        stored: Those of them that are a stored tensor's, by number among the stored ones, ascending.
+    """
+
+    first_element: int
+    length: int
+    stored: list[int]
+
+
+def elements_of(axes: Sequence[LabelledAxis], pairs: Iterable[tuple[int, int]]) -> tuple[Ids, list[AlikeAxes]]:
+    """Give ids that are tied with their whole axes one number, in the order of the smallest of them.
+
+    Args:
+        axes: All axes, which hold all ids in order.
+        pairs: Axes of equal length that are tied, by number.
+
+    Returns:
+        The element of each id, and the sets of axes.
+    """
+    leaders = list(range(len(axes)))
+
+    def leader_of(axis: int) -> int:
+        while leaders[axis] != axis:
+            leaders[axis] = axis = leaders[leaders[axis]]
+        return axis
+
+    for left, right in pairs:
+        first, second = leader_of(left), leader_of(right)
+        leaders[max(first, second)] = min(first, second)
+
+    found: dict[int, AlikeAxes] = {}
+    offsets = []
+    elements = stored = 0
+    for number, axis in enumerate(axes):
+        leader = leader_of(number)
+        if leader == number:
+            found[leader] = AlikeAxes(elements, axis.length, [])
+            elements += axis.length
+        if axis.kind != "constant":
+            found[leader].stored.append(stored)
+            stored += 1
+        offsets.append(axis.start - found[leader].first_element)
+    ids = np.arange(axes[-1].start + axes[-1].length if axes else 0, dtype=np.int64)
+    if axes:
+        ids -= np.repeat(offsets, [axis.length for axis in axes])
+    return ids, list(found.values())
