@@ -3,7 +3,8 @@
     python tools/zoo.py --torchvision [--timm] [--transformers] [--backend auto|module|graph] [--peer torch-pruning]
 
 Each model runs in a process of its own, with a time-out. Results go to tools/zoo/results-LIBRARY-BACKEND.jsonl,
-one line per model, and from all such files there to tools/zoo/RESULTS.md. Without --resume the chosen models
+one line per model, and from all such files there to tools/zoo/RESULTS.md. A model that runs out of time beside
+another runs once more alone, with all cores. Without --resume the chosen models
 run again and their lines are replaced; lines of other models stay.
 """
 
@@ -87,10 +88,21 @@ def _run_library(library: str, options: argparse.Namespace) -> None:
     columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=Console(soft_wrap=True)) as progress:
         bar = progress.add_task(library, total=len(tasks))
-        for kind, row in _run_all(tasks, options):
+
+        def record(kind: str, row: Row) -> None:
             _append(_path(library, kind), row)
             progress.advance(bar)
             progress.console.print(_line(kind, row), highlight=False, markup=False)
+
+        late: list[tuple[str, str]] = []
+        for kind, row in _run_all(tasks, options.jobs, options.timeout):
+            if row["status"] == "timeout" and options.jobs > 1:
+                late.append((kind, row["model"]))
+                progress.console.print(f"{row['model']} ({kind}): out of time beside another, again alone later")
+                continue
+            record(kind, row)
+        for kind, row in _run_all(late, 1, options.timeout):  # the same time, but all cores
+            record(kind, row)
 
 
 def _names(library: str) -> list[str]:
@@ -119,11 +131,11 @@ def _to_run(library: str, kind: str, names: list[str], resume: bool) -> list[str
     return names
 
 
-def _run_all(tasks: list[tuple[str, str]], options: argparse.Namespace) -> Iterable[tuple[str, Row]]:
+def _run_all(tasks: list[tuple[str, str]], jobs: int, timeout: float) -> Iterable[tuple[str, Row]]:
     """Results in the order in which they come."""
-    pool = ThreadPoolExecutor(max(1, options.jobs))
+    pool = ThreadPoolExecutor(max(1, jobs))
     try:
-        waiting: dict[Future[Row], str] = {pool.submit(_run, k, n, options.timeout, options.jobs): k for k, n in tasks}
+        waiting: dict[Future[Row], str] = {pool.submit(_run, k, n, timeout, jobs): k for k, n in tasks}
         while waiting:
             done, _ = wait(waiting, return_when=FIRST_COMPLETED)
             for future in done:
