@@ -17,6 +17,7 @@ from prunegate.errors import (
     CheckpointError,
     CompactionError,
     DataError,
+    ExportError,
     MaskError,
     ModelNameError,
     NothingToPruneError,
@@ -29,7 +30,7 @@ from prunegate.version import __version__
 
 if TYPE_CHECKING:
     from prunegate.builders import Builder
-    from prunegate.checkpoint import load
+    from prunegate.checkpoint import load, load_plan
     from prunegate.groups import register_rule
     from prunegate.training import Budget, TauSchedule
     from prunegate.wrapping import Compaction, GatedModel, compact, wrap
@@ -42,6 +43,7 @@ __all__ = [
     "Compaction",
     "CompactionError",
     "DataError",
+    "ExportError",
     "GatedModel",
     "MaskError",
     "ModelNameError",
@@ -54,6 +56,7 @@ __all__ = [
     "__version__",
     "compact",
     "load",
+    "load_plan",
     "register_rule",
     "wrap",
 ]
@@ -67,6 +70,7 @@ _HOMES = {
     "TauSchedule": "prunegate.training",
     "compact": "prunegate.wrapping",
     "load": "prunegate.checkpoint",
+    "load_plan": "prunegate.checkpoint",
     "register_rule": "prunegate.groups",
     "wrap": "prunegate.wrapping",
 }

@@ -6,7 +6,8 @@ installed library lists, and arguments that fetch or read anything are refused.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -95,6 +96,26 @@ class Builder:
             raise ModelNameError(f"{self.full_name}: built a {type(model).__name__}, expected a module.")
         return model
 
+    def on_meta(self, most_parameters: int) -> nn.Module:
+        """The dense model with all its tensors on the meta device, which takes no memory whatever its size.
+
+        Constructors that read values of tensors they make get real ones for what are no parameters.
+
+        Args:
+            most_parameters: A model that registers many times more than this is not made to its end.
+
+        Raises:
+            ModelNameError: The library does not accept the arguments, or the model is too large.
+        """
+        with torch.random.fork_rng(devices=[]), _counting(_SPARE + 4 * most_parameters):
+            try:
+                with torch.device("meta"):
+                    return self.build()
+            except ModelNameError as error:
+                if not isinstance(error.__cause__, _NEEDS_VALUES):
+                    raise
+            return self.skeleton()
+
     def skeleton(self) -> nn.Module:
         """The dense model with its parameters on the meta device: nothing is initialised, buffers are real.
 
@@ -136,6 +157,8 @@ class Builder:
         library, name, arguments = data["library"], data["name"], data["arguments"]
         if not isinstance(library, str) or not isinstance(name, str) or not isinstance(arguments, dict):
             raise ValueError("builder: expected texts for library and name and an object for arguments")
+        for key, value in arguments.items():
+            _check_stored(key, value)
         return cls.parse(f"{library}/{name}", arguments)
 
 
@@ -189,6 +212,46 @@ def _check_argument(model: str, key: str, value: Any) -> None:
             f"{model}: argument {key!r}: found {value!r}, which looks like a path or address. "
             "Models are built without reading anything."
         )
+
+
+# Of what a file may give as an argument; image sizes, depths and numbers of classes stay far below.
+_LARGEST_NUMBER = 1 << 20
+_LONGEST = 256
+# What torch raises where a constructor reads a value of a tensor without data.
+_NEEDS_VALUES = (RuntimeError, NotImplementedError)
+# Parameters that a constructor may make and throw away again.
+_SPARE = 1000
+
+
+def _check_stored(key: str, value: Any) -> None:
+    """Refuse arguments that would make a constructor work without end."""
+    values = value if isinstance(value, list) else [value]
+    if len(values) > _LONGEST:
+        raise ValueError(f"builder.arguments.{key}: found a list of {len(values)}, expected at most {_LONGEST} entries")
+    for entry in values:
+        if isinstance(entry, str) and len(entry) > _LONGEST:
+            raise ValueError(f"builder.arguments.{key}: found a text of {len(entry)} characters")
+        if isinstance(entry, (int, float)) and not abs(entry) <= _LARGEST_NUMBER:
+            raise ValueError(f"builder.arguments.{key}: found {entry!r:.40}, expected at most {_LARGEST_NUMBER}")
+
+
+@contextlib.contextmanager
+def _counting(most: int) -> Iterator[None]:
+    """Stop a constructor that registers more than ``most`` parameters."""
+    register, count = nn.Module.register_parameter, 0
+
+    def counted(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        nonlocal count
+        count += 1
+        if count > most:
+            raise OverflowError(f"it has more than {most} parameters, many times more than the file holds")
+        register(module, name, parameter)
+
+    setattr(nn.Module, register.__name__, counted)
+    try:
+        yield
+    finally:
+        setattr(nn.Module, register.__name__, register)
 
 
 def _build_torchvision(name: str, arguments: dict[str, Any]) -> nn.Module:

@@ -37,6 +37,10 @@ class CheckpointError(PrunegateError):
     """A checkpoint file that cannot be read, trusted or matched to a model."""
 
 
+class ExportError(PrunegateError):
+    """A model that another format cannot hold, or a file of it that computes something else."""
+
+
 class ModelNameError(PrunegateError):
     """A model name or its arguments that no builder knows."""
 

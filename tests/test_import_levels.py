@@ -16,6 +16,7 @@ LEVELS = {
     "files": 0,
     "version": 0,
     "cifar_resnet": 0,
+    "own_code": 1,
     "groups": 1,
     "builders": 1,
     "gates": 2,
@@ -26,6 +27,7 @@ LEVELS = {
     "wrapping": 5,
     "training": 6,
     "report": 6,
+    "exporting": 6,
     "recipe": 7,
     "cli": 8,
 }

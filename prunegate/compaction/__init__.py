@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
-from prunegate.compaction.certificate import TOLERANCE, Certificate, Difference, certify, difference, outputs_of
+from prunegate.compaction.certificate import (
+    TOLERANCE,
+    Certificate,
+    Difference,
+    Widely,
+    certify,
+    difference,
+    evaluating,
+    outputs_of,
+)
 from prunegate.compaction.cut_sizes import CutSizes
 from prunegate.compaction.faults import Fault
 from prunegate.compaction.mending import Mending, UnplayableError, mend, settle
@@ -23,11 +32,13 @@ __all__ = [
     "Plan",
     "Trial",
     "UnplayableError",
+    "Widely",
     "apply",
     "attribute_edits",
     "certify",
     "cut",
     "difference",
+    "evaluating",
     "mend",
     "outputs_of",
     "rebuild",

@@ -106,7 +106,7 @@ def difference(
 
     The compact model runs first: where it fails, it fails before the time for the other is spent.
     """
-    with _evaluating(gated, dtype, not_weights) as first, _evaluating(compact, dtype) as second, Widely(dtype):
+    with evaluating(gated, dtype, not_weights) as first, evaluating(compact, dtype) as second, Widely(dtype):
         biggest, largest = 0.0, 0.0
         for case in cases:
             arguments = case.map(lambda t: t.to(dtype) if t.is_floating_point() else t)
@@ -161,7 +161,7 @@ class Widely(TorchFunctionMode):
 
 
 @contextmanager
-def _evaluating(model: nn.Module, dtype: torch.dtype, not_weights: Iterable[nn.Parameter] = ()) -> Iterator[nn.Module]:
+def evaluating(model: nn.Module, dtype: torch.dtype, not_weights: Iterable[nn.Parameter] = ()) -> Iterator[nn.Module]:
     """The model in eval mode and in ``dtype``: itself where it already is, a copy where it is not."""
     training = {module: module.training for module in model.modules()}
     skipped = {id(parameter) for parameter in not_weights}

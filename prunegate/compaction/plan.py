@@ -94,11 +94,14 @@ class Plan:
                 raise ValueError(f"{where}: found {number!r}, expected the number of one of {len(patterns)} patterns")
             return patterns[int(number)]
 
-        kept, num_units = {}, {}
+        kept, num_units, total = {}, {}, 0
         for name, number in _mapping(fields.get("groups"), "plan.groups").items():
             mask = pattern(number, f"plan.groups.{name}")
             if not mask.any():
                 raise ValueError(f"plan.groups.{name}: keeps no unit, expected at least one")
+            total += len(mask)
+            if total > _MOST_UNITS:
+                raise ValueError(f"plan.groups: found more than {_MOST_UNITS} units in all")
             kept[name], num_units[name] = np.flatnonzero(mask).tolist(), len(mask)
         tensors = {
             name: {
@@ -135,6 +138,7 @@ def _axis(text: str, where: str) -> int:
 
 # No layer is wider; a larger number is a damaged or hostile file, and must not be allocated.
 _LARGEST_SIZE = 1 << 24
+_MOST_UNITS = 1 << 22
 
 
 def _pattern(entry: Any, where: str) -> Mask:

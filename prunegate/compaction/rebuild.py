@@ -10,10 +10,10 @@ import numpy as np
 from torch import nn
 
 from prunegate.compaction.cut_sizes import CutSizes
-from prunegate.compaction.mending import Mending, UnplayableError, mend
+from prunegate.compaction.mending import Mending, mend
 from prunegate.compaction.plan import Plan
 from prunegate.compaction.surgery import apply
-from prunegate.errors import CompactionError, TraceError
+from prunegate.errors import CompactionError
 from prunegate.groups import ExampleInputs, Trace
 
 
@@ -35,7 +35,9 @@ def rebuild(dense: nn.Module, plan: Plan, mending: Mending, inputs: ExampleInput
                 keep[group.first_unit + np.array(plan.kept[group.name])] = True
         sizes = CutSizes(trace.tape, trace.with_more_samples(dense, inputs), analysis, keep, trace.is_fake)
         return mend(apply(dense, plan), sizes, mending)
-    except (TraceError, UnplayableError, AttributeError) as error:
+    except CompactionError:
+        raise
+    except Exception as error:  # what is stored is played through the model's own code, which may raise anything
         raise CompactionError(
             f"{error}. The parts of the model that are played back could not be written again; another version of "
             "torch or of the model's library may run it differently."

@@ -89,6 +89,11 @@ def set_attributes(model: nn.Module, attributes: Mapping[str, Mapping[str, Attri
                     f"{path}.{name}: found {present!r}, expected a size like {value!r} to replace. The plan was "
                     "made for another model."
                 )
+            if any(new > old for new, old in zip(_sizes(value) or (), _sizes(present) or (), strict=False)):
+                raise CompactionError(
+                    f"{path}.{name}: found {value!r} for a size of {present!r}, expected at most that: compaction "
+                    "makes nothing larger. The plan was made for another model."
+                )
             setattr(module, name, list(value) if isinstance(present, list) and isinstance(value, tuple) else value)
 
 

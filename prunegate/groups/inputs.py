@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -69,7 +70,10 @@ class ExampleInputs:
         Raises:
             ValueError: It is no such form.
         """
-        made = _made(form)
+        try:
+            made = _made(form)
+        except RecursionError as error:
+            raise ValueError("inputs: nested too deeply") from error
         if not (isinstance(made, list) and len(made) == 2 and isinstance(made[0], list) and isinstance(made[1], dict)):
             raise ValueError("inputs: expected a list of arguments and an object of keyword arguments")
         return cls(tuple(made[0]), made[1])
@@ -87,6 +91,10 @@ class ExampleInputs:
 _DTYPES = {str(d).removeprefix("torch."): d for d in (
     torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.int16, torch.int8,
     torch.uint8, torch.bool)}  # fmt: skip
+
+
+# A batch of a thousand large images; what is traced on more is a damaged or hostile form.
+_MOST_ENTRIES = 1 << 30
 
 
 def _described(tree: Any) -> Any:
@@ -108,7 +116,9 @@ def _made(form: Any) -> Any:
     if kind == "tensor" and isinstance(content, list) and len(content) <= 8:
         if not all(isinstance(n, int) and not isinstance(n, bool) and 0 <= n <= 1 << 24 for n in content):
             raise ValueError(f"inputs: found shape {content!r}, expected sizes")
-        if form.get("dtype") not in _DTYPES:
+        if math.prod(content) > _MOST_ENTRIES:
+            raise ValueError(f"inputs: found shape {content!r}, expected at most {_MOST_ENTRIES} entries")
+        if not isinstance(form.get("dtype"), str) or form["dtype"] not in _DTYPES:
             raise ValueError(f"inputs: found dtype {form.get('dtype')!r}, expected one of {', '.join(_DTYPES)}")
         return torch.empty(content, dtype=_DTYPES[form["dtype"]], device="meta")
     if kind in ("list", "tuple") and isinstance(content, list):

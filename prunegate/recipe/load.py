@@ -12,8 +12,9 @@ from pydantic import BaseModel, ValidationError
 
 from prunegate.builders import Builder
 from prunegate.errors import PrunegateError, RecipeError, nearest
+from prunegate.own_code import OwnBuilder, is_own
 from prunegate.recipe.data import check_data
-from prunegate.recipe.schema import Recipe
+from prunegate.recipe.schema import ModelSettings, Recipe
 from prunegate.recipe.source import KeyPath, Source, dotted, parse_value, read_source
 
 
@@ -50,7 +51,7 @@ def check_recipe(recipe: Recipe) -> None:
             own kind if there is one, a `RecipeError` that lists them if there are several.
     """
     checks: list[Callable[[], object]] = [
-        lambda: Builder.parse(recipe.model.name, recipe.model.arguments),
+        lambda: dense_builder(recipe.model),
         lambda: _check_weights(recipe.model.weights),
         lambda: check_data(recipe.data),
         lambda: _check_optimizer(recipe.optimizer.name),
@@ -65,6 +66,19 @@ def check_recipe(recipe: Recipe) -> None:
         raise mistakes[0]
     if mistakes:
         raise RecipeError("\n".join(map(str, mistakes)))
+
+
+def dense_builder(model: ModelSettings) -> Builder | OwnBuilder:
+    """How the dense model is made. Own code is imported: the recipe that names it is the user's own.
+
+    Raises:
+        ModelNameError: There is no such model or function, or an argument is refused.
+    """
+    if is_own(model.name):
+        own = OwnBuilder(model.name, model.arguments)
+        own.function()
+        return own
+    return Builder.parse(model.name, model.arguments)
 
 
 def _check_weights(path: str | None) -> None:

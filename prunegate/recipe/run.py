@@ -12,13 +12,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
-from prunegate.builders import Builder
 from prunegate.errors import BudgetError, RecipeError
 from prunegate.recipe import folder as files
 from prunegate.recipe.data import ImageData, load_data
 from prunegate.recipe.folder import RunFolder, environment
 from prunegate.recipe.listener import Listener, RunSummary
-from prunegate.recipe.load import check_recipe
+from prunegate.recipe.load import check_recipe, dense_builder
 from prunegate.recipe.schema import Recipe
 from prunegate.recipe.stages import Stages
 from prunegate.training import Budget
@@ -38,7 +37,7 @@ def run(recipe: Recipe, folder: Path | None = None, listener: Listener | None = 
     out = RunFolder.refuse_used(folder or recipe.folder)
     check_recipe(recipe)
     set_seed(recipe.seed)
-    builder = Builder.parse(recipe.model.name, recipe.model.arguments)
+    builder = dense_builder(recipe.model)
     model = builder.build()
     _load_weights(model, recipe.model.weights)
     data = load_data(recipe.data)

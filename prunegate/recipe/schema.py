@@ -23,7 +23,9 @@ class Settings(BaseModel):
 class ModelSettings(Settings):
     """The dense model."""
 
-    name: str = Field(description="timm/<name>, torchvision/<name> or prunegate/<name>")
+    name: str = Field(
+        description="timm/<name>, torchvision/<name>, prunegate/<name>, or module:function of your own code"
+    )
     arguments: dict[str, Any] = Field(default_factory=dict, description="keyword arguments of the model's builder")
     weights: str | None = Field(None, description="safetensors file with trained weights of the dense model")
 

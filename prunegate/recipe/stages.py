@@ -14,6 +14,7 @@ from torch import nn
 
 from prunegate.builders import Builder
 from prunegate.files import replacing
+from prunegate.own_code import OwnBuilder
 from prunegate.recipe import folder as files
 from prunegate.recipe.data import Batch, ImageData
 from prunegate.recipe.folder import RunFolder
@@ -53,7 +54,7 @@ class Stages:
         self,
         recipe: Recipe,
         out: RunFolder,
-        builder: Builder,
+        builder: Builder | OwnBuilder,
         model: nn.Module,
         wrap: Callable[[nn.Module], GatedModel],
         data: ImageData,
@@ -113,7 +114,9 @@ class Stages:
             name = files.CHECKPOINT if outcome is last else files.checkpoint_of(outcome.fraction)
             budget = {"metric": self.recipe.budget.metric, "fraction": outcome.fraction}
             extra = {"recipe": self.recipe.name, "budget": budget, "accuracy": outcome.accuracy}
-            outcome.result.save(self.out.file(name), builder=self.builder, extra=extra)
+            # A checkpoint never names a user's own code: such a model is handed in when it is loaded.
+            builder = self.builder if isinstance(self.builder, Builder) else None
+            outcome.result.save(self.out.file(name), builder=builder, extra=extra)
         result = last.result
         comparison = Comparison.measure(self.dense, result.model, (dense_accuracy, last.accuracy), self.data.shape)
         summary = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -28,7 +29,7 @@ from prunegate.compaction import (
     settle,
     shape_fault_of,
 )
-from prunegate.errors import CompactionError
+from prunegate.errors import CompactionError, TraceError
 from prunegate.groups import ExampleInputs, copy_with, in_place_of
 from prunegate.identify import identify
 from prunegate.wrapping.gated_model import GatedModel
@@ -54,7 +55,7 @@ class Compaction:
     backend: str
     costs: dict[str, dict[str, int]]
     mending: Mending
-    _dense_skeleton: nn.Module = field(repr=False)
+    _origin: checkpoint.Origin = field(repr=False)
     _example_inputs: ExampleInputs = field(repr=False)
 
     def save(
@@ -69,30 +70,43 @@ class Compaction:
             builder: How the dense model is built; found out for timm and torchvision models if not given.
             extra: JSON-ready data to keep with the model.
         """
-        given = builder is not None
-        builder = builder or identify(self._dense_skeleton)
+        origin = self._origin
+        given = builder is not None or origin.builder is not None
+        builder = builder or origin.builder
+        if builder is None and origin.skeleton is not None:
+            builder = identify(origin.skeleton)
         document = checkpoint.Document(
             builder=builder,
-            class_name=f"{type(self._dense_skeleton).__module__}.{type(self._dense_skeleton).__qualname__}",
-            plan=self.plan,
-            mending=self.mending,
-            inputs=None if self.mending.is_plain else self._example_inputs.describe(),
+            class_name=origin.class_name,
+            steps=origin.steps,
             certificate=self.certificate.as_dict(),
-            costs=self.costs,
+            fingerprint=self._fingerprint(),
+            costs={
+                metric: {"dense": origin.dense_costs.get(metric, costs["dense"]), "compact": costs["compact"]}
+                for metric, costs in self.costs.items()
+            },
             extra=dict(extra or {}),
         )
         checkpoint.save(path, self.model, document)
         if builder is not None and not given and not self._loads_back(Path(path)):
             # Built alike but computing something else: an argument that leaves no trace in the structure.
-            checkpoint.save(path, self.model, checkpoint.without_builder(document))
+            checkpoint.save(path, self.model, document.without_builder())
+
+    def _fingerprint(self) -> checkpoint.Fingerprint | None:
+        try:
+            return checkpoint.Fingerprint.of(self.model, self._example_inputs)
+        except TraceError:  # inputs without a plain form
+            return None
 
     def _loads_back(self, path: Path) -> bool:
         """Whether the file, loaded by name alone, computes bit for bit what `model` computes."""
         modes = {module: module.training for module in self.model.modules()}
-        device = next(iter(self.model.parameters())).device
+        first = next(iter(self.model.parameters()))
+        # The weights may have been moved or converted since.
+        inputs = self._example_inputs.map(lambda t: t.to(first.device, first.dtype if t.is_floating_point() else None))
         try:
-            expected = outputs_of(self.model.eval(), self._example_inputs)
-            found = outputs_of(checkpoint.load(path).to(device), self._example_inputs)
+            expected = outputs_of(self.model.eval(), inputs)
+            found = outputs_of(checkpoint.load(path).to(first.device), inputs)
         finally:
             for module, mode in modes.items():
                 module.training = mode
@@ -135,7 +149,28 @@ def _compact(gated: GatedModel, keep: Mask, mending: Mending) -> Compaction:
         metric: {"dense": gated.dense_cost(metric), "compact": gated.realised_cost(metric)}
         for metric in ("macs", "params")
     }
-    return Compaction(model, plan, certificate, gated.backend, costs, mending, skeleton, gated.example_inputs)
+    origin = _origin(skeleton, plan, mending, gated.example_inputs, costs)
+    checkpoint.set_origin(model, origin)
+    return Compaction(model, plan, certificate, gated.backend, costs, mending, origin, gated.example_inputs)
+
+
+def _origin(
+    skeleton: nn.Module, plan: Plan, mending: Mending, inputs: ExampleInputs, costs: Mapping[str, Mapping[str, int]]
+) -> checkpoint.Origin:
+    """Where the compact model comes from: the dense model, or what that was made from if it was compact itself."""
+    try:
+        form = inputs.describe()
+    except TraceError:
+        if not mending.is_plain:
+            raise
+        form = None
+    step = checkpoint.Step(plan, mending, form)
+    before = checkpoint.origin_of(skeleton)
+    if before is not None:
+        return dataclasses.replace(before, steps=(*before.steps, step))
+    class_name = f"{type(skeleton).__module__}.{type(skeleton).__qualname__}"
+    dense_costs = {metric: found["dense"] for metric, found in costs.items()}
+    return checkpoint.Origin((step,), class_name, None, skeleton, dense_costs)
 
 
 def _sizes(gated: GatedModel, keep: Mask, mending: Mending) -> CutSizes:

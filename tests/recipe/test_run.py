@@ -216,7 +216,7 @@ def test_what_cannot_work_is_refused_before_anything_is_written(
 def kept_in(checkpoint: Path) -> dict[str, set[int]]:
     """The kept units of every channel group."""
     with safe_open(checkpoint, "pt") as file:
-        plan = Plan.from_dict(json.loads(file.metadata()["prunegate"])["plan"])
+        plan = Plan.from_dict(json.loads(file.metadata()["prunegate"])["steps"][0]["plan"])
     return {name: set(kept) for name, kept in plan.kept.items()}
 
 

@@ -1,63 +1,23 @@
-"""Saving and loading: bit for bit in a new process, and no damaged or foreign file gets through."""
+"""What a file holds, and that no damaged or foreign one gets through."""
 
 from __future__ import annotations
 
 import json
 import struct
-import subprocess
-import sys
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 
 import prunegate
-from prunegate.builders import Builder
+from prunegate.checkpoint import read_document, save
 from prunegate.errors import CheckpointError
-from tests.conftest import SmallNet, random_masks, randomise
-
-LOADER = """
-import sys, torch, prunegate
-torch.set_num_threads(int(sys.argv[4]))  # sums are split by thread, so their rounding is too
-with torch.no_grad():
-    torch.save(prunegate.load(sys.argv[1])(torch.load(sys.argv[2])), sys.argv[3])
-"""
-
-
-def compacted(name: str, **arguments: Any) -> tuple[prunegate.Compaction, torch.Tensor]:
-    model = randomise(Builder.parse(name, arguments).build()).eval()
-    x = torch.randn(2, arguments.get("in_chans", 3), 64, 64, generator=torch.Generator().manual_seed(0))
-    gated = prunegate.wrap(model, x)
-    gated.set_masks(random_masks(gated.groups, 0.5, 0))
-    return prunegate.compact(gated), x
-
-
-@pytest.mark.parametrize(
-    ("name", "arguments"),
-    [
-        ("timm/test_resnet", {"in_chans": 1, "num_classes": 10}),
-        ("torchvision/mobilenet_v3_small", {}),
-        ("torchvision/regnet_y_400mf", {"num_classes": 7}),
-        ("torchvision/googlenet", {}),
-    ],
-)
-def test_new_process_reproduces_the_saved_model_bit_for_bit(
-    tmp_path: Path, name: str, arguments: dict[str, Any]
-) -> None:
-    result, x = compacted(name, **arguments)
-    file = tmp_path / "compact.safetensors"
-    result.save(file)  # the builder is found out from the model itself
-    with torch.no_grad():
-        expected = result.model.eval()(x)
-    torch.save(x, tmp_path / "x.pt")
-    files = [str(file), str(tmp_path / "x.pt"), str(tmp_path / "y.pt"), str(torch.get_num_threads())]
-    subprocess.run([sys.executable, "-W", "error", "-c", LOADER, *files], check=True, timeout=300)
-    assert torch.equal(torch.load(tmp_path / "y.pt"), expected)
-    assert list(tmp_path.glob(".compact*")) == []
+from tests.checkpoint.models import compacted, rewritten
+from tests.conftest import SmallNet, random_masks
 
 
 def test_file_is_plain_safetensors_without_pickle(tmp_path: Path) -> None:
@@ -97,7 +57,7 @@ def test_own_class_is_loaded_into_a_dense_instance(
         prunegate.load(file)
     loaded = prunegate.load(file, model=SmallNet())
     assert torch.equal(loaded(small_input), result.model.eval()(small_input))
-    with pytest.raises(CheckpointError, match=r"plan: .*The plan was made for another model"):
+    with pytest.raises(CheckpointError, match=r"steps\[0\].plan: .*The plan was made for another model"):
         prunegate.load(file, model=nn.Linear(3, 3))
 
 
@@ -127,16 +87,6 @@ def saved(tmp_path: Path) -> Path:
     result, _ = compacted("timm/test_resnet")
     file = tmp_path / "c.safetensors"
     result.save(file)
-    return file
-
-
-def rewritten(file: Path, change: Any) -> Path:
-    """The file with its document changed and everything else as it was."""
-    with safe_open(str(file), framework="pt") as opened:
-        document = json.loads(opened.metadata()["prunegate"])
-        tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
-    change(document)
-    save_file(tensors, str(file), metadata={"prunegate": json.dumps(document)})
     return file
 
 
@@ -176,8 +126,32 @@ DAMAGES: dict[str, tuple[Any, str]] = {
         lambda d: d["builder"]["arguments"].update(global_pool="/etc/passwd"),
         "looks like a path or address",
     ),
-    "changed plan": (lambda d: d["plan"]["tensors"].pop("fc.weight"), "found shape .* by the file's own plan"),
-    "other attributes": (lambda d: d["plan"]["attributes"].update(fc={"bias": 3}), "plan: fc.bias: found"),
+    "changed plan": (
+        lambda d: d["steps"][0]["plan"]["tensors"].pop("fc.weight"),
+        "found shape .* by the file's own plan",
+    ),
+    "other attributes": (
+        lambda d: d["steps"][0]["plan"]["attributes"].update(fc={"bias": 3}),
+        r"steps\[0\].plan: fc.bias: found",
+    ),
+    "no steps": (lambda d: d.update(steps=[]), "steps: expected a list of at least one compaction"),
+    "larger attribute": (
+        lambda d: d["steps"][0]["plan"]["attributes"].update({"conv1.0": {"stride": [9999, 9999]}}),
+        r"steps\[0\].plan: conv1.0.stride: found .* expected at most that",
+    ),
+    "huge argument": (
+        lambda d: d["builder"]["arguments"].update(in_chans=1 << 40),
+        "builder.arguments.in_chans: found 1099511627776, expected at most",
+    ),
+    "endless argument": (
+        lambda d: d["builder"]["arguments"].update(layers=[1 << 19] * 4),
+        "builder: .*many times more than the file holds",
+    ),
+    "not a number": (lambda d: d["costs"]["macs"].update(dense=float("nan")), "document: holds NaN"),
+    "fingerprint": (
+        lambda d: d["fingerprint"].update(outputs=[]),
+        "fingerprint.outputs: expected a list of 1 to 64 outputs",
+    ),
     "wrong hash": (lambda d: d.update(weights_sha256="0" * 64), "weights_sha256: does not match"),
 }
 
@@ -198,7 +172,7 @@ def test_changed_weights_are_noticed(saved: Path) -> None:
 
 
 def test_failed_save_leaves_the_old_file(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import prunegate.checkpoint as module
+    import prunegate.checkpoint.files as module
 
     before = saved.read_bytes()
     result, _ = compacted("timm/test_resnet")
@@ -207,7 +181,39 @@ def test_failed_save_leaves_the_old_file(saved: Path, monkeypatch: pytest.Monkey
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(module, "save_file", full)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(
+        CheckpointError, match=r"cannot be written \(.*No space left.*What was there before is as it was"
+    ):
         result.save(saved)
     assert saved.read_bytes() == before
     assert [p.name for p in saved.parent.iterdir()] == [saved.name]
+
+
+def test_newer_minor_version_loads_and_what_it_added_is_kept(saved: Path, tmp_path: Path) -> None:
+    rewritten(saved, lambda d: d.update(version="1.7", colour={"of": ["the", "sky"]}))
+    document = read_document(saved)
+    assert document.version == (1, 7)
+    assert document.unknown == {"colour": {"of": ["the", "sky"]}}
+    again = tmp_path / "again.safetensors"
+    save(again, prunegate.load(saved), document)
+    assert read_document(again).as_text() == document.as_text()
+
+
+@pytest.mark.parametrize("size", [17 * 2**20, 99 * 2**20])
+def test_header_that_fills_memory_is_refused_unread(tmp_path: Path, size: int) -> None:
+    file = tmp_path / "large.safetensors"
+    with file.open("wb") as out:  # a sparse file: the header is a hundred mebibytes of spaces, were it read
+        out.write(struct.pack("<Q", size))
+        out.truncate(size + 100)
+    tracemalloc.start()
+    with pytest.raises(CheckpointError, match=f"header: found {size} bytes, expected at most"):
+        prunegate.load(file)
+    assert tracemalloc.get_traced_memory()[1] < 2**20
+    tracemalloc.stop()
+
+
+def test_metadata_that_json_has_no_form_for_writes_nothing(tmp_path: Path) -> None:
+    result, _ = compacted("timm/test_resnet")
+    with pytest.raises(CheckpointError, match=r"extra: .*Nothing was written"):
+        result.save(tmp_path / "c.safetensors", extra={"accuracy": float("nan")})
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,150 @@
+"""The file: an ordinary safetensors file whose metadata holds the document."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import struct
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import nn
+
+from prunegate.checkpoint.document import Document
+from prunegate.errors import CheckpointError, ModelNameError
+from prunegate.files import replacing
+
+_KEY = "prunegate"
+# Bytes of the header: the document, and a line for each tensor. A thousand layers take about one mebibyte.
+_LARGEST_HEADER = 16 * 2**20
+
+
+def save(path: str | os.PathLike[str], model: nn.Module, document: Document) -> None:
+    """Write ``model`` (the compact one) and its document; the file appears whole or not at all.
+
+    Raises:
+        CheckpointError: The document's ``extra`` is not JSON-ready, or there is no room or no right to write.
+    """
+    tensors, aliases = _stored_tensors(model)
+    document = replace(document, aliases=aliases, weights_sha256=_hash(tensors))
+    try:
+        text = document.as_text()
+    except ValueError as error:
+        raise CheckpointError(f"{path}: {error}. Nothing was written.") from error
+    try:
+        with replacing(Path(path)) as temporary:
+            save_file(tensors, temporary, metadata={_KEY: text})
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(
+            f"{path}: cannot be written ({error}). What was there before is as it was. Make room, or choose another "
+            "place."
+        ) from error
+
+
+def read_document(path: str | os.PathLike[str]) -> Document:
+    """The document of a checkpoint, without its weights.
+
+    Raises:
+        CheckpointError: The file is damaged, or no prunegate checkpoint.
+    """
+    path = Path(path)
+    with _open(path) as file:
+        return _document(path, file.metadata())
+
+
+def stored_sizes(path: str | os.PathLike[str]) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Type and shape of every stored tensor, without its data, e.g. ``("F32", (64, 3, 7, 7))``.
+
+    Raises:
+        CheckpointError: The file is damaged.
+    """
+    with _open(Path(path)) as file:
+        slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+        return {name: (str(s.get_dtype()), tuple(s.get_shape())) for name, s in slices.items()}
+
+
+def read(path: Path) -> tuple[Document, dict[str, torch.Tensor]]:
+    """Document and tensors, whose hash is compared.
+
+    Raises:
+        CheckpointError: The file is damaged, or no prunegate checkpoint.
+    """
+    with _open(path) as file:
+        document = _document(path, file.metadata())
+        try:
+            # Tensors of the file lie at any offset. Kernels round by how their operands are aligned, so each
+            # is copied to memory of torch's own: only then does a loaded model compute bit for bit the same.
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 (not a dict)
+        except (SafetensorError, OSError, RuntimeError, ValueError, TypeError, AttributeError) as error:
+            raise CheckpointError(f"{path}: cannot read the tensors ({error}). The file is damaged.") from error
+    if _hash(tensors) != document.weights_sha256:
+        raise CheckpointError(f"{path}: weights_sha256: does not match the tensors. The file is damaged or changed.")
+    return document, tensors
+
+
+def _open(path: Path) -> Any:
+    try:
+        with path.open("rb") as file:
+            start = file.read(8)
+            size = file.seek(0, os.SEEK_END)
+        header = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
+        if _LARGEST_HEADER < header < size:
+            raise CheckpointError(
+                f"{path}: header: found {header} bytes, expected at most {_LARGEST_HEADER}. The file is damaged, "
+                "or was made to fill memory."
+            )
+        return safe_open(str(path), framework="pt")
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path}: no such file, expected a checkpoint saved by prunegate.") from error
+    except IsADirectoryError as error:
+        raise CheckpointError(f"{path}: is a folder, expected a checkpoint saved by prunegate.") from error
+    except (SafetensorError, OSError, UnicodeDecodeError) as error:
+        raise CheckpointError(
+            f"{path}: cannot be read as a safetensors file ({error}). It is truncated or of another kind. "
+            "Copy or save it again."
+        ) from error
+
+
+def _document(path: Path, metadata: Mapping[str, str] | None) -> Document:
+    text = (metadata or {}).get(_KEY)
+    if text is None:
+        raise CheckpointError(
+            f"{path}: has no {_KEY!r} metadata, expected a checkpoint saved by prunegate. "
+            "Plain weights have no plan to build the compact model by."
+        )
+    try:
+        return Document.from_text(text)
+    except (ValueError, ModelNameError) as error:
+        raise CheckpointError(f"{path}: {error}. The file is damaged or was not made by prunegate.") from error
+
+
+def _stored_tensors(model: nn.Module) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """All parameters and buffers (also those that `state_dict` leaves out), each shared one once."""
+    first: dict[int, str] = {}
+    tensors: dict[str, torch.Tensor] = {}
+    aliases: dict[str, str] = {}
+    for name, tensor in (
+        *model.named_parameters(remove_duplicate=False),
+        *model.named_buffers(remove_duplicate=False),
+    ):
+        if id(tensor) in first:
+            aliases[name] = first[id(tensor)]
+        else:
+            first[id(tensor)] = name
+            # A copy of its own: safetensors refuses tensors whose storage is shared or strided.
+            tensors[name] = tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+    return tensors, aliases
+
+
+def _hash(tensors: Mapping[str, torch.Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].contiguous()
+        digest.update(f"{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]  # an array is a buffer
+    return digest.hexdigest()

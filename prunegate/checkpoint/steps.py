@@ -1,0 +1,109 @@
+"""The compactions that led from a dense model to a compact one, as plain data that can be applied again."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from prunegate.compaction import Mending, Plan, rebuild
+from prunegate.errors import CheckpointError, CompactionError
+from prunegate.groups import ExampleInputs, copy_with
+
+
+@dataclass(frozen=True)
+class Step:
+    """One compaction.
+
+    Attributes:
+        plan: What was removed.
+        mending: Which modules are played back.
+        inputs: Form of the example inputs, by which these are traced again; None if it has no plain form.
+    """
+
+    plan: Plan
+    mending: Mending
+    inputs: Any = None
+
+    def apply(self, model: nn.Module) -> nn.Module:
+        """Make the compaction again, in place.
+
+        Raises:
+            CompactionError: The plan or the mending does not fit the model.
+            ValueError: The form of the inputs is none.
+        """
+        inputs = ExampleInputs((), {}) if self.mending.is_plain else ExampleInputs.of_form(self.inputs)
+        return rebuild(model, self.plan, self.mending, inputs)
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "plan": self.plan.as_dict(),
+            "mending": None if self.mending.is_plain else self.mending.as_dict(),
+            "inputs": self.inputs,
+        }
+
+    @classmethod
+    def from_dict(cls, data: Any, where: str) -> Step:
+        """Read what `as_dict` wrote, trusting nothing.
+
+        Raises:
+            ValueError: Naming the field that is not as expected.
+        """
+        if not isinstance(data, dict):
+            raise ValueError(f"{where}: found {type(data).__name__}, expected an object")
+        try:
+            mending, inputs = Mending.from_dict(data.get("mending")), data.get("inputs")
+            if inputs is not None or not mending.is_plain:
+                ExampleInputs.of_form(inputs)
+            return cls(Plan.from_dict(data.get("plan")), mending, inputs)
+        except ValueError as error:
+            raise ValueError(f"{where}.{error}") from error
+
+
+@dataclass(frozen=True)
+class StoredPlan:
+    """What a checkpoint's compactions removed, to do the same to another dense model of the architecture.
+
+    Attributes:
+        steps: First to last.
+        source: Where it was read from, for messages.
+    """
+
+    steps: tuple[Step, ...]
+    source: str = ""
+
+    def apply(self, dense: nn.Module) -> nn.Module:
+        """The compact model with the weights of ``dense``, which is not modified.
+
+        Raises:
+            CheckpointError: The plan was made for another architecture.
+        """
+        return self.apply_in_place(copy_with(dense, lambda tensor: tensor))
+
+    def apply_in_place(self, model: nn.Module) -> nn.Module:
+        """Cut ``model`` itself; what it shares with others is replaced, not changed.
+
+        Raises:
+            CheckpointError: The plan was made for another architecture.
+        """
+        for number, step in enumerate(self.steps):
+            try:
+                model = step.apply(model)
+            except (CompactionError, ValueError) as error:
+                raise CheckpointError(f"{self.source}: steps[{number}].plan: {error}") from error
+        return model
+
+
+def load_plan(path: str | os.PathLike[str]) -> StoredPlan:
+    """The plan of a checkpoint, without its weights.
+
+    Use it to cut another dense checkpoint of the same architecture alike: ``load_plan(path).apply(dense)``.
+
+    Raises:
+        CheckpointError: The file is damaged, or no prunegate checkpoint.
+    """
+    from prunegate.checkpoint.files import read_document
+
+    return StoredPlan(read_document(path).steps, str(path))

@@ -1,0 +1,92 @@
+"""`prunegate inspect`: what can be pruned in a model."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from prunegate.cli.console import console
+from prunegate.errors import ModelNameError, TraceError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from prunegate.builders import Builder
+    from prunegate.wrapping import Explanation
+
+
+def inspect_command(arguments: argparse.Namespace) -> int:
+    import torch
+
+    from prunegate.builders import Builder, input_shape
+    from prunegate.wrapping import wrap
+
+    builder = Builder.parse(arguments.model, dict(map(model_argument, arguments.arg)))
+    model = builder.zeroed().eval()
+    shape = tuple(arguments.input_size or input_shape(builder, model))
+    if any(size < 1 for size in shape):
+        raise TraceError(f"--input-size: found {shape}, expected sizes of at least 1, such as 3 224 224.")
+    explanation = wrap(model, torch.zeros(1, *shape)).explain()
+    if arguments.json:
+        console().print_json(json.dumps(_as_json(builder, shape, explanation)))
+    else:
+        size = " × ".join(map(str, shape))
+        _print_explanation(console(), f"{builder.full_name}, input {size}", explanation, arguments.members)
+    return 0
+
+
+def model_argument(text: str) -> tuple[str, Any]:
+    from prunegate.recipe.source import parse_value
+
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise ModelNameError(f"--arg {text}: expected KEY=VALUE, for example num_classes=10.")
+    try:
+        return key, parse_value(value)
+    except ValueError as error:
+        raise ModelNameError(f"--arg {text}: found {value!r}, expected a value in YAML: {error}.") from error
+
+
+def _print_explanation(console: Console, title: str, explanation: Explanation, members: bool) -> None:
+    from rich.table import Table
+
+    table = Table(title=f"channel groups of {title}", title_justify="left")
+    table.add_column("channel group")
+    for column in ("units", "MACs share", "params share"):
+        table.add_column(column, justify="right")
+    table.add_column("members", justify="left" if members else "right")
+    for group in explanation.groups:
+        shares = (f"{group.macs_share:.1%}", f"{group.params_share:.1%}")
+        listed = "\n".join(group.members) if members else str(len(group.members))
+        table.add_row(group.name, str(group.num_units), *shares, listed)
+    console.print(table)
+    if explanation.pinned:
+        pinned = Table(title="pinned", title_justify="left")
+        pinned.add_column("channels of")
+        pinned.add_column("units", justify="right")
+        pinned.add_column("reason")
+        pinned.add_column("what to do")
+        for row in explanation.pinned:
+            pinned.add_row(row.name, str(row.num_units), row.reason, row.advice)
+        console.print(pinned)
+    console.print(
+        f"{explanation.dense_macs:,} MACs per sample, {explanation.dense_params:,} parameters; the gates can remove "
+        f"up to {explanation.reachable_macs_share:.1%} of the MACs.\n{explanation.reach_line}\n"
+        "A group's share is what goes when all but one of its units go; groups share MACs, so shares overlap.",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def _as_json(builder: Builder, shape: Sequence[int], explanation: Explanation) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    return {
+        "model": builder.full_name,
+        "arguments": dict(builder.arguments),
+        "input_size": list(shape),
+        **asdict(explanation),
+        "reachable_macs_share": explanation.reachable_macs_share,
+    }

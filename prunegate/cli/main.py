@@ -1,0 +1,139 @@
+"""Parsing of commands, and what becomes of errors."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from prunegate.cli.export import export_command
+from prunegate.cli.inspect import inspect_command
+from prunegate.cli.run import run_command
+from prunegate.cli.show import show_command
+from prunegate.cli.verify import verify_command
+from prunegate.errors import PrunegateError
+from prunegate.version import __version__
+
+_EXAMPLES = """examples:
+  prunegate run recipes/quickstart.yaml
+  prunegate run recipes/quickstart.yaml --set budget.fraction=0.25 --out runs/quarter
+  prunegate run recipes/quickstart.yaml --check
+  prunegate inspect timm/resnet18
+  prunegate export runs/quickstart --out small.safetensors
+  prunegate export runs/quickstart --out small.onnx
+  prunegate show small.safetensors
+  prunegate verify small.safetensors
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; 0 if it went well, 2 for a mistake the user can mend, 130 if interrupted."""
+    arguments = _parser().parse_args(argv)
+    logging.basicConfig(level=logging.INFO if arguments.verbose else logging.WARNING, format="%(name)s: %(message)s")
+    try:
+        return int(arguments.command(arguments))
+    except PrunegateError as error:
+        sys.stderr.write(f"prunegate: {error}\n")
+        return 2
+    except BrokenPipeError:  # the reader of a pipe, such as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as error:
+        if error.filename is None:  # no file the user named: a defect, which deserves its traceback
+            raise
+        sys.stderr.write(f"prunegate: {error.filename}: {error.strerror}. Choose another place, or mend it.\n")
+        return 2
+    except KeyboardInterrupt:
+        sys.stderr.write("prunegate: interrupted\n")
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="prunegate",
+        description="Differentiable structured pruning: wrap a model, train its gates, compact it without loss.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"prunegate {__version__}")
+    parser.add_argument("-v", "--verbose", action="store_true", help="log what is being done")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    run = commands.add_parser(
+        "run", help="carry out a recipe", description="Train, prune and compact as a recipe says."
+    )
+    run.add_argument("recipe", type=Path, help="a recipe in YAML")
+    run.add_argument("--check", action="store_true", help="validate the recipe and what it refers to, then stop")
+    run.add_argument("--set", action="append", default=[], metavar="KEY.PATH=VALUE", help="override one value")
+    run.add_argument("--out", type=Path, metavar="FOLDER", help="where to write; by default runs/<name>")
+    run.set_defaults(command=run_command)
+
+    inspect = commands.add_parser(
+        "inspect",
+        help="show what can be pruned in a model",
+        description="Channel groups, costs and what is pinned.",
+    )
+    inspect.add_argument("model", help="timm/<name>, torchvision/<name> or prunegate/<name>")
+    inspect.add_argument("--arg", action="append", default=[], metavar="KEY=VALUE", help="argument of the model")
+    inspect.add_argument(
+        "--input-size",
+        type=int,
+        nargs="+",
+        metavar="SIZE",
+        help="shape of one sample, channels first: C H W; by default the model's own",
+    )
+    inspect.add_argument("--members", action="store_true", help="list every tensor axis of every channel group")
+    inspect.add_argument("--json", action="store_true", help="print JSON instead of tables")
+    inspect.set_defaults(command=inspect_command)
+
+    export = commands.add_parser(
+        "export",
+        help="write a compact model in another place or format",
+        description="Verify a compact model and write it as a checkpoint, as ONNX, or as an exported program.",
+    )
+    export.add_argument("source", type=Path, metavar="RUN_OR_FILE", help="folder of a finished run, or a checkpoint")
+    export.add_argument("--out", type=Path, required=True, metavar="FILE", help="file to write")
+    export.add_argument("--force", action="store_true", help="overwrite the file if it exists")
+    export.add_argument("--format", choices=["safetensors", "onnx", "pt2"], help="by default what FILE ends in")
+    export.add_argument("--fixed-batch", action="store_true", help="take as many samples as the example has, not any")
+    export.add_argument("--opset", type=int, metavar="N", help="ONNX operator set; by default the recommended one")
+    export.add_argument(
+        "--input-size",
+        type=int,
+        nargs="+",
+        metavar="SIZE",
+        help="shape of one sample; by default the one it was pruned with",
+    )
+    _add_model(export)
+    export.set_defaults(command=export_command)
+
+    show = commands.add_parser(
+        "show", help="show what a checkpoint holds", description="What a checkpoint says; its weights are not read."
+    )
+    show.add_argument("file", type=Path, metavar="FILE", help="a checkpoint")
+    show.add_argument("--json", action="store_true", help="print JSON instead of tables")
+    show.set_defaults(command=show_command)
+
+    verify = commands.add_parser(
+        "verify",
+        help="check that a checkpoint is whole and computes what it did",
+        description="Compare the weights with their hash, and what the model computes with what it did when saved.",
+    )
+    verify.add_argument("file", type=Path, metavar="FILE", help="a checkpoint")
+    verify.add_argument(
+        "--against", type=Path, metavar="DENSE", help="safetensors file of the dense model's weights to compare with"
+    )
+    _add_model(verify)
+    verify.set_defaults(command=verify_command)
+    return parser
+
+
+def _add_model(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--model",
+        metavar="MODULE:FUNCTION",
+        help="what makes the dense model, if that is your own: it is imported because you say so",
+    )

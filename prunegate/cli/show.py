@@ -1,0 +1,97 @@
+"""`prunegate show`: what a checkpoint says, without loading its weights."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from prunegate.cli.console import console, say
+
+if TYPE_CHECKING:
+    from prunegate.checkpoint import Document
+
+
+def show_command(arguments: argparse.Namespace) -> int:
+    from prunegate.checkpoint import read_document, stored_sizes
+
+    document, sizes = read_document(arguments.file), stored_sizes(arguments.file)
+    stored = sum(math.prod(shape) for _, shape in sizes.values())
+    if arguments.json:
+        console().print_json(json.dumps(_as_json(document, sizes)))
+    else:
+        _print(arguments.file, document, stored)
+    return 0
+
+
+def _print(file: Path, document: Document, stored: int) -> None:
+    from rich.table import Table
+
+    builder = document.builder
+    arguments = "".join(f", {key}={value!r}" for key, value in builder.arguments.items()) if builder else ""
+    rows = [
+        ("format", ".".join(map(str, document.version))),
+        ("model", f"{builder.full_name}{arguments}" if builder else f"{document.class_name}: hand it in to load"),
+        ("stored numbers", f"{stored:,}"),
+    ]
+    for metric, costs in document.costs.items():
+        if costs.get("dense") and "compact" in costs:
+            share = costs["compact"] / costs["dense"]
+            rows.append((metric, f"{costs['compact']:,} of {costs['dense']:,} ({share:.2%})"))
+    rows += [(key, json.dumps(value)) for key, value in document.extra.items()]
+    if document.certificate:
+        rows.append(("differs from the gated model", ", ".join(_differences(document.certificate))))
+    rows.append(("fingerprint", "yes: prunegate verify compares it" if document.fingerprint else "none"))
+    rows.append(("weights sha256", document.weights_sha256))
+    table = Table(title=str(file), title_justify="left", show_header=False)
+    table.add_column("what")
+    table.add_column("value", overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    console().print(table)
+    for number, step in enumerate(document.steps):
+        title = "kept" if len(document.steps) == 1 else f"kept by compaction {number + 1}"
+        kept = Table(title=title, title_justify="left")
+        kept.add_column("channel group")
+        for column in ("kept", "of", "share"):
+            kept.add_column(column, justify="right")
+        for name, units in step.plan.kept.items():
+            total = step.plan.num_units[name]
+            kept.add_row(name, str(len(units)), str(total), f"{len(units) / total:.1%}")
+        console().print(kept)
+        if not step.mending.is_plain:
+            played = "the whole model, as a graph" if step.mending.graph else ", ".join(step.mending.replayed)
+            say(f"played back: {played}")
+
+
+def _differences(certificate: Any) -> list[str]:
+    """Each precision's largest relative difference, as far as it is there."""
+    found = []
+    for precision, difference in certificate.items():
+        if isinstance(difference, dict) and isinstance(difference.get("max_rel"), float):
+            found.append(f"{difference['max_rel']:.1e} ({precision})")
+    return found or ["unknown"]
+
+
+def _as_json(document: Document, sizes: dict[str, tuple[str, tuple[int, ...]]]) -> dict[str, Any]:
+    return {
+        "version": ".".join(map(str, document.version)),
+        "builder": None if document.builder is None else document.builder.as_dict(),
+        "class": document.class_name,
+        "costs": document.costs,
+        "extra": document.extra,
+        "certificate": document.certificate,
+        "fingerprint": document.fingerprint is not None,
+        "weights_sha256": document.weights_sha256,
+        "steps": [
+            {
+                "kept": {name: [len(units), step.plan.num_units[name]] for name, units in step.plan.kept.items()},
+                "backend": step.mending.backend,
+                "replayed": list(step.mending.replayed),
+            }
+            for step in document.steps
+        ],
+        "tensors": {name: {"dtype": dtype, "shape": list(shape)} for name, (dtype, shape) in sizes.items()},
+    }

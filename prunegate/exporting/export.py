@@ -1,0 +1,179 @@
+"""`export_model`: write a model as ONNX or as an exported program, and make sure that it computes the same."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import logging
+import math
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils._pytree import tree_map
+
+from prunegate.compaction import outputs_of
+from prunegate.errors import ExportError
+from prunegate.exporting import onnx, pt2
+from prunegate.exporting.target import Target
+from prunegate.files import replacing
+from prunegate.groups import ExampleInputs
+
+logger = logging.getLogger(__name__)
+
+# Largest relative difference, max|exported − model| / max|model|, at which a file is handed out.
+TOLERANCE = 1e-4
+FORMATS: Mapping[str, Target] = {"onnx": onnx.TARGET, "pt2": pt2.TARGET}
+
+
+@dataclass(frozen=True)
+class Exported:
+    """An exported file and how close it is.
+
+    Attributes:
+        max_rel: Largest difference over all outputs and inputs, relative to the largest output.
+        batches: Batch sizes it was run with.
+    """
+
+    path: Path
+    format: str
+    max_rel: float
+    batches: tuple[int, ...]
+
+
+def export_model(
+    model: nn.Module,
+    inputs: ExampleInputs,
+    path: Path,
+    format: str,
+    dynamic_batch: bool = True,
+    opset: int | None = None,
+) -> Exported:
+    """Write ``model``, in eval mode, as a file of another format.
+
+    The file is run on noise of the inputs' form and compared with the model; with a dynamic batch also on another
+    number of samples. It appears whole and verified, or not at all.
+
+    Args:
+        inputs: What the model is called with; the leading size of the first tensor is the batch size.
+        format: ``"onnx"`` or ``"pt2"`` (`torch.export`).
+        dynamic_batch: Let the file take any number of samples.
+        opset: ONNX operator set version; by default the one torch recommends.
+
+    Raises:
+        ExportError: A package is missing, the model cannot be exported, or the file computes something else.
+    """
+    if format not in FORMATS:
+        raise ExportError(f"format: found {format!r}, expected one of {', '.join(FORMATS)}.")
+    if opset is not None and format != "onnx":
+        raise ExportError(f"opset: found {opset} for the format {format}, which has none. Leave it out.")
+    target = FORMATS[format]
+    target.require()
+    if dynamic_batch and inputs.batch_size() == 1:
+        inputs = inputs.doubled()  # with one sample an exporter takes the batch for a constant
+    training = {module: module.training for module in model.modules()}
+    try:
+        with _quietly(), torch.no_grad(), replacing(path) as temporary:
+            _write(target, model.eval(), inputs, temporary, dynamic_batch, opset)
+            cases = [inputs, _more_samples(inputs)] if dynamic_batch else [inputs]
+            worst = _difference(target, model, cases, temporary)
+    finally:
+        for module, mode in training.items():
+            module.training = mode
+    return Exported(path, format, worst, tuple(case.batch_size() for case in cases))
+
+
+def _write(
+    target: Target, model: nn.Module, inputs: ExampleInputs, path: Path, dynamic_batch: bool, opset: int | None
+) -> None:
+    try:
+        target.write(copy.deepcopy(model), inputs, _dynamic_sizes(inputs) if dynamic_batch else None, path, opset)
+    except Exception as error:  # exporters meet the model's own code, and may raise anything
+        what_to_do = (
+            "Its code may fix the number of samples: say dynamic_batch=False (--fixed-batch). "
+            if dynamic_batch
+            else "Its code may depend on values, which no static format can hold. "
+        )
+        short = " ".join(str(error).split())[:500]
+        raise ExportError(
+            f"{path.suffix.lstrip('.')}: the model cannot be exported: {type(error).__name__}: {short}. {what_to_do}"
+            "Whether the dense model can be exported tells if it is the model's own doing."
+        ) from error
+
+
+def _difference(target: Target, model: nn.Module, cases: Sequence[ExampleInputs], path: Path) -> float:
+    worst = 0.0
+    for case in cases:
+        expected = outputs_of(model, case)
+        try:
+            found = target.run(path, case)
+        except Exception as error:  # a foreign runtime may raise anything
+            short = " ".join(str(error).split())[:500]
+            raise ExportError(
+                f"the exported model does not run with {case.batch_size()} samples: {type(error).__name__}: {short}. "
+                "Nothing was written. If it runs with as many as it was exported with, say dynamic_batch=False "
+                "(--fixed-batch)."
+            ) from error
+        worst = max(worst, _relative(expected, found))
+    if not worst <= TOLERANCE:
+        raise ExportError(
+            f"the exported model differs from the compact one by {worst:.2g} (relative), expected at most "
+            f"{TOLERANCE:g}. Nothing was written. Try another opset, or another format."
+        )
+    return worst
+
+
+def _relative(expected: Sequence[torch.Tensor], found: Sequence[torch.Tensor]) -> float:
+    if [tuple(t.shape) for t in expected] != [tuple(t.shape) for t in found]:
+        return math.inf
+    apart = largest = 0.0
+    for a, b in zip(expected, found, strict=True):
+        if a.numel():
+            a, b = a.double().cpu(), b.double().cpu()
+            # Equal infinities, as in masked scores, are no difference.
+            gap = float(torch.where(a == b, 0.0, (a - b).abs()).max())
+            if not math.isfinite(gap):
+                return math.inf
+            apart = max(apart, gap)
+            largest = max(largest, float(torch.where(a.isfinite(), a, 0.0).abs().max()))
+    if apart and not largest:
+        return math.inf
+    return apart / largest if apart else 0.0
+
+
+def _dynamic_sizes(inputs: ExampleInputs) -> Any:
+    """For `torch.export`: the batch dimension of every tensor that has the batch size there."""
+    size = inputs.batch_size()
+    batch = torch.export.Dim("batch", min=1)
+
+    def of(entry: Any) -> Any:
+        follows = isinstance(entry, torch.Tensor) and entry.dim() > 0 and entry.shape[0] == size
+        return {0: batch} if follows else None
+
+    return tree_map(of, inputs.args), tree_map(of, inputs.kwargs)
+
+
+def _more_samples(inputs: ExampleInputs) -> ExampleInputs:
+    """One sample more: the first again."""
+    size = inputs.batch_size()
+    return inputs.map(lambda t: torch.cat([t, t[:1]]) if t.dim() > 0 and t.shape[0] == size else t)
+
+
+@contextlib.contextmanager
+def _quietly() -> Iterator[None]:
+    """Without what exporters say about themselves."""
+    noisy = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir", "torch.export")]
+    levels = [(each, each.level) for each in noisy]
+    try:
+        for each in noisy:
+            each.setLevel(logging.ERROR)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for each, level in levels:
+            each.setLevel(level)

@@ -1,0 +1,79 @@
+"""Models that are made by a user's own code, named ``module:function`` by the user: never by a checkpoint."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+
+from prunegate.errors import ModelNameError
+
+
+@dataclass(frozen=True)
+class OwnBuilder:
+    """How to make a dense model by a function or class of the user's.
+
+    Attributes:
+        name: ``"module:function"``, importable from where the command runs.
+        arguments: Keyword arguments.
+    """
+
+    name: str
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def full_name(self) -> str:
+        return self.name
+
+    def function(self) -> Callable[..., Any]:
+        """Import what makes the model.
+
+        Raises:
+            ModelNameError: There is no such module or function.
+        """
+        module, _, path = self.name.partition(":")
+        here = os.getcwd()
+        sys.path.insert(0, here)  # as `python -m` does; an installed command does not
+        try:
+            found: Any = importlib.import_module(module)
+            for part in path.split("."):
+                found = getattr(found, part)
+        except Exception as error:  # the user's module may raise anything
+            raise ModelNameError(
+                f"model name: {self.name!r} cannot be imported from {here}: {type(error).__name__}: {error}. "
+                "Give module:function, where module is found from the present folder or is installed."
+            ) from error
+        finally:
+            sys.path.remove(here)
+        if not callable(found):
+            raise ModelNameError(
+                f"model name: {self.name!r} is a {type(found).__name__}, expected a function or class."
+            )
+        made: Callable[..., Any] = found
+        return made
+
+    def build(self) -> nn.Module:
+        """The dense model.
+
+        Raises:
+            ModelNameError: The function raises, or makes something else.
+        """
+        function = self.function()
+        try:
+            model = function(**self.arguments)
+        except Exception as error:  # the user's function may raise anything
+            raise ModelNameError(f"{self.name}: raised {type(error).__name__}: {error}.") from error
+        if not isinstance(model, nn.Module):
+            raise ModelNameError(f"{self.name}: made a {type(model).__name__}, expected a module.")
+        return model
+
+
+def is_own(name: str) -> bool:
+    """Whether a model name is ``module:function``."""
+    module, colon, function = name.partition(":")
+    return bool(colon) and all(part.isidentifier() for part in (*module.split("."), *function.split(".")))

@@ -1,0 +1,51 @@
+"""Compact models to save, and files to tamper with."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import nn
+
+import prunegate
+from prunegate.builders import Builder
+from tests.conftest import SmallNet, random_masks, randomise
+
+
+def compacted(
+    name: str, size: int = 64, backend: str = "auto", **arguments: Any
+) -> tuple[prunegate.Compaction, torch.Tensor]:
+    """A model with random weights and half of its units removed at random; and an input."""
+    builder = None if name == "SmallNet" else Builder.parse(name, arguments)
+    model = randomise(SmallNet() if builder is None else builder.build()).eval()
+    x = torch.randn(2, arguments.get("in_chans", 3), size, size, generator=torch.Generator().manual_seed(0))
+    gated = prunegate.wrap(model, x, backend=backend)
+    gated.set_masks(random_masks(gated.groups, 0.5, 0))
+    return prunegate.compact(gated), x
+
+
+def outputs_of(model: nn.Module, x: Any) -> list[torch.Tensor]:
+    """All tensors a model returns, in nested containers or not."""
+
+    def tensors(tree: Any) -> list[torch.Tensor]:
+        if isinstance(tree, torch.Tensor):
+            return [tree]
+        entries = tree.values() if isinstance(tree, dict) else tree if isinstance(tree, (list, tuple)) else []
+        return [t for entry in entries for t in tensors(entry)]
+
+    with torch.no_grad():
+        return tensors(model.eval()(x))
+
+
+def rewritten(file: Path, change: Any) -> Path:
+    """The file with its document changed and everything else as it was."""
+    with safe_open(str(file), framework="pt") as opened:
+        document = json.loads(opened.metadata()["prunegate"])
+        tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+    change(document)
+    save_file(tensors, str(file), metadata={"prunegate": json.dumps(document)})
+    return file

@@ -1,0 +1,333 @@
+"""Files that were damaged, or made to do harm: each is refused with a `CheckpointError`, at little cost.
+
+While a file is read nothing may be imported beyond what a good file needs, no other file opened for writing, no
+socket made, no process begun: Python's audit hooks tell.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import json
+import os
+import resource
+import struct
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import prunegate
+from prunegate.checkpoint.files import _hash
+from prunegate.errors import CheckpointError
+from tests.checkpoint.models import compacted
+
+# The whole of what the property test must show; a good file takes some 15 ms to load.
+EXAMPLES = 2000
+MOST_SECONDS = 20.0
+MOST_BYTES = 300 * 2**20
+
+
+class Watcher:
+    """What Python's audit hook saw while it was on."""
+
+    def __init__(self) -> None:
+        self.on = False
+        self.seen: list[str] = []
+        self.allowed = Path("/")
+        sys.addaudithook(self)
+
+    def __call__(self, event: str, args: tuple[Any, ...]) -> None:
+        if not self.on:
+            return
+        if event == "open" and isinstance(args[0], str):
+            writes = isinstance(args[2], int) and args[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
+            of_python = args[0].endswith((".py", ".pyc")) or "site-packages" in args[0] or args[0].startswith("/proc/")
+            if writes or not (of_python or Path(args[0]) == self.allowed):
+                self.seen.append(f"open {args[0]}")
+        elif event == "import" and args[0].split(".")[0] not in sys.modules:
+            self.seen.append(f"import {args[0]}")
+        elif event.split(".")[0] in ("socket", "subprocess", "shutil", "urllib", "ctypes") or event in (
+            "os.system",
+            "os.remove",
+            "os.rename",
+            "os.mkdir",
+            "os.exec",
+            "os.fork",
+            "pickle.find_class",
+        ):
+            self.seen.append(event)
+
+
+WATCHER = Watcher()
+
+
+@contextlib.contextmanager
+def nothing_else_happens(file: Path) -> Iterator[None]:
+    before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
+    WATCHER.allowed, WATCHER.seen, WATCHER.on = file, [], True
+    try:
+        yield
+    finally:
+        WATCHER.on = False
+    assert WATCHER.seen == []
+    assert time.process_time() - start < MOST_SECONDS
+    assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 < MOST_BYTES
+
+
+@pytest.fixture(scope="module")
+def good(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """Good files, whose loading has brought in whatever good files need."""
+    found = {}
+    for name, size, backend in (("timm/test_resnet", 64, "auto"), ("timm/test_vit", 160, "graph")):
+        file = tmp_path_factory.mktemp("good") / "good.safetensors"
+        compacted(name, size, backend)[0].save(file)
+        prunegate.load(file, verify=True)
+        found[backend] = file.read_bytes()
+    return found
+
+
+def parts(raw: bytes) -> tuple[dict[str, Any], dict[str, Any], bytes]:
+    """Header, document and data of a file."""
+    length = struct.unpack("<Q", raw[:8])[0]
+    header = json.loads(raw[8 : 8 + length])
+    return header, json.loads(header["__metadata__"]["prunegate"]), raw[8 + length :]
+
+
+def joined(header: dict[str, Any], document: Any, data: bytes) -> bytes:
+    header = {**header, "__metadata__": {"prunegate": json.dumps(document)}}
+    text = json.dumps(header).encode()
+    return struct.pack("<Q", len(text)) + text + data
+
+
+def places(tree: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """The way to every entry of nested containers."""
+    entries = tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else ()
+    for key, value in entries:
+        yield (*path, key)
+        yield from places(value, (*path, key))
+
+
+def with_other_tensors(raw: bytes, data: st.DataObject) -> bytes:
+    """A file whose hash is right and one tensor wrong."""
+    _, document, _ = parts(raw)
+    tensors = dict(safetensors.torch.load(raw))
+    name = data.draw(st.sampled_from(sorted(tensors)))
+    tensor = tensors.pop(name)
+    what = data.draw(st.sampled_from(("gone", "renamed", "another type", "another form", "longer", "more")))
+    if what == "renamed":
+        tensors[data.draw(st.sampled_from(("..", "", "x.weight", "fc", "__class__")))] = tensor
+    elif what == "another type":
+        types = (torch.int64, torch.bool, torch.uint8, torch.int32)
+        tensors[name] = tensor.to(data.draw(st.sampled_from([t for t in types if t != tensor.dtype])))
+    elif what == "another form":
+        tensors[name] = tensor[None].clone()
+    elif what == "longer":
+        tensors[name] = torch.cat([tensor.reshape(-1), tensor.reshape(-1)])
+    elif what == "more":
+        tensors |= {name: tensor, f"{name}.more": tensor.clone()}
+    return safetensors.torch.save(tensors, {"prunegate": json.dumps({**document, "weights_sha256": _hash(tensors)})})
+
+
+HOSTILE: list[Any] = [
+    None, True, -1, 0, 1, 3, 1 << 31, 1 << 63, -(1 << 63), 1 << 80, 1e308, float("nan"), float("inf"), "", "..",
+    "../../etc/passwd", "/etc/passwd", "http://127.0.0.1:9/x", "hf-hub:someone/something", "os", "os:system",
+    "__class__", "__import__('os')", "\0", "é" * 300, [], {}, [[]], [1] * 1000, {"": {}}, {"..": 1},
+    {"__reduce__": "os.system"}, [1 << 24, 1 << 24], {"tensor": [1 << 24] * 8, "dtype": "float32"},
+]  # fmt: skip
+
+
+def changed(raw: bytes, data: st.DataObject) -> bytes:
+    """A file with one thing wrong: in its bytes, its header or its document."""
+    ways = ("document", "document", "document", "tensors", "header", "bytes", "cut", "grown")
+    how = data.draw(st.sampled_from(ways))
+    if how == "tensors":
+        return with_other_tensors(raw, data)
+    if how == "bytes":
+        damaged = bytearray(raw)
+        length = struct.unpack("<Q", raw[:8])[0]
+        # Mostly in the header, where it matters how.
+        end = data.draw(st.sampled_from((8, 8 + length, len(raw))))
+        for _ in range(data.draw(st.integers(1, 4))):
+            damaged[data.draw(st.integers(0, end - 1))] ^= 1 << data.draw(st.integers(0, 7))
+        return bytes(damaged)
+    if how == "cut":
+        return raw[: data.draw(st.integers(0, len(raw) - 1))]
+    if how == "grown":
+        return raw + b"\0" * data.draw(st.integers(1, 1000))
+    header, document, tensors = parts(raw)
+    tree: Any = document if how == "document" else {k: v for k, v in header.items() if k != "__metadata__"}
+    tree = copy.deepcopy(tree)
+    path = data.draw(st.sampled_from(list(places(tree))))
+    owner = tree
+    for key in path[:-1]:
+        owner = owner[key]
+    what = data.draw(st.sampled_from(("replace", "replace", "remove", "rename", "copy")))
+    value = data.draw(st.sampled_from(HOSTILE))
+    if what == "replace":
+        owner[path[-1]] = value
+    elif what == "remove":
+        del owner[path[-1]]
+    elif isinstance(owner, list):
+        owner.append(value)
+    elif what == "rename":
+        owner[data.draw(st.sampled_from(("..", "", "weight", "x" * 300, "fc.weight", "__dict__")))] = owner.pop(
+            path[-1]
+        )
+    else:
+        owner[data.draw(st.sampled_from(("..", "pretrained", "checkpoint_path", "fc", "")))] = owner[path[-1]]
+    return joined(header, tree, tensors) if how == "document" else joined(tree, document, tensors)
+
+
+@settings(
+    max_examples=EXAMPLES,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large],
+)
+@given(data=st.data())
+def test_changed_files_are_refused_or_load_as_they_should(
+    good: dict[str, bytes], tmp_path: Path, data: st.DataObject
+) -> None:
+    raw = good[data.draw(st.sampled_from(("auto", "auto", "auto", "auto", "graph")))]
+    file = tmp_path / "changed.safetensors"
+    file.write_bytes(changed(raw, data))
+    with nothing_else_happens(file):
+        try:
+            loaded = prunegate.load(file)
+        except CheckpointError as error:
+            refused = str(error)
+        else:
+            refused = ""
+    if refused:
+        assert str(file) in refused  # where
+        return
+    # What is for people alone may say anything; the weights are those of the good file.
+    _, _, tensors = parts(raw)
+    assert parts(file.read_bytes())[2] == tensors
+    assert sum(p.numel() for p in loaded.parameters()) <= len(tensors) // 4
+
+
+def whole(change: Callable[[dict[str, Any]], Any]) -> Callable[[bytes], bytes]:
+    def made(raw: bytes) -> bytes:
+        header, document, data = parts(raw)
+        change(document)
+        return joined(header, document, data)
+
+    return made
+
+
+def plan(document: dict[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = document["steps"][0]["plan"]
+    return found
+
+
+def swapped(raw: bytes) -> bytes:
+    """Two tensors whose entries in the header are exchanged."""
+    header, document, data = parts(raw)
+    names = sorted(name for name in header if name.endswith(".weight"))
+    header[names[0]], header[names[1]] = header[names[1]], header[names[0]]
+    return joined(header, document, data)
+
+
+def retyped(raw: bytes) -> bytes:
+    header, document, data = parts(raw)
+    header["fc.weight"]["dtype"] = "I32"
+    return joined(header, document, data)
+
+
+def overlapping(raw: bytes) -> bytes:
+    header, document, data = parts(raw)
+    header["fc.bias"]["data_offsets"] = header["fc.weight"]["data_offsets"]
+    return joined(header, document, data)
+
+
+HANDMADE: dict[str, tuple[Callable[[bytes], bytes], str]] = {
+    "download": (
+        whole(lambda d: d["builder"]["arguments"].update(pretrained=True)),
+        "argument 'pretrained' is refused",
+    ),
+    "file": (whole(lambda d: d["builder"]["arguments"].update(checkpoint_path="x")), "'checkpoint_path' is refused"),
+    "hub": (whole(lambda d: d["builder"].update(name="hf-hub:a/b")), "timm has no model 'hf-hub:a/b'"),
+    "a path as a name": (whole(lambda d: d["builder"].update(name="../../x")), "timm has no model"),
+    "another package": (whole(lambda d: d["builder"].update(library="subprocess")), "found 'subprocess/test_resnet'"),
+    "code as an argument": (whole(lambda d: d["builder"]["arguments"].update(act_layer={"a": 1})), "found dict"),
+    "another model": (whole(lambda d: d["builder"].update(name="resnet18")), "made for another model|many times more"),
+    "a huge model": (whole(lambda d: d["builder"].update(name="vit_giant_patch14_224")), "another model|many times"),
+    "a wide model": (
+        whole(lambda d: d["builder"]["arguments"].update(channels=[1 << 20] * 4)),
+        "made for another model|cannot be built",
+    ),
+    "a deep model": (
+        whole(lambda d: d["builder"]["arguments"].update(layers=[1 << 20] * 4)),
+        "many times more than the file holds",
+    ),
+    "a long list": (whole(lambda d: d["builder"]["arguments"].update(layers=[1] * 10**5)), "found a list of 100000"),
+    "no masks": (whole(lambda d: plan(d).update(patterns=[])), "expected the number of one of 0 patterns"),
+    "a negative index": (whole(lambda d: plan(d)["groups"].update({"conv1.0": -1})), "conv1.0: found -1"),
+    "a fraction": (whole(lambda d: plan(d)["groups"].update({"conv1.0": 0.5})), "conv1.0: found 0.5"),
+    "a huge mask": (whole(lambda d: plan(d)["patterns"].append([1 << 40, ""])), "found size 1099511627776"),
+    "many huge masks": (
+        whole(
+            lambda d: plan(d).update(patterns=[[3 << 21, "/" * (1 << 20)]], groups={str(i): 0 for i in range(10**4)})
+        ),
+        "plan.groups: found more than 4194304 units in all",
+    ),
+    "a negative size": (whole(lambda d: plan(d)["attributes"].update(fc={"in_features": -4})), "found -4, expected a"),
+    "a size of NaN": (whole(lambda d: plan(d)["attributes"].update(fc={"in_features": float("nan")})), "holds NaN"),
+    "a module above": (whole(lambda d: plan(d)["attributes"].update({"..": {"x": 1}})), "no such module"),
+    "another attribute": (whole(lambda d: plan(d)["attributes"].update(fc={"training": 1})), "fc.training: found"),
+    "a method": (whole(lambda d: plan(d)["attributes"].update(fc={"forward": 1})), "fc.forward: found None"),
+    "an eighth axis": (whole(lambda d: plan(d)["tensors"].update({"fc.weight": {"7": 0}})), "fc.weight: found shape"),
+    "alias of nothing": (whole(lambda d: d["aliases"].update({"fc.weight": "x"})), "aliases.fc.weight: names 'x'"),
+    "replayed root": (
+        whole(lambda d: d["steps"][0].update(mending={"graph": False, "replayed": [".."], "apart": []})),
+        r"steps\[0\]",
+    ),
+    "endless inputs": (
+        whole(
+            lambda d: d["steps"][0].update(
+                mending={"graph": True, "replayed": [], "apart": []},
+                inputs={"list": [{"list": [{"tensor": [1 << 24] * 4, "dtype": "float32"}]}, {"dict": {}}]},
+            )
+        ),
+        r"steps\[0\].inputs: found shape",
+    ),
+    "many steps": (whole(lambda d: d.update(steps=d["steps"] * 50)), r"steps\[1\]|steps: found 50"),
+    "deep nesting": (whole(lambda d: d.update(extra=json.loads("[" * 400 + "]" * 400))), "extra|nested more than 32"),
+    "a long number": (
+        lambda raw: raw.replace(b'\\"version\\":\\"1.0\\"', b'\\"version\\":' + b"9" * 14)[: len(raw) * 2],
+        "cannot be read|version: found",
+    ),
+    "swapped tensors": (swapped, "weights_sha256: does not match"),
+    "other type": (retyped, "weights_sha256: does not match"),
+    "overlapping tensors": (overlapping, "cannot be read as a safetensors file"),
+}
+
+
+@pytest.mark.parametrize("case", HANDMADE)
+def test_handmade_file_is_refused_with_the_field(good: dict[str, bytes], tmp_path: Path, case: str) -> None:
+    make, message = HANDMADE[case]
+    file = tmp_path / "made.safetensors"
+    file.write_bytes(make(good["auto"]))
+    with nothing_else_happens(file), pytest.raises(CheckpointError, match=message) as caught:
+        prunegate.load(file)
+    assert str(file) in str(caught.value)
+
+
+def test_watcher_sees(tmp_path: Path) -> None:
+    """The test above could fail: what it forbids is noticed."""
+    with pytest.raises(AssertionError, match="open"), nothing_else_happens(tmp_path / "a"):
+        (tmp_path / "b").write_text("")
+    with pytest.raises(AssertionError, match="import antigravity_"), nothing_else_happens(tmp_path):  # noqa: SIM117
+        with contextlib.suppress(ImportError):
+            __import__("antigravity_")
+    with pytest.raises(AssertionError), nothing_else_happens(tmp_path):
+        torch.ones(MOST_BYTES // 2).sum()

@@ -1,0 +1,86 @@
+"""A save that is killed, or that finds no room, leaves the old file or the new one and nothing between."""
+
+from __future__ import annotations
+
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from prunegate.checkpoint import read_document
+from prunegate.checkpoint.files import read
+from tests.checkpoint.models import compacted
+
+KILLS = 40
+
+# Saves models 0, 1, 2, ... over one and the same file for ever, and says so before it begins.
+SAVER = """
+import itertools, sys, torch
+from tests.checkpoint.models import compacted
+torch.set_num_threads(1)
+result, _ = compacted("SmallNet", 16)
+result._fingerprint = lambda: None  # the file is to be written often, not described well
+print("ready", flush=True)
+for number in itertools.count():
+    torch.nn.init.constant_(next(result.model.parameters()), number)
+    result.save(sys.argv[1], extra={"number": number})
+"""
+
+LIMITED = """
+import resource, signal, sys
+from prunegate.errors import CheckpointError
+from tests.checkpoint.models import compacted
+result, _ = compacted("SmallNet", 16)
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]), int(sys.argv[2])))
+try:
+    result.save(sys.argv[1])
+except CheckpointError as error:
+    print(error)
+    sys.exit(3)
+"""
+
+
+def test_killed_save_leaves_the_old_file_or_the_new_one(tmp_path: Path) -> None:
+    file = tmp_path / "c.safetensors"
+    pause = random.Random(0)
+    seen = set()
+    result, _ = compacted("SmallNet", 16)
+    first = next(name for name, _ in result.model.named_parameters())
+    for _ in range(KILLS // 10):
+        with subprocess.Popen([sys.executable, "-c", SAVER, str(file)], stdout=subprocess.PIPE, text=True) as child:
+            assert child.stdout is not None
+            assert child.stdout.readline() == "ready\n"
+            # A stopped process is where a killed one would be: looked at again and again, then killed.
+            for _ in range(10):
+                time.sleep(pause.uniform(0.001, 0.02))
+                child.send_signal(signal.SIGSTOP)
+                if file.exists():
+                    document, tensors = read(file)
+                    number = document.extra["number"]
+                    assert (tensors[first] == number).all()
+                    seen.add(number)
+                child.send_signal(signal.SIGCONT)
+            child.kill()
+        read(file)  # whole, and its hash is right
+    assert len(seen) > 5
+
+
+@pytest.mark.parametrize("room", [0, 8, 1000, 10_000])
+def test_full_disk_leaves_the_old_file(tmp_path: Path, room: int) -> None:
+    file = tmp_path / "c.safetensors"
+    result, _ = compacted("SmallNet", 16)
+    result.save(file, extra={"which": "old"})
+    assert file.stat().st_size > room
+    done = subprocess.run(
+        [sys.executable, "-c", LIMITED, str(file), str(room)], stdout=subprocess.PIPE, text=True, check=False
+    )
+    assert done.returncode == 3, done.stdout
+    assert "cannot be written" in done.stdout
+    assert "too large" in done.stdout
+    assert read_document(file).extra == {"which": "old"}
+    assert [path.name for path in tmp_path.iterdir()] == [file.name]

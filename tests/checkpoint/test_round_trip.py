@@ -1,0 +1,56 @@
+"""Saving, and loading in a new process: bit for bit the same outputs, for models of all kinds."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from prunegate.checkpoint import read_document
+from tests.checkpoint.models import compacted, outputs_of
+
+LOADER = """
+import sys, torch, prunegate
+from tests.checkpoint.models import outputs_of
+from tests.conftest import SmallNet
+file, inputs, out, own = sys.argv[1:]
+model = prunegate.load(file, model=SmallNet if own == "SmallNet" else None, verify=True)
+torch.save(outputs_of(model, torch.load(inputs)), out)
+"""
+
+MODELS = {
+    "residual": ("timm/test_resnet", 64, "auto"),
+    "squeeze-excite": ("torchvision/mobilenet_v3_small", 64, "auto"),
+    "grouped": ("torchvision/regnet_y_400mf", 64, "auto"),
+    "branches": ("torchvision/googlenet", 64, "auto"),
+    "channels last": ("timm/test_convnext", 64, "auto"),
+    "standardised weights": ("timm/test_nfnet", 64, "auto"),
+    "transformer": ("timm/test_vit", 160, "auto"),
+    "transformer as a graph": ("timm/test_vit", 160, "graph"),
+    "windows": ("timm/swin_s3_tiny_224", 224, "auto"),
+    "hybrid": ("timm/mobilevit_xxs", 64, "auto"),
+    "segmentation": ("torchvision/lraspp_mobilenet_v3_large", 64, "auto"),
+    "detection": ("torchvision/fasterrcnn_mobilenet_v3_large_320_fpn", 64, "auto"),
+    "own class": ("SmallNet", 16, "auto"),
+    "own class as a graph": ("SmallNet", 16, "graph"),
+}
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_new_process_reproduces_the_saved_model_bit_for_bit(tmp_path: Path, kind: str) -> None:
+    name, size, backend = MODELS[kind]
+    result, x = compacted(name, size, backend)
+    file = tmp_path / "compact.safetensors"
+    result.save(file)  # the builder is found out from the model itself
+    expected = outputs_of(result.model, x)
+    torch.save(x, tmp_path / "x.pt")
+    arguments = [str(file), str(tmp_path / "x.pt"), str(tmp_path / "y.pt"), name]
+    subprocess.run([sys.executable, "-W", "error", "-c", LOADER, *arguments], check=True, timeout=300)
+    found = torch.load(tmp_path / "y.pt")
+    assert len(found) == len(expected) > 0
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+    assert (read_document(file).builder is None) == (name == "SmallNet")
+    assert list(tmp_path.glob(".compact*")) == []
