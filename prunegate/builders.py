@@ -16,6 +16,7 @@ from torch import nn
 
 from prunegate import cifar_resnet
 from prunegate.errors import ModelNameError, nearest
+from prunegate.without_data import without_data
 
 LIBRARIES = ("timm", "torchvision", "prunegate")
 # Arguments by which the libraries fetch or read weights, code or configuration.
@@ -109,7 +110,7 @@ class Builder:
         """
         with torch.random.fork_rng(devices=[]), _counting(_SPARE + 4 * most_parameters):
             try:
-                with torch.device("meta"):
+                with without_data():
                     return self.build()
             except ModelNameError as error:
                 if not isinstance(error.__cause__, _NEEDS_VALUES):

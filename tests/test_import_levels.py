@@ -17,6 +17,7 @@ LEVELS = {
     "version": 0,
     "cifar_resnet": 0,
     "own_code": 1,
+    "without_data": 0,
     "groups": 1,
     "builders": 1,
     "gates": 2,

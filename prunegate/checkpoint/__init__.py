@@ -19,7 +19,8 @@ field                     meaning
 ``fingerprint``           `Fingerprint.as_dict`: what the model computes on given inputs, or null
 ``costs``                 ``{"macs": {"dense", "compact"}, "params": {...}}``: per sample, exact
 ``extra``                 whatever the writer added (recipe name, budget, accuracy)
-``weights_sha256``        hash over names, dtypes, shapes and bytes of all stored tensors
+``weights_sha256``        SHA-256 of the header's entries for tensors, as JSON with sorted keys and without
+                          spaces, followed by all bytes after the header
 ========================  ==============================================================================
 
 Fields that a newer minor version added are kept as they are (`Document.unknown`) and written back.

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import mmap
 import os
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +26,9 @@ from prunegate.files import replacing
 _KEY = "prunegate"
 # Bytes of the header: the document, and a line for each tensor. A thousand layers take about one mebibyte.
 _LARGEST_HEADER = 16 * 2**20
+# Stands for the hash until the tensors are in the file, whose order is safetensors' own.
+_NO_HASH = "to be replaced by the hash of all tensors, which is as long, ..."
+assert len(_NO_HASH) == hashlib.sha256().digest_size * 2
 
 
 def save(path: str | os.PathLike[str], model: nn.Module, document: Document) -> None:
@@ -31,7 +38,7 @@ def save(path: str | os.PathLike[str], model: nn.Module, document: Document) -> 
         CheckpointError: The document's ``extra`` is not JSON-ready, or there is no room or no right to write.
     """
     tensors, aliases = _stored_tensors(model)
-    document = replace(document, aliases=aliases, weights_sha256=_hash(tensors))
+    document = replace(document, aliases=aliases, weights_sha256=_NO_HASH)
     try:
         text = document.as_text()
     except ValueError as error:
@@ -39,6 +46,7 @@ def save(path: str | os.PathLike[str], model: nn.Module, document: Document) -> 
     try:
         with replacing(Path(path)) as temporary:
             save_file(tensors, temporary, metadata={_KEY: text})
+            _put_hash(temporary)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(
             f"{path}: cannot be written ({error}). What was there before is as it was. Make room, or choose another "
@@ -68,23 +76,37 @@ def stored_sizes(path: str | os.PathLike[str]) -> dict[str, tuple[str, tuple[int
         return {name: (str(s.get_dtype()), tuple(s.get_shape())) for name, s in slices.items()}
 
 
-def read(path: Path) -> tuple[Document, dict[str, torch.Tensor]]:
-    """Document and tensors, whose hash is compared.
+def read_tensors(path: Path) -> dict[str, torch.Tensor]:
+    """The tensors by name; their hash is still to be compared.
 
     Raises:
-        CheckpointError: The file is damaged, or no prunegate checkpoint.
+        CheckpointError: The file is damaged.
     """
     with _open(path) as file:
-        document = _document(path, file.metadata())
         try:
             # Tensors of the file lie at any offset. Kernels round by how their operands are aligned, so each
             # is copied to memory of torch's own: only then does a loaded model compute bit for bit the same.
-            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 (not a dict)
+            return {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 (not a dict)
         except (SafetensorError, OSError, RuntimeError, ValueError, TypeError, AttributeError) as error:
             raise CheckpointError(f"{path}: cannot read the tensors ({error}). The file is damaged.") from error
-    if _hash(tensors) != document.weights_sha256:
-        raise CheckpointError(f"{path}: weights_sha256: does not match the tensors. The file is damaged or changed.")
-    return document, tensors
+
+
+@contextmanager
+def hash_compared(path: Path, document: Document) -> Iterator[None]:
+    """Compare the file's tensors with their hash while the block runs: it takes as long as loading them.
+
+    Raises:
+        CheckpointError: They do not match, whatever else the block found wrong.
+    """
+    with ThreadPoolExecutor(1) as pool:
+        found = pool.submit(_hash, path)
+        try:
+            yield
+        finally:
+            if found.result() != document.weights_sha256:
+                raise CheckpointError(
+                    f"{path}: weights_sha256: does not match the tensors. The file is damaged or changed."
+                )
 
 
 def _open(path: Path) -> Any:
@@ -141,10 +163,22 @@ def _stored_tensors(model: nn.Module) -> tuple[dict[str, torch.Tensor], dict[str
     return tensors, aliases
 
 
-def _hash(tensors: Mapping[str, torch.Tensor]) -> str:
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        tensor = tensors[name].contiguous()
-        digest.update(f"{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]  # an array is a buffer
+def _hash(path: Path) -> str:
+    """Hash of a file's tensors: of their names, types and shapes, and of all that follows the header."""
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+        start = 8 + struct.unpack("<Q", mapped[:8])[0]
+        header = json.loads(mapped[8:start])
+        header.pop("__metadata__", None)
+        digest = hashlib.sha256(json.dumps(header, sort_keys=True, separators=(",", ":")).encode())
+        with memoryview(mapped) as view, view[start:] as data:
+            digest.update(data)  # at once, so that other threads run meanwhile
     return digest.hexdigest()
+
+
+def _put_hash(path: Path) -> None:
+    """Write the hash of a file's tensors in the place that its document keeps for it."""
+    digest = _hash(path).encode()
+    with path.open("r+b") as file:
+        header = file.read(8 + struct.unpack("<Q", file.read(8))[0])
+        file.seek(8 + header.index(_NO_HASH.encode()))
+        file.write(digest)

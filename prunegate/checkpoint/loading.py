@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from prunegate.checkpoint.document import Document
-from prunegate.checkpoint.files import read
+from prunegate.checkpoint.files import hash_compared, read_document, read_tensors
 from prunegate.checkpoint.fingerprint import TOLERANCE
 from prunegate.checkpoint.origin import Origin, set_origin
 from prunegate.checkpoint.steps import StoredPlan
@@ -44,25 +44,36 @@ def load(
         CheckpointError: The file is damaged, is no prunegate checkpoint, or does not fit the model.
     """
     path = Path(path)
-    document, tensors = read(path)
-    if model is None:
-        if document.builder is None:
-            raise CheckpointError(
-                f"{path}: holds a {document.class_name}, which is neither a timm nor a torchvision model. "
-                f"Code is never loaded from a file. Hand in a dense instance: load({str(path)!r}, model=...)."
-            )
-        loaded = _load_built(path, document, tensors, strict)
-    else:
-        dense = model if isinstance(model, nn.Module) else model()
-        if not isinstance(dense, nn.Module):
-            raise CheckpointError(f"{path}: model: made a {type(dense).__name__}, expected a dense nn.Module.")
-        loaded = _fill(path, dense, document, tensors, strict)
+    document = read_document(path)
+    with hash_compared(path, document):
+        tensors = read_tensors(path)
+        loaded = _loaded(path, document, tensors, model, strict)
     loaded.eval()
     dense_costs = {metric: costs["dense"] for metric, costs in document.costs.items() if "dense" in costs}
     set_origin(loaded, Origin(document.steps, document.class_name, document.builder, None, dense_costs))
     if verify:
         check_fingerprint(path, document, loaded)
     return loaded.to(device=device, dtype=dtype) if device is not None or dtype is not None else loaded
+
+
+def _loaded(
+    path: Path,
+    document: Document,
+    tensors: Mapping[str, torch.Tensor],
+    model: nn.Module | Callable[[], nn.Module] | None,
+    strict: bool,
+) -> nn.Module:
+    if model is None:
+        if document.builder is None:
+            raise CheckpointError(
+                f"{path}: holds a {document.class_name}, which is neither a timm nor a torchvision model. "
+                f"Code is never loaded from a file. Hand in a dense instance: load({str(path)!r}, model=...)."
+            )
+        return _load_built(path, document, tensors, strict)
+    dense = model if isinstance(model, nn.Module) else model()
+    if not isinstance(dense, nn.Module):
+        raise CheckpointError(f"{path}: model: made a {type(dense).__name__}, expected a dense nn.Module.")
+    return _fill(path, dense, document, tensors, strict)
 
 
 def check_fingerprint(path: Path, document: Document, model: nn.Module) -> float:
@@ -120,6 +131,7 @@ def _fill(
         **dict(model.named_buffers(remove_duplicate=False)),
     }
     _compare_names(path, document, sorted(present.keys() - everything.keys()), everything.keys() - present, strict)
+    modules = dict(model.named_modules(remove_duplicate=False))
     made: dict[int, nn.Parameter] = {}
     for name, old in present.items():
         new = everything.get(name)
@@ -136,7 +148,7 @@ def _fill(
                 "dense model's. The file is damaged or does not belong to this model."
             )
         owner, _, attribute = name.rpartition(".")
-        module = model.get_submodule(owner)
+        module = modules[owner]
         if isinstance(old, nn.Parameter):
             parameter = made.setdefault(id(new), nn.Parameter(new, requires_grad=old.requires_grad))
             module._parameters[attribute] = parameter

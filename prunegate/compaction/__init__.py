@@ -14,11 +14,12 @@ from prunegate.compaction.certificate import (
 )
 from prunegate.compaction.cut_sizes import CutSizes
 from prunegate.compaction.faults import Fault
+from prunegate.compaction.feature_sizes import feature_edits
 from prunegate.compaction.mending import Mending, UnplayableError, mend, settle
 from prunegate.compaction.plan import Mask, Plan
 from prunegate.compaction.rebuild import rebuild
 from prunegate.compaction.size_attributes import attribute_edits
-from prunegate.compaction.surgery import apply, cut
+from prunegate.compaction.surgery import apply, cut, set_attributes
 from prunegate.compaction.trial import Trial, shape_fault_of, value_fault_of
 
 __all__ = [
@@ -39,9 +40,11 @@ __all__ = [
     "cut",
     "difference",
     "evaluating",
+    "feature_edits",
     "mend",
     "outputs_of",
     "rebuild",
+    "set_attributes",
     "settle",
     "shape_fault_of",
     "value_fault_of",

@@ -22,9 +22,9 @@ def cut(model: nn.Module, plan: Plan) -> Plan:
     """
     slice_tensors(model, plan.tensors)
     by_module: dict[str, dict[str, Mapping[int, Mask]]] = {}
-    aliases = _aliases(model)
+    aliases, modules = _aliases(model), dict(model.named_modules(remove_duplicate=False))
     for name, axes in plan.tensors.items():
-        for alias in aliases[id(_lookup(model, name))]:
+        for alias in aliases[id(_lookup(modules, name))]:
             path, _, attribute = alias.rpartition(".")
             by_module.setdefault(path, {})[attribute] = axes
     attributes: dict[str, dict[str, AttributeValue]] = {}
@@ -51,10 +51,9 @@ def apply(model: nn.Module, plan: Plan) -> nn.Module:
 
 def slice_tensors(model: nn.Module, tensors: Mapping[str, Mapping[int, Mask]]) -> None:
     """Keep the marked positions of every listed axis; tensors that modules share stay shared."""
-    replaced: dict[int, torch.Tensor] = {}
-    aliases = _aliases(model)
+    aliases, modules = _aliases(model), dict(model.named_modules(remove_duplicate=False))
     for name, axes in tensors.items():
-        original = _lookup(model, name)
+        original = _lookup(modules, name)
         cut_tensor = original.detach()
         for axis, mask in axes.items():
             if axis >= cut_tensor.dim() or cut_tensor.shape[axis] != len(mask):
@@ -63,16 +62,19 @@ def slice_tensors(model: nn.Module, tensors: Mapping[str, Mapping[int, Mask]]) -
                     f"{name}: found shape {found}, expected size {len(mask)} along axis {axis}. The plan was made "
                     "for another model. Use it with the model it was made from."
                 )
-            index = torch.from_numpy(np.flatnonzero(mask)).to(original.device)
-            cut_tensor = cut_tensor.index_select(axis, index)
+            if original.is_meta:  # no entries to select
+                shape = (*cut_tensor.shape[:axis], int(mask.sum()), *cut_tensor.shape[axis + 1 :])
+                cut_tensor = torch.empty(shape, dtype=original.dtype, device="meta")
+            else:
+                index = torch.from_numpy(np.flatnonzero(mask)).to(original.device)
+                cut_tensor = cut_tensor.index_select(axis, index)
         cut_tensor = cut_tensor.contiguous(memory_format=_memory_format(original))
         cut_tensor = in_place_of(original, cut_tensor)
-        replaced[id(original)] = cut_tensor
         for alias in aliases[id(original)]:
             path, _, attribute = alias.rpartition(".")
-            module = model.get_submodule(path)
+            module = modules[path]
             store = module._parameters if attribute in module._parameters else module._buffers
-            store[attribute] = cut_tensor  # type: ignore[assignment]
+            store[attribute] = cut_tensor
 
 
 def set_attributes(model: nn.Module, attributes: Mapping[str, Mapping[str, AttributeValue]]) -> None:
@@ -115,12 +117,9 @@ def _aliases(model: nn.Module) -> dict[int, list[str]]:
     return names
 
 
-def _lookup(model: nn.Module, name: str) -> torch.Tensor:
+def _lookup(modules: Mapping[str, nn.Module], name: str) -> torch.Tensor:
     path, _, attribute = name.rpartition(".")
-    try:
-        found = getattr(model.get_submodule(path), attribute)
-    except AttributeError:
-        found = None
+    found = getattr(modules.get(path), attribute, None)
     if not isinstance(found, torch.Tensor):
         raise CompactionError(f"{name}: no such parameter or buffer. The plan was made for another model.")
     return found

@@ -24,8 +24,10 @@ from prunegate.compaction import (
     attribute_edits,
     certify,
     cut,
+    feature_edits,
     mend,
     outputs_of,
+    set_attributes,
     settle,
     shape_fault_of,
 )
@@ -141,6 +143,10 @@ def _compact(gated: GatedModel, keep: Mask, mending: Mending) -> Compaction:
     sizes = _sizes(gated, keep, mending)
     model = mend(dense, sizes, mending)
     plan = plan.with_attributes(attribute_edits(sizes, mending.attributes))
+    told = {"": feature_edits(skeleton, model, gated.example_inputs)}
+    if told[""]:
+        set_attributes(model, told)
+        plan = plan.with_attributes(told)
     for path, module in model.named_modules():
         module.training = training.get(path, module.training)
     logits = list(gated.gate_parameters())

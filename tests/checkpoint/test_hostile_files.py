@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import hashlib
 import json
 import os
 import resource
@@ -25,7 +26,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import prunegate
-from prunegate.checkpoint.files import _hash
 from prunegate.errors import CheckpointError
 from tests.checkpoint.models import compacted
 
@@ -133,7 +133,15 @@ def with_other_tensors(raw: bytes, data: st.DataObject) -> bytes:
         tensors[name] = torch.cat([tensor.reshape(-1), tensor.reshape(-1)])
     elif what == "more":
         tensors |= {name: tensor, f"{name}.more": tensor.clone()}
-    return safetensors.torch.save(tensors, {"prunegate": json.dumps({**document, "weights_sha256": _hash(tensors)})})
+    return rehashed(safetensors.torch.save(tensors, {"prunegate": json.dumps(document)}))
+
+
+def rehashed(raw: bytes) -> bytes:
+    """The file with the hash that its tensors have."""
+    header, document, data = parts(raw)
+    entries = {name: entry for name, entry in header.items() if name != "__metadata__"}
+    text = json.dumps(entries, sort_keys=True, separators=(",", ":"))
+    return joined(header, {**document, "weights_sha256": hashlib.sha256(text.encode() + data).hexdigest()}, data)
 
 
 HOSTILE: list[Any] = [

@@ -10,9 +10,10 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from prunegate.checkpoint import read_document
-from prunegate.checkpoint.files import read
+from prunegate.checkpoint.files import hash_compared, read_tensors
 from tests.checkpoint.models import compacted
 
 KILLS = 40
@@ -45,6 +46,13 @@ except CheckpointError as error:
 """
 
 
+def read_whole(file: Path) -> tuple[int, dict[str, torch.Tensor]]:
+    """The number that was saved with the model, and its tensors, whose hash is right."""
+    document = read_document(file)
+    with hash_compared(file, document):
+        return document.extra["number"], read_tensors(file)
+
+
 def test_killed_save_leaves_the_old_file_or_the_new_one(tmp_path: Path) -> None:
     file = tmp_path / "c.safetensors"
     pause = random.Random(0)
@@ -60,13 +68,12 @@ def test_killed_save_leaves_the_old_file_or_the_new_one(tmp_path: Path) -> None:
                 time.sleep(pause.uniform(0.001, 0.02))
                 child.send_signal(signal.SIGSTOP)
                 if file.exists():
-                    document, tensors = read(file)
-                    number = document.extra["number"]
+                    number, tensors = read_whole(file)
                     assert (tensors[first] == number).all()
                     seen.add(number)
                 child.send_signal(signal.SIGCONT)
             child.kill()
-        read(file)  # whole, and its hash is right
+        read_whole(file)
     assert len(seen) > 5
 
 
