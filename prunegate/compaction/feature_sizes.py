@@ -13,53 +13,65 @@ from typing import Any
 import torch
 from torch import nn
 
-from prunegate.groups import ExampleInputs, copy_with, in_place_of
+from prunegate.groups import ExampleInputs, copy_with, on_meta
 
 logger = logging.getLogger(__name__)
 
-_OF_FEATURES = ("num_features", "embed_dim")
-_OF_HEAD = ("head_hidden_size",)
+# Which of the two sizes each attribute tells, of the model and of the modules around its classifier.
+_OF_MODEL = {"num_features": "features", "embed_dim": "features", "head_hidden_size": "hidden"}
+_OF_HEAD = {"in_features": "features", "num_features": "hidden", "hidden_size": "hidden"}
+_METHODS = ("forward_features", "forward_head", "get_classifier")
 
 
-def feature_edits(dense: nn.Module, compact: nn.Module, inputs: ExampleInputs) -> dict[str, int]:
-    """The new values of those attributes of the compact model that no longer say what its features are.
+def feature_edits(dense: nn.Module, compact: nn.Module, inputs: ExampleInputs) -> dict[str, dict[str, int]]:
+    """For each module the new values of those attributes that no longer say what the features are.
 
     Both models are run on the meta device; nothing is computed.
 
     Args:
         dense: The dense model, with its tensors on the meta device.
     """
-    told = [name for name in (*_OF_FEATURES, *_OF_HEAD) if type(vars(compact).get(name)) is int]
-    if not told or not all(callable(getattr(compact, name, None)) for name in ("forward_features", "forward_head")):
+    if not all(callable(getattr(compact, name, None)) for name in _METHODS):
         return {}
     try:
-        before, after = (_sizes(model, inputs) for model in (dense, copy_with(compact, _on_meta)))
+        before, after = (_sizes(model, inputs) for model in (dense, copy_with(compact, on_meta)))
+        heads = _around_classifier(compact)
     except Exception as reason:  # a foreign forward may raise anything, and this is a courtesy
         logger.info("sizes of the features could not be found: %s", reason)
         return {}
-    edits: dict[str, int] = {}
-    for names, old, new in zip((_OF_FEATURES, _OF_HEAD), before, after, strict=True):
-        changed = _changed(old, new)
-        edits |= {
-            name: changed[vars(compact)[name]] for name in names if name in told and vars(compact)[name] in changed
+    changed = {what: _changed(before[what], after[what]) for what in before}
+    edits = {}
+    for path, names in {"": _OF_MODEL, **dict.fromkeys(heads, _OF_HEAD)}.items():
+        present = vars(compact.get_submodule(path))
+        found = {
+            name: changed[what][present[name]]
+            for name, what in names.items()
+            if type(present.get(name)) is int and present[name] in changed[what]
         }
+        if found:
+            edits[path] = found
     return edits
 
 
-def _sizes(model: nn.Module, inputs: ExampleInputs) -> tuple[torch.Size, torch.Size]:
+def _around_classifier(model: nn.Module) -> list[str]:
+    """Paths of the modules within the model that the classifier is in."""
+    running: Any = model
+    classifier = running.get_classifier()
+    path = next((path for path, module in model.named_modules() if module is classifier), "")
+    parts = path.split(".")
+    return [".".join(parts[:depth]) for depth in range(1, len(parts))]
+
+
+def _sizes(model: nn.Module, inputs: ExampleInputs) -> dict[str, torch.Size]:
     """Shapes of the features, and of what the classifier reads."""
     given = inputs.map(lambda tensor: tensor.to("meta"))
     running: Any = model.eval()
     with torch.no_grad():
         features = running.forward_features(*given.args, **given.kwargs)
-        return features.shape, running.forward_head(features, pre_logits=True).shape
+        return {"features": features.shape, "hidden": running.forward_head(features, pre_logits=True).shape}
 
 
 def _changed(old: torch.Size, new: torch.Size) -> Mapping[int, int]:
     """The size that differs, if one does: features have one dimension of channels."""
     apart = [(a, b) for a, b in zip(old, new, strict=True) if a != b]
     return dict(apart) if len(apart) == 1 else {}
-
-
-def _on_meta(tensor: torch.Tensor) -> torch.Tensor:
-    return in_place_of(tensor, tensor.detach().to("meta"))

@@ -41,6 +41,11 @@ def in_place_of(original: torch.Tensor, data: torch.Tensor) -> torch.Tensor:
     return nn.Parameter(data, original.requires_grad) if isinstance(original, nn.Parameter) else data
 
 
+def on_meta(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor of the same form without data."""
+    return in_place_of(tensor, tensor.detach().to("meta"))
+
+
 def modules_by_path(model: nn.Module) -> list[tuple[str, nn.Module]]:
     """What ``model.named_modules()`` gives, each module once by the first path it has, without nested generators."""
     found: dict[int, tuple[str, nn.Module]] = {}

@@ -32,7 +32,7 @@ from prunegate.compaction import (
     shape_fault_of,
 )
 from prunegate.errors import CompactionError, TraceError
-from prunegate.groups import ExampleInputs, copy_with, in_place_of
+from prunegate.groups import ExampleInputs, copy_with, in_place_of, on_meta
 from prunegate.identify import identify
 from prunegate.wrapping.gated_model import GatedModel
 
@@ -135,7 +135,7 @@ def compact(gated: GatedModel) -> Compaction:
 def _compact(gated: GatedModel, keep: Mask, mending: Mending) -> Compaction:
     # The copy shares the gated model's weights until they are cut, so that no second full set is ever held.
     dense = gated.dense_copy(share_weights=True)
-    skeleton = copy_with(dense, _on_meta)
+    skeleton = copy_with(dense, on_meta)
     shared = {id(tensor) for tensor in (*dense.parameters(), *dense.buffers())}
     plan = cut(dense, Plan.of(gated.analysis, keep))
     dense = copy_with(dense, lambda tensor: _own(tensor) if id(tensor) in shared else tensor)
@@ -143,10 +143,9 @@ def _compact(gated: GatedModel, keep: Mask, mending: Mending) -> Compaction:
     sizes = _sizes(gated, keep, mending)
     model = mend(dense, sizes, mending)
     plan = plan.with_attributes(attribute_edits(sizes, mending.attributes))
-    told = {"": feature_edits(skeleton, model, gated.example_inputs)}
-    if told[""]:
-        set_attributes(model, told)
-        plan = plan.with_attributes(told)
+    told = feature_edits(skeleton, model, gated.example_inputs)
+    set_attributes(model, told)
+    plan = plan.with_attributes(told)
     for path, module in model.named_modules():
         module.training = training.get(path, module.training)
     logits = list(gated.gate_parameters())
@@ -204,10 +203,6 @@ def _mending_for(gated: GatedModel, keep: Mask, mending: Mending) -> Mending:
             "it looks at with wrap(..., exclude=[...]), or keep other units."
         )
     return mending
-
-
-def _on_meta(tensor: torch.Tensor) -> torch.Tensor:
-    return in_place_of(tensor, tensor.detach().to("meta"))
 
 
 def _own(tensor: torch.Tensor) -> torch.Tensor:
