@@ -78,13 +78,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     inspect.add_argument("model", help="timm/<name>, torchvision/<name> or prunegate/<name>")
     inspect.add_argument("--arg", action="append", default=[], metavar="KEY=VALUE", help="argument of the model")
-    inspect.add_argument(
-        "--input-size",
-        type=int,
-        nargs="+",
-        metavar="SIZE",
-        help="shape of one sample, channels first: C H W; by default the model's own",
-    )
+    _add_input_size(inspect, "the model's own")
     inspect.add_argument("--members", action="store_true", help="list every tensor axis of every channel group")
     inspect.add_argument("--json", action="store_true", help="print JSON instead of tables")
     inspect.set_defaults(command=inspect_command)
@@ -100,13 +94,7 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("--format", choices=["safetensors", "onnx", "pt2"], help="by default what FILE ends in")
     export.add_argument("--fixed-batch", action="store_true", help="take as many samples as the example has, not any")
     export.add_argument("--opset", type=int, metavar="N", help="ONNX operator set; by default the recommended one")
-    export.add_argument(
-        "--input-size",
-        type=int,
-        nargs="+",
-        metavar="SIZE",
-        help="shape of one sample; by default the one it was pruned with",
-    )
+    _add_input_size(export, "the one it was pruned with")
     _add_model(export)
     export.set_defaults(command=export_command)
 
@@ -136,4 +124,14 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
         "--model",
         metavar="MODULE:FUNCTION",
         help="what makes the dense model, if that is your own: it is imported because you say so",
+    )
+
+
+def _add_input_size(parser: argparse.ArgumentParser, default: str) -> None:
+    parser.add_argument(
+        "--input-size",
+        type=int,
+        nargs="+",
+        metavar="SIZE",
+        help=f"shape of one sample, channels first: C H W; by default {default}",
     )

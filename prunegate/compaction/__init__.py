@@ -10,7 +10,9 @@ from prunegate.compaction.certificate import (
     certify,
     difference,
     evaluating,
+    gap,
     outputs_of,
+    relative,
 )
 from prunegate.compaction.cut_sizes import CutSizes
 from prunegate.compaction.faults import Fault
@@ -41,9 +43,11 @@ __all__ = [
     "difference",
     "evaluating",
     "feature_edits",
+    "gap",
     "mend",
     "outputs_of",
     "rebuild",
+    "relative",
     "set_attributes",
     "settle",
     "shape_fault_of",

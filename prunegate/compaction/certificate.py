@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -112,18 +112,33 @@ def difference(
             arguments = case.map(lambda t: t.to(dtype) if t.is_floating_point() else t)
             found = outputs_of(second, arguments)
             expected = outputs_of(first, arguments)
-            if [tuple(t.shape) for t in expected] != [tuple(t.shape) for t in found]:
-                return Difference(math.inf, math.inf)
-            for a, b in zip(expected, found, strict=True):
-                if a.numel():
-                    apart = float((a.double() - b.double()).abs().max())
-                    if not math.isfinite(apart):
-                        return Difference(math.inf, math.inf)
-                    biggest = max(biggest, apart)
-                    largest = max(largest, float(a.double().abs().max()))
-    if biggest == 0.0:
-        return Difference(0.0, 0.0)
-    return Difference(biggest, biggest / largest if largest > 0 else math.inf)
+            apart, size = gap(expected, found)
+            biggest, largest = max(biggest, apart), max(largest, size)
+    return Difference(biggest, relative(biggest, largest))
+
+
+def gap(expected: Sequence[torch.Tensor], found: Sequence[torch.Tensor]) -> tuple[float, float]:
+    """The largest difference of any two entries, and the largest expected entry.
+
+    The difference is infinite if the outputs differ in form, or in an entry that is infinite or no number.
+    """
+    if [tuple(t.shape) for t in expected] != [tuple(t.shape) for t in found]:
+        return math.inf, 0.0
+    biggest = largest = 0.0
+    for a, b in zip(expected, found, strict=True):
+        if a.numel():
+            apart = float((a.double() - b.double().to(a.device)).abs().max())
+            if not math.isfinite(apart):
+                return math.inf, 0.0
+            biggest, largest = max(biggest, apart), max(largest, float(a.double().abs().max()))
+    return biggest, largest
+
+
+def relative(apart: float, size: float) -> float:
+    """A difference relative to a size; infinite if either makes no sense."""
+    if apart == 0.0:
+        return 0.0
+    return apart / size if size > 0 and math.isfinite(apart) else math.inf
 
 
 class Widely(TorchFunctionMode):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import logging
-import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_map
 
-from prunegate.compaction import outputs_of
+from prunegate.compaction import gap, outputs_of, relative
 from prunegate.errors import ExportError
 from prunegate.exporting import onnx, pt2
 from prunegate.exporting.target import Target
@@ -128,21 +127,7 @@ def _difference(target: Target, model: nn.Module, cases: Sequence[ExampleInputs]
 
 
 def _relative(expected: Sequence[torch.Tensor], found: Sequence[torch.Tensor]) -> float:
-    if [tuple(t.shape) for t in expected] != [tuple(t.shape) for t in found]:
-        return math.inf
-    apart = largest = 0.0
-    for a, b in zip(expected, found, strict=True):
-        if a.numel():
-            a, b = a.double().cpu(), b.double().cpu()
-            # Equal infinities, as in masked scores, are no difference.
-            gap = float(torch.where(a == b, 0.0, (a - b).abs()).max())
-            if not math.isfinite(gap):
-                return math.inf
-            apart = max(apart, gap)
-            largest = max(largest, float(torch.where(a.isfinite(), a, 0.0).abs().max()))
-    if apart and not largest:
-        return math.inf
-    return apart / largest if apart else 0.0
+    return relative(*gap(expected, found))
 
 
 def _dynamic_sizes(inputs: ExampleInputs) -> Any:

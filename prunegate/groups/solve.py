@@ -55,9 +55,10 @@ def solve(
     groups, pinned, unit_of_root = _group_units(found, stored, pins, constraints, refused, partition.size)
     units_of = unit_of_root[partition.roots()][element_of]
 
-    axes = _units_on_axes(constraints, units_of)
+    greatest = _over_axes(np.maximum, constraints, units_of)
+    axes = _units_on_axes(constraints, units_of, greatest)
     return Analysis(
-        groups=tuple(_with_members(groups, constraints, units_of, axes)),
+        groups=tuple(_with_members(groups, constraints, units_of, greatest, axes)),
         pinned=tuple(pinned),
         axes=axes,
         sites=_sites(constraints, stored, axes),
@@ -183,11 +184,11 @@ def _group_name(tensor: str) -> str:
     return module if attribute in ("weight", "bias") and module else tensor
 
 
-def _units_on_axes(constraints: Constraints, units_of: Ids) -> dict[str, dict[int, Ids]]:
+def _units_on_axes(constraints: Constraints, units_of: Ids, greatest: Sequence[int]) -> dict[str, dict[int, Ids]]:
     """For each stored tensor the axes that hold units, and these."""
     axes: dict[str, dict[int, Ids]] = defaultdict(dict)
-    for axis, greatest in zip(constraints.axes, _over_axes(np.maximum, constraints, units_of), strict=True):
-        if greatest >= 0 and axis.kind != "constant":
+    for axis, last in zip(constraints.axes, greatest, strict=True):
+        if last >= 0 and axis.kind != "constant":
             axes[axis.tensor][axis.axis] = units_of[axis.start : axis.start + axis.length]
     return dict(axes)
 
@@ -204,6 +205,7 @@ def _with_members(
     groups: Sequence[tuple[str, Ids]],
     constraints: Constraints,
     units_of: Ids,
+    greatest: Sequence[int],
     axes: Mapping[str, Mapping[int, Ids]],
 ) -> list[ChannelGroup]:
     """The groups with the tensor axes that hold their units.
@@ -214,9 +216,8 @@ def _with_members(
     members: list[list[Member]] = [[] for _ in groups]
     spans = [range(int(first), int(last)) for first, last in pairwise(bounds)]
     none = int(bounds[-1])  # greater than every unit
-    extremes = [_over_axes(np.minimum, constraints, np.where(units_of < 0, none, units_of))]
-    extremes.append(_over_axes(np.maximum, constraints, units_of))
-    first_groups, last_groups = (np.searchsorted(bounds, units, side="right") - 1 for units in extremes)
+    least = _over_axes(np.minimum, constraints, np.where(units_of < 0, none, units_of))
+    first_groups, last_groups = (np.searchsorted(bounds, units, side="right") - 1 for units in (least, greatest))
     for axis, first, last in zip(constraints.axes, first_groups.tolist(), last_groups.tolist(), strict=True):
         if last < 0 or axis.kind == "constant":
             continue

@@ -12,7 +12,9 @@ from safetensors.torch import save_file
 from torch import nn
 
 import prunegate
+from prunegate import compaction
 from prunegate.builders import Builder
+from prunegate.groups import ExampleInputs
 from tests.conftest import SmallNet, random_masks, randomise
 
 
@@ -30,15 +32,7 @@ def compacted(
 
 def outputs_of(model: nn.Module, x: Any) -> list[torch.Tensor]:
     """All tensors a model returns, in nested containers or not."""
-
-    def tensors(tree: Any) -> list[torch.Tensor]:
-        if isinstance(tree, torch.Tensor):
-            return [tree]
-        entries = tree.values() if isinstance(tree, dict) else tree if isinstance(tree, (list, tuple)) else []
-        return [t for entry in entries for t in tensors(entry)]
-
-    with torch.no_grad():
-        return tensors(model.eval()(x))
+    return compaction.outputs_of(model.eval(), ExampleInputs.of(x))
 
 
 def rewritten(file: Path, change: Any) -> Path:
