@@ -17,13 +17,36 @@ from prunegate.builders import Builder
 from prunegate.groups import ExampleInputs
 from tests.conftest import SmallNet, random_masks, randomise
 
+# Of each kind of model: its name, the side of its images and the back-end.
+MODELS = {
+    "residual": ("timm/test_resnet", 64, "auto"),
+    "squeeze-excite": ("torchvision/mobilenet_v3_small", 64, "auto"),
+    "grouped": ("torchvision/regnet_y_400mf", 64, "auto"),
+    "branches": ("torchvision/googlenet", 64, "auto"),
+    "channels last": ("timm/test_convnext", 64, "auto"),
+    "standardised weights": ("timm/test_nfnet", 64, "auto"),
+    "transformer": ("timm/test_vit", 160, "auto"),
+    "transformer as a graph": ("timm/test_vit", 160, "graph"),
+    "windows": ("timm/swin_s3_tiny_224", 224, "auto"),
+    "hybrid": ("timm/mobilevit_xxs", 64, "auto"),
+    "segmentation": ("torchvision/lraspp_mobilenet_v3_large", 64, "auto"),
+    "detection": ("torchvision/fasterrcnn_mobilenet_v3_large_320_fpn", 64, "auto"),
+    "own class": ("SmallNet", 16, "auto"),
+    "own class as a graph": ("SmallNet", 16, "graph"),
+}
+
+
+def dense(name: str, **arguments: Any) -> nn.Module:
+    """A model with random weights, in eval mode."""
+    model = SmallNet() if name == "SmallNet" else Builder.parse(name, arguments).build()
+    return randomise(model).eval()
+
 
 def compacted(
     name: str, size: int = 64, backend: str = "auto", **arguments: Any
 ) -> tuple[prunegate.Compaction, torch.Tensor]:
     """A model with random weights and half of its units removed at random; and an input."""
-    builder = None if name == "SmallNet" else Builder.parse(name, arguments)
-    model = randomise(SmallNet() if builder is None else builder.build()).eval()
+    model = dense(name, **arguments)
     x = torch.randn(2, arguments.get("in_chans", 3), size, size, generator=torch.Generator().manual_seed(0))
     gated = prunegate.wrap(model, x, backend=backend)
     gated.set_masks(random_masks(gated.groups, 0.5, 0))

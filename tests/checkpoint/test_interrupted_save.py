@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import signal
 import subprocess
@@ -91,3 +92,15 @@ def test_full_disk_leaves_the_old_file(tmp_path: Path, room: int) -> None:
     assert "too large" in done.stdout
     assert read_document(file).extra == {"which": "old"}
     assert [path.name for path in tmp_path.iterdir()] == [file.name]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="stands on ptrace")
+def test_between_any_two_system_calls_the_file_is_the_old_one_or_the_new_one(tmp_path: Path) -> None:
+    command = [sys.executable, "-W", "error", "-m", "tests.checkpoint.stepping", str(tmp_path / "c.safetensors")]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, timeout=300)
+    found = json.loads(done.stdout)
+    assert found["status"] == 0
+    assert found["numbers"] == [0, 1]  # from the old file to the new one, once, and never anything else
+    assert found["stops"] > 50
+    assert found["most_other_files"] <= 2  # ours, and the one that safetensors fills first
+    assert [path.name for path in tmp_path.iterdir()] == ["c.safetensors"]

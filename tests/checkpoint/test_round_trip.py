@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from prunegate.checkpoint import read_document
-from tests.checkpoint.models import compacted, outputs_of
+from tests.checkpoint.models import MODELS, compacted, outputs_of
 
 LOADER = """
 import sys, torch, prunegate
@@ -20,23 +20,6 @@ file, inputs, out, own = sys.argv[1:]
 model = prunegate.load(file, model=SmallNet if own == "SmallNet" else None, verify=True)
 torch.save(outputs_of(model, torch.load(inputs)), out)
 """
-
-MODELS = {
-    "residual": ("timm/test_resnet", 64, "auto"),
-    "squeeze-excite": ("torchvision/mobilenet_v3_small", 64, "auto"),
-    "grouped": ("torchvision/regnet_y_400mf", 64, "auto"),
-    "branches": ("torchvision/googlenet", 64, "auto"),
-    "channels last": ("timm/test_convnext", 64, "auto"),
-    "standardised weights": ("timm/test_nfnet", 64, "auto"),
-    "transformer": ("timm/test_vit", 160, "auto"),
-    "transformer as a graph": ("timm/test_vit", 160, "graph"),
-    "windows": ("timm/swin_s3_tiny_224", 224, "auto"),
-    "hybrid": ("timm/mobilevit_xxs", 64, "auto"),
-    "segmentation": ("torchvision/lraspp_mobilenet_v3_large", 64, "auto"),
-    "detection": ("torchvision/fasterrcnn_mobilenet_v3_large_320_fpn", 64, "auto"),
-    "own class": ("SmallNet", 16, "auto"),
-    "own class as a graph": ("SmallNet", 16, "graph"),
-}
 
 
 @pytest.mark.parametrize("kind", MODELS)
