@@ -17,6 +17,7 @@ from prunegate.errors import (
     CheckpointError,
     CompactionError,
     DataError,
+    DivergedError,
     ExportError,
     MaskError,
     ModelNameError,
@@ -24,6 +25,7 @@ from prunegate.errors import (
     PrunegateError,
     RecipeError,
     RunFolderError,
+    RunStoppedError,
     TraceError,
 )
 from prunegate.version import __version__
@@ -43,6 +45,7 @@ __all__ = [
     "Compaction",
     "CompactionError",
     "DataError",
+    "DivergedError",
     "ExportError",
     "GatedModel",
     "MaskError",
@@ -51,6 +54,7 @@ __all__ = [
     "PrunegateError",
     "RecipeError",
     "RunFolderError",
+    "RunStoppedError",
     "TauSchedule",
     "TraceError",
     "__version__",

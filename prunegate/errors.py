@@ -53,6 +53,22 @@ class RecipeError(PrunegateError):
     """A recipe with mistakes; the message lists all of them, each with file, line and key path."""
 
 
+class DivergedError(PrunegateError):
+    """Training has gone where it cannot come back from."""
+
+
+class RunStoppedError(PrunegateError):
+    """A run was asked to stop and did, with its state saved; the message says how it goes on.
+
+    Attributes:
+        signal: Number of the signal that asked for it, e.g. 15 (SIGTERM).
+    """
+
+    def __init__(self, message: str, signal: int) -> None:
+        super().__init__(message)
+        self.signal = signal
+
+
 class RunFolderError(PrunegateError):
     """An output folder that cannot be used for this run."""
 

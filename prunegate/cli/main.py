@@ -14,13 +14,14 @@ from prunegate.cli.inspect import inspect_command
 from prunegate.cli.run import run_command
 from prunegate.cli.show import show_command
 from prunegate.cli.verify import verify_command
-from prunegate.errors import PrunegateError
+from prunegate.errors import PrunegateError, RunStoppedError
 from prunegate.version import __version__
 
 _EXAMPLES = """examples:
   prunegate run recipes/quickstart.yaml
   prunegate run recipes/quickstart.yaml --set budget.fraction=0.25 --out runs/quarter
   prunegate run recipes/quickstart.yaml --check
+  prunegate run runs/quickstart --resume
   prunegate inspect timm/resnet18
   prunegate export runs/quickstart --out small.safetensors
   prunegate export runs/quickstart --out small.onnx
@@ -30,11 +31,14 @@ _EXAMPLES = """examples:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; 0 if it went well, 2 for a mistake the user can mend, 130 if interrupted."""
+    """Run one command; 0 if it went well, 2 for a mistake the user can mend, 128 + its number after a signal."""
     arguments = _parser().parse_args(argv)
     logging.basicConfig(level=logging.INFO if arguments.verbose else logging.WARNING, format="%(name)s: %(message)s")
     try:
         return int(arguments.command(arguments))
+    except RunStoppedError as error:
+        sys.stderr.write(f"prunegate: {error}\n")
+        return 128 + error.signal
     except PrunegateError as error:
         sys.stderr.write(f"prunegate: {error}\n")
         return 2
@@ -65,10 +69,14 @@ def _parser() -> argparse.ArgumentParser:
     run = commands.add_parser(
         "run", help="carry out a recipe", description="Train, prune and compact as a recipe says."
     )
-    run.add_argument("recipe", type=Path, help="a recipe in YAML")
+    run.add_argument("recipe", type=Path, help="a recipe in YAML; with --resume also the folder of a run")
     run.add_argument("--check", action="store_true", help="validate the recipe and what it refers to, then stop")
     run.add_argument("--set", action="append", default=[], metavar="KEY.PATH=VALUE", help="override one value")
     run.add_argument("--out", type=Path, metavar="FOLDER", help="where to write; by default runs/<name>")
+    run.add_argument("--resume", action="store_true", help="go on with a run from its last checkpoint")
+    run.add_argument(
+        "--accept-changes", action="store_true", help="resume although the recipe has changed since the run began"
+    )
     run.set_defaults(command=run_command)
 
     inspect = commands.add_parser(

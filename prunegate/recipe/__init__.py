@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from prunegate.recipe.folder import RunFolder
 from prunegate.recipe.load import check_recipe, load_recipe
 from prunegate.recipe.run import run
 from prunegate.recipe.schema import Recipe
 
-__all__ = ["Recipe", "check_recipe", "load_recipe", "run"]
+__all__ = ["Recipe", "RunFolder", "check_recipe", "load_recipe", "run"]

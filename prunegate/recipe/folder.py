@@ -4,9 +4,16 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Mapping
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+import torch
+from filelock import FileLock, Timeout
+from safetensors import SafetensorError
+from safetensors.torch import save_file
 
 from prunegate.errors import RunFolderError
 from prunegate.files import replacing
@@ -14,6 +21,9 @@ from prunegate.files import replacing
 CHECKPOINT = "compact.safetensors"
 DENSE = "dense.safetensors"
 METRICS = "metrics.jsonl"
+TIMINGS = "timings.jsonl"
+ENVIRONMENT = "environment.json"
+LOCK = ".lock"
 RECIPE = "recipe.yaml"
 SUMMARY = "summary.json"
 REPORT = "report.png"
@@ -25,48 +35,118 @@ def checkpoint_of(fraction: float) -> str:
 
 
 class RunFolder:
-    """Files of a run, by the names above."""
+    """Files of a run, by the names above.
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    Args:
+        writes: Whether this process is the one that writes; for others every writing method does nothing.
+    """
 
-    @classmethod
-    def refuse_used(cls, path: Path) -> RunFolder:
-        """The folder for a new run; nothing is written yet.
+    def __init__(self, path: Path, writes: bool = True) -> None:
+        self.path, self.writes = path, writes
+
+    def refuse_used(self) -> None:
+        """Make sure that the folder can take a new run; nothing is written yet.
 
         Raises:
             RunFolderError: It holds another run or other files, or is no folder.
         """
-        if path.exists() and not path.is_dir():
-            raise RunFolderError(f"{path}: is a file, expected a folder to write to. Choose another with --out.")
-        if path.is_dir() and any(path.iterdir()):
-            what = "another run" if (path / RECIPE).exists() else "other files"
+        self.refuse_file()
+        if self.path.is_dir() and any(path.name != LOCK for path in self.path.iterdir()):
+            what = "another run" if self.file(RECIPE).exists() else "other files"
+            hint = "Go on with it by --resume, choose" if self.file(RECIPE).exists() else "Choose"
             raise RunFolderError(
-                f"{path}: holds {what}, expected a new or empty folder. Nothing is overwritten. "
-                "Choose another with --out, or remove it."
+                f"{self.path}: holds {what}, expected a new or empty folder. Nothing is overwritten. "
+                f"{hint} another with --out, or remove it."
             )
-        return cls(path)
 
-    def create(self) -> None:
+    def refuse_file(self) -> None:
+        if self.path.exists() and not self.path.is_dir():
+            raise RunFolderError(f"{self.path}: is a file, expected a folder to write to. Choose another with --out.")
+
+    @property
+    def is_started(self) -> bool:
+        """Whether a run has begun in it."""
+        return self.file(RECIPE).exists()
+
+    @property
+    def is_finished(self) -> bool:
+        return self.file(SUMMARY).exists()
+
+    def refuse_full(self, needed: int) -> None:
+        """Make sure that so many bytes fit.
+
+        Raises:
+            RunFolderError: They don't.
+        """
+        place = next(path for path in (self.path, *self.path.absolute().parents) if path.exists())
+        free = shutil.disk_usage(place).free
+        if free < needed:
+            raise RunFolderError(
+                f"{self.path}: found {free / 1e6:,.0f} MB of room, expected {needed / 1e6:,.0f} MB for the checkpoints "
+                "of this run. Nothing has been trained. Make room, choose another folder with --out, or lower "
+                "checkpoints.keep."
+            )
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Make the folder and keep it for this run alone; the lock goes with the process, however that ends.
+
+        Raises:
+            RunFolderError: Another run has it.
+        """
+        if not self.writes:
+            yield
+            return
         self.path.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.file(LOCK), blocking=False)
+        try:
+            lock.acquire()
+        except Timeout as error:
+            raise RunFolderError(
+                f"{self.path}: another run is writing to it, expected none. Wait for it, or choose another folder with "
+                "--out."
+            ) from error
+        try:
+            yield
+        finally:
+            lock.release()
 
     def file(self, name: str) -> Path:
         return self.path / name
 
     def write(self, name: str, text: str) -> None:
         """Write a text file whole or not at all."""
-        with replacing(self.file(name)) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+        if self.writes:
+            with self._room_for(name), replacing(self.file(name)) as temporary:
+                temporary.write_text(text, encoding="utf-8")
 
-    def append_metrics(self, record: Mapping[str, Any]) -> None:
-        with self.file(METRICS).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+    def write_tensors(self, name: str, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Write a safetensors file whole or not at all."""
+        if self.writes:
+            # Copies, because safetensors refuses tensors that share their memory, as tied weights do.
+            own = {k: v.detach().cpu().clone(memory_format=torch.contiguous_format) for k, v in tensors.items()}
+            with self._room_for(name), replacing(self.file(name)) as temporary:
+                save_file(own, temporary)
+
+    def append(self, name: str, record: Mapping[str, Any]) -> None:
+        """Add a line of JSON to a file."""
+        if self.writes:
+            with self._room_for(name), self.file(name).open("a", encoding="utf-8") as file:
+                file.write(json.dumps(record) + "\n")
+
+    @contextmanager
+    def _room_for(self, name: str) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, SafetensorError) as error:
+            raise RunFolderError(
+                f"{self.file(name)}: cannot be written: {error}. Make room or mend it, and resume."
+            ) from error
 
 
-def environment(seed: int) -> dict[str, Any]:
+def environment(seed: int, processes: int) -> dict[str, Any]:
     """Versions and machine, for the record."""
     import timm
-    import torch
     import torchvision
 
     from prunegate.version import __version__
@@ -80,5 +160,6 @@ def environment(seed: int) -> dict[str, Any]:
         "machine": platform.platform(),
         "threads": torch.get_num_threads(),
         "device": "cuda" if torch.cuda.is_available() else "cpu",
+        "processes": processes,
         "seed": seed,
     }

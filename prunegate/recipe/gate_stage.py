@@ -13,7 +13,7 @@ NORM_BATCHES = 50
 
 
 def gate_training(
-    gated: GatedModel, budget: Budget, gates: GatesSettings, tau: TauSettings, steps: int, seed: int
+    gated: GatedModel, budget: Budget, gates: GatesSettings, tau: TauSettings, steps: int, seed: int, rank: int = 0
 ) -> GateTraining:
     """Set the gates to where a recipe starts them, and give what trains them.
 
@@ -22,10 +22,11 @@ def gate_training(
     Args:
         steps: Optimisation steps of the gate stage.
         seed: Of the noise that masks are drawn with.
+        rank: Of this process; each draws its own noise.
     """
     if bool(gated.gates.open_units().all()):
         scores = gated.magnitudes() if gates.initial == "magnitude" else None
         gated.gates.start_at(gates.initial_keep_probability, scores, gates.initial_spread)
-        gated.gates.generator.manual_seed(seed)
+        gated.gates.generator.manual_seed(seed + rank * 1_000_003)
     schedule = TauSchedule(gated, tau.start, tau.end, steps, tau.schedule)
     return GateTraining(budget, schedule, gates.learning_rate or LOGIT_TRAVEL / steps)

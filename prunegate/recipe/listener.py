@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,9 +14,42 @@ class Listener(Protocol):
     """Who wants to see a run go by."""
 
     def stage_started(self, stage: str, epochs: int) -> None: ...
+    def step_ended(self, epochs_done: float) -> None: ...
     def epoch_ended(self, record: Mapping[str, Any], dense_macs: int) -> None: ...
     def note(self, text: str) -> None: ...
     def finished(self, comparison: Comparison, certificate: Mapping[str, Any], folder: str) -> None: ...
+
+
+class Listeners:
+    """Tells several what it hears."""
+
+    def __init__(self, listeners: Sequence[Listener]) -> None:
+        self._all = list(listeners)
+
+    def extend(self, listeners: Sequence[Listener]) -> None:
+        self._all += listeners
+
+    def stage_started(self, stage: str, epochs: int) -> None:
+        """A stage begins, or goes on."""
+        for each in self._all:
+            each.stage_started(stage, epochs)
+
+    def step_ended(self, epochs_done: float) -> None:
+        """A step has ended; so many epochs of the stage are done, with the part of the present one."""
+        for each in self._all:
+            each.step_ended(epochs_done)
+
+    def epoch_ended(self, record: Mapping[str, Any], dense_macs: int) -> None:
+        for each in self._all:
+            each.epoch_ended(record, dense_macs)
+
+    def note(self, text: str) -> None:
+        for each in self._all:
+            each.note(text)
+
+    def finished(self, comparison: Comparison, certificate: Mapping[str, Any], folder: str) -> None:
+        for each in self._all:
+            each.finished(comparison, certificate, folder)
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from prunegate.own_code import OwnBuilder, is_own
 from prunegate.recipe.data import check_data
 from prunegate.recipe.schema import ModelSettings, Recipe
 from prunegate.recipe.source import KeyPath, Source, dotted, parse_value, read_source
+from prunegate.recipe.trackers import check_trackers
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -55,6 +56,8 @@ def check_recipe(recipe: Recipe) -> None:
         lambda: _check_weights(recipe.model.weights),
         lambda: check_data(recipe.data),
         lambda: _check_optimizer(recipe.optimizer.name),
+        lambda: None if recipe.training.loss is None else own_function(recipe.training.loss),
+        lambda: check_trackers(recipe.trackers),
     ]
     mistakes: list[PrunegateError] = []
     for check in checks:
@@ -79,6 +82,18 @@ def dense_builder(model: ModelSettings) -> Builder | OwnBuilder:
         own.function()
         return own
     return Builder.parse(model.name, model.arguments)
+
+
+def own_function(name: str) -> Callable[..., Any]:
+    """A loss of the user's own code, imported because the recipe names it.
+
+    Raises:
+        RecipeError: It is no ``module:function``.
+        ModelNameError: It cannot be imported.
+    """
+    if not is_own(name):
+        raise RecipeError(f"training.loss: found {name!r}, expected module:function of your own code.")
+    return OwnBuilder(name).function()
 
 
 def _check_weights(path: str | None) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -12,45 +13,96 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
-from prunegate.errors import BudgetError, RecipeError
+from prunegate.data import Data, load_data
+from prunegate.errors import BudgetError, PrunegateError, RecipeError, RunFolderError
 from prunegate.recipe import folder as files
-from prunegate.recipe.data import ImageData, load_data
 from prunegate.recipe.folder import RunFolder, environment
-from prunegate.recipe.listener import Listener, RunSummary
-from prunegate.recipe.load import check_recipe, dense_builder
+from prunegate.recipe.listener import Listener, Listeners, RunSummary
+from prunegate.recipe.load import check_recipe, dense_builder, own_function
+from prunegate.recipe.plans import copies_in_state
+from prunegate.recipe.resuming import refuse_changed, resume_command
 from prunegate.recipe.schema import Recipe
 from prunegate.recipe.stages import Stages
-from prunegate.training import Budget
+from prunegate.recipe.state import RunState
+from prunegate.recipe.step_checkpoints import bytes_needed
+from prunegate.recipe.trackers import trackers_of
+from prunegate.training import Budget, Processes
 from prunegate.wrapping import GatedModel, wrap
 from prunegate.wrapping.gated_model import unreachable
 
 
-def run(recipe: Recipe, folder: Path | None = None, listener: Listener | None = None) -> RunSummary:
+def run(
+    recipe: Recipe,
+    folder: Path | None = None,
+    listener: Listener | None = None,
+    *,
+    resume: bool = False,
+    accept_changes: bool = False,
+    stop: Callable[[], int] = lambda: 0,
+) -> RunSummary:
     """Carry out a recipe.
 
     Everything that can be found out before training is checked first: the folder, the model, the data,
     what can be pruned and whether the budget can be reached. Until then nothing is written.
 
+    Args:
+        resume: Go on with the run of the folder from its last checkpoint; from the start if there is none.
+        accept_changes: Go on although the recipe differs from the one the run was begun with.
+        stop: Looked at after every step: the number of a signal that asks the run to stop, else 0.
+
     Raises:
         PrunegateError: Of the kind that says what is wrong.
+        RunStoppedError: ``stop`` asked for it; the state is saved.
     """
-    out = RunFolder.refuse_used(folder or recipe.folder)
-    check_recipe(recipe)
+    processes = Processes(recipe.training.precision)
+    out = RunFolder(folder or recipe.folder, writes=processes.is_first)
+
+    def check() -> None:
+        (out.refuse_file if resume else out.refuse_used)()
+        if resume and out.is_started and not accept_changes:
+            refuse_changed(recipe, out)
+        check_recipe(recipe)
+
+    processes.by_first(check, PrunegateError)
     set_seed(recipe.seed)
     builder = dense_builder(recipe.model)
     model = builder.build()
     _load_weights(model, recipe.model.weights)
     data = load_data(recipe.data)
     _check_output(model, data, recipe)
+    loss = None if recipe.training.loss is None else own_function(recipe.training.loss)
+    listeners = Listeners([listener] if listener is not None and processes.is_first else [])
     # Wraps the model, which refuses now what could not be pruned after an hour of training.
-    stages = Stages(recipe, out, builder, model, partial(_wrap, recipe, data), data, listener)
-    out.create()
-    out.write(files.RECIPE, recipe.dump_yaml())
-    out.write("environment.json", json.dumps(environment(recipe.seed), indent=2))
-    return stages.finish()
+    wrapped = partial(_wrap, recipe, data)
+    stages = Stages(recipe, out, builder, model, wrapped, data, loss, processes, listeners, stop)
+    if processes.count > 1:
+        set_seed(recipe.seed + processes.rank)  # each has its own dropout
+    weights = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
+    needed = bytes_needed(weights, len(recipe.budget.fractions), recipe.checkpoints, copies_in_state(recipe))
+
+    def begin() -> RunState | None:
+        if not resume:
+            out.refuse_used()  # again: another run may have come and gone
+        out.refuse_full(needed)
+        state = stages.checkpoints.newest() if resume else None
+        if state is not None and len(state.processes) != processes.count:
+            raise RunFolderError(
+                f"{out.path}: was trained by {len(state.processes)} processes, found {processes.count}. Each has a "
+                f"state of its own. Go on with: {resume_command(out.path, len(state.processes))}"
+            )
+        out.write(files.RECIPE, recipe.dump_yaml())
+        out.write(files.ENVIRONMENT, json.dumps(environment(recipe.seed, processes.count), indent=2))
+        out.write(files.METRICS, "".join(json.dumps(line) + "\n" for line in (state.records if state else [])))
+        return state
+
+    with out.locked():
+        state = processes.from_first(processes.by_first(begin, PrunegateError))
+        if processes.is_first:
+            listeners.extend(trackers_of(recipe.trackers, out.path, state.records if state else []))
+        return stages.finish(state)
 
 
-def _wrap(recipe: Recipe, data: ImageData, model: nn.Module) -> GatedModel:
+def _wrap(recipe: Recipe, data: Data, model: nn.Module) -> GatedModel:
     """Wrap the model and refuse a budget that its gates cannot reach."""
     gated = wrap(
         model,
@@ -74,7 +126,7 @@ def _load_weights(model: nn.Module, path: str | None) -> None:
         raise RecipeError(f"model.weights: {path}: does not fit the model: {error}") from error
 
 
-def _check_output(model: nn.Module, data: ImageData, recipe: Recipe) -> None:
+def _check_output(model: nn.Module, data: Data, recipe: Recipe) -> None:
     """One batch through the model: does it take such images and tell these classes apart?"""
     mode = model.training
     try:

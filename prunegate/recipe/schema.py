@@ -113,6 +113,60 @@ class OptimizerSettings(Settings):
     )
 
 
+class SchedulerSettings(Settings):
+    """The weights' rate over a stage."""
+
+    name: Literal["cosine", "tanh", "step", "multistep", "poly"] = Field(
+        "cosine", description="how it falls, by timm's names"
+    )
+    decay_epochs: list[Annotated[int, Field(ge=1)]] = Field(
+        default_factory=list, description="step: epochs between falls, one number; multistep: epochs of the falls"
+    )
+    decay_rate: Fraction = Field(0.1, description="step, multistep: what the rate is multiplied with")
+
+    @model_validator(mode="after")
+    def _has_epochs(self) -> SchedulerSettings:
+        expected = {"step": len(self.decay_epochs) == 1, "multistep": len(self.decay_epochs) >= 1}
+        if not expected.get(self.name, not self.decay_epochs):
+            raise ValueError(
+                f"found decay_epochs {self.decay_epochs} for {self.name}, expected one number for step, one or more "
+                "for multistep, and none for the others"
+            )
+        return self
+
+
+class TrainingSettings(Settings):
+    """How steps are computed, in all stages."""
+
+    precision: Literal["no", "bf16"] = Field("no", description="of forward passes; no: float32")
+    accumulation_steps: Annotated[int, Field(ge=1, le=4096)] = Field(
+        1, description="parts that a batch passes the model in, for less memory"
+    )
+    clip_norm: Annotated[float, Field(gt=0.0)] | None = Field(None, description="largest norm of the weights' gradient")
+    average_decay: Annotated[float, Field(gt=0.0, lt=1.0)] | None = Field(
+        None, description="exponential moving average of the weights in the dense and finetune stages"
+    )
+    loss: str | None = Field(
+        None, description="module:function of your own, (scores, labels) -> loss; by default cross entropy"
+    )
+
+
+class GuardSettings(Settings):
+    """What a run puts up with."""
+
+    nonfinite_batches: Annotated[int, Field(ge=0)] = Field(
+        0, description="batches of each stage that are passed over because their loss is not finite"
+    )
+
+
+class CheckpointSettings(Settings):
+    """States of the run that it can be resumed from; one is written at the end of each stage in any case."""
+
+    every_steps: Annotated[int, Field(ge=1)] | None = Field(None, description="steps between two")
+    every_minutes: Annotated[float, Field(gt=0.0)] | None = Field(10.0, description="minutes between two")
+    keep: Annotated[int, Field(ge=1)] = Field(2, description="the last so many stay")
+
+
 class DistillationSettings(Settings):
     """Learning from the dense model's outputs in the gate and finetune stages."""
 
@@ -171,6 +225,13 @@ class Recipe(Settings):
     budget: BudgetSettings = Field(BudgetSettings(), description="what may remain of the dense cost")
     tau: TauSettings = Field(TauSettings(), description="relaxation temperature")
     optimizer: OptimizerSettings = Field(OptimizerSettings(), description="the weights' optimiser")
+    scheduler: SchedulerSettings = Field(SchedulerSettings(), description="the weights' rate over a stage")
+    training: TrainingSettings = Field(TrainingSettings(), description="how steps are computed")
+    guards: GuardSettings = Field(GuardSettings(), description="what a run puts up with")
+    checkpoints: CheckpointSettings = Field(CheckpointSettings(), description="states to resume from")
+    trackers: list[Literal["csv", "tensorboard"]] = Field(
+        default_factory=list, description="who else gets the metrics, beside metrics.jsonl"
+    )
     distillation: DistillationSettings = Field(DistillationSettings(), description="learning from the dense model")
     stages: StagesSettings = Field(description="dense, gate, finetune")
     output: OutputSettings = Field(OutputSettings(), description="where the run writes")

@@ -3,52 +3,52 @@
 from __future__ import annotations
 
 import itertools
-import json
 import logging
+import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any
 
-from safetensors.torch import save_file
+from safetensors.torch import load_file
 from torch import nn
 
 from prunegate.builders import Builder
-from prunegate.files import replacing
+from prunegate.data import Data, Share
+from prunegate.errors import DivergedError, RunStoppedError
 from prunegate.own_code import OwnBuilder
 from prunegate.recipe import folder as files
-from prunegate.recipe.data import Batch, ImageData
 from prunegate.recipe.folder import RunFolder
 from prunegate.recipe.gate_stage import NORM_BATCHES, gate_training
 from prunegate.recipe.listener import Listener, RunSummary
-from prunegate.recipe.schema import Recipe, StageSettings
-from prunegate.report import Comparison, KeptLayer, draw_report
+from prunegate.recipe.plans import plan_of
+from prunegate.recipe.results import Results
+from prunegate.recipe.resuming import resume_command
+from prunegate.recipe.schema import Recipe
+from prunegate.recipe.state import Outcome, RunState, place
+from prunegate.recipe.step_checkpoints import StepCheckpoints
 from prunegate.training import (
+    Batch,
     Budget,
     Distillation,
-    EpochRecord,
+    Fit,
     GateTraining,
-    TrainingPlan,
+    Loss,
+    Processes,
     evaluate,
-    fit,
+    random_states,
     reestimate_batch_norm,
+    set_random_states,
 )
 from prunegate.wrapping import Compaction, GatedModel, compact
 
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """One compact model of a run, and its accuracy before and after finetuning."""
-
-    fraction: float
-    result: Compaction
-    hardened: float
-    accuracy: float
-
-
 class Stages:
-    """Carries a recipe out and writes what comes of it."""
+    """Carries a recipe out and writes what comes of it.
+
+    Args:
+        stop: Gives the number of a signal that asks the run to stop, or 0; looked at after every step.
+    """
 
     def __init__(
         self,
@@ -57,153 +57,212 @@ class Stages:
         builder: Builder | OwnBuilder,
         model: nn.Module,
         wrap: Callable[[nn.Module], GatedModel],
-        data: ImageData,
-        listener: Listener | None,
+        data: Data,
+        loss: Loss | None,
+        processes: Processes,
+        listener: Listener,
+        stop: Callable[[], int],
     ) -> None:
-        self.recipe, self.out, self.builder, self.dense, self.data = recipe, out, builder, model, data
-        self.wrap, self.listener = wrap, listener
-        self.records: list[dict[str, Any]] = []
+        self.recipe, self.out, self.dense, self.data = recipe, out, model, data
+        self.wrap, self.loss, self.processes, self.listener, self.stop = wrap, loss, processes, listener, stop
+        self.results = Results(recipe, out, builder, listener)
+        self.share = Share(processes.rank, processes.count)
+        self.checkpoints = StepCheckpoints(out.path, recipe.checkpoints)
         untrained = wrap(model)
         self.dense_macs, self.groups = untrained.dense_cost("macs"), untrained.groups
-        self.epochs_done = 0
+        self.records: list[dict[str, Any]] = []
+        self.outcomes: list[Outcome] = []
+        self.epochs_done = self._steps_before = 0
+        self._resumed: RunState | None = None
+        # What a checkpoint needs to know of the present stage.
+        self._stage, self._budget, self._hardened = "dense", 0, None
+        self._stage: str
+        self._hardened: float | None
+        self._models: dict[str, nn.Module] = {}
+        self._gated: GatedModel | None = None
 
-    def finish(self) -> RunSummary:
-        """All stages. Models of several budgets are nested: each goes on from the gates of the one before."""
-        dense_accuracy = self._train_dense()
-        gated = self.wrap(self.dense)
-        outcomes: list[Outcome] = []
-        for fraction in self.recipe.budget.fractions:
-            if outcomes:
-                gated.gates.close_removed()
-            self._train_gates(gated, fraction, outcomes[-1].fraction if outcomes else 1.0)
-            hardened = self._harden(gated, fraction)
-            result = compact(gated)
-            self._note(f"{'compact':9} {_kept(gated)} units kept; the compact model computes what the gated one did")
-            self._fit(result.model, self._plan("finetune", self.recipe.stages.finetune))
-            outcomes.append(Outcome(fraction, result, hardened, self._accuracy(result.model)))
-        return self._report(outcomes, dense_accuracy)
+    def finish(self, state: RunState | None = None) -> RunSummary:
+        """All stages from the first, or from where ``state`` was left, on.
 
-    def _train_dense(self) -> float:
-        self._fit(self.dense, self._plan("dense", self.recipe.stages.dense))
-        with replacing(self.out.file(files.DENSE)) as temporary:
-            save_file({k: v.contiguous() for k, v in self.dense.state_dict().items()}, temporary)
-        return self._accuracy(self.dense)
+        Models of several budgets are nested: each goes on from the gates of the one before.
+        """
+        if state is not None:
+            self._resumed, self.records, self.epochs_done = state, list(state.records), state.epochs_done
+            self.outcomes = [Outcome(**outcome) for outcome in state.outcomes]
+        self._dense_stage()
+        gated = self._gated = self.wrap(self.dense)
+        result: Compaction | None = None
+        for index in range(len(self.outcomes), len(self.recipe.budget.fractions)):
+            self._budget = index
+            result = self._one_budget(gated, self.recipe.budget.fractions[index])
+        if result is None:
+            raise AssertionError("a state is saved before its budget's outcome is noted")
+        units = {group.name: group.num_units for group in self.groups}
+        summary = self.results.finish(
+            self.dense, self.dense_accuracy, result, self.outcomes, self.records, units, self.data.shape
+        )
+        if self.out.writes:
+            self.checkpoints.remove()
+        return summary
 
-    def _train_gates(self, gated: GatedModel, fraction: float, before: float) -> None:
-        stage = self.recipe.stages.gate
+    def _dense_stage(self) -> None:
+        if self._is_past("dense"):
+            self.dense.load_state_dict(load_file(self.out.file(files.DENSE)))
+        else:
+            self._train("dense", self.dense, {"dense": self.dense})
+            self.out.write_tensors(files.DENSE, self.dense.state_dict())
+        self.dense_accuracy = self._accuracy(self.dense)
+
+    def _one_budget(self, gated: GatedModel, fraction: float) -> Compaction:
+        if self._is_past("gate"):
+            assert self._resumed is not None
+            gated.load_state_dict(self._resumed.models["gated"])
+            self._hardened = self._resumed.hardened
+        else:
+            self._gate_stage(gated, fraction)
+            self._hardened = self._harden(gated, fraction)
+        assert self._hardened is not None
+        result = compact(gated)
+        self._note(f"{'compact':9} {_kept(gated)} units kept; the compact model computes what the gated one did")
+        self._train("finetune", result.model, {"gated": gated, "compact": result.model})
+        kept = {name: len(units) for name, units in result.plan.kept.items()}
+        certificate = result.certificate.as_dict()
+        accuracy = self._accuracy(result.model)
+        outcome = Outcome(fraction, self._hardened, accuracy, dict(result.costs), certificate, kept)
+        self.results.save(result, outcome)
+        self.outcomes.append(outcome)
+        return result
+
+    def _gate_stage(self, gated: GatedModel, fraction: float) -> None:
+        stage, before = self.recipe.stages.gate, self.outcomes[-1].fraction if self.outcomes else 1.0
+        if self.outcomes and not self._is_at("gate"):
+            gated.gates.close_removed()
         steps = stage.epochs * self.data.steps_per_epoch
         ramp = round(stage.target_ramp * steps)
         budget = Budget(self.recipe.budget.metric, fraction, ramp_steps=ramp, ramp_from=before)
-        gates = gate_training(gated, budget, self.recipe.gates, self.recipe.tau, steps, self.recipe.seed)
-        self._fit(gated, self._plan("gate", stage, stage.final_learning_rate_fraction), gates)
+        gates = gate_training(
+            gated, budget, self.recipe.gates, self.recipe.tau, steps, self.recipe.seed, self.processes.rank
+        )
+        self._train("gate", gated, {"gated": gated}, gates)
 
     def _harden(self, gated: GatedModel, fraction: float) -> float:
         budget = Budget(self.recipe.budget.metric, fraction)
         gated.harden(budget)
-        batches = itertools.islice(self._train_batches(0), NORM_BATCHES)
-        reestimate_batch_norm(gated, (images for images, _ in batches))
+        # Every process averages over whole batches, so that all come to the same statistics.
+        batches = itertools.islice(self.data.train_batches(self.recipe.seed, 0), NORM_BATCHES)
+        reestimate_batch_norm(gated, (batch[0].to(self.processes.device) for batch in batches))
         accuracy = self._accuracy(gated)
         share = gated.realised_cost(budget.metric) / gated.dense_cost(budget.metric)
         self._note(f"{'harden':9} {budget.metric} {share:.4f} of dense  accuracy {accuracy:.2%}")
         return accuracy
 
-    def _report(self, outcomes: list[Outcome], dense_accuracy: float) -> RunSummary:
-        """Write every checkpoint; the table, the picture and the summary are of the smallest model."""
-        *larger, last = outcomes
-        for outcome in outcomes:
-            name = files.CHECKPOINT if outcome is last else files.checkpoint_of(outcome.fraction)
-            budget = {"metric": self.recipe.budget.metric, "fraction": outcome.fraction}
-            extra = {"recipe": self.recipe.name, "budget": budget, "accuracy": outcome.accuracy}
-            # A checkpoint never names a user's own code: such a model is handed in when it is loaded.
-            builder = self.builder if isinstance(self.builder, Builder) else None
-            outcome.result.save(self.out.file(name), builder=builder, extra=extra)
-        result = last.result
-        comparison = Comparison.measure(self.dense, result.model, (dense_accuracy, last.accuracy), self.data.shape)
-        summary = {
-            "recipe": self.recipe.name,
-            "budget": {"metric": self.recipe.budget.metric, "fraction": last.fraction},
-            "accuracy_after_hardening": last.hardened,
-            "comparison": comparison.as_dict(),
-            "certificate": result.certificate.as_dict(),
-            "larger": [
-                {
-                    "file": files.checkpoint_of(outcome.fraction),
-                    "fraction": outcome.fraction,
-                    "accuracy_after_hardening": outcome.hardened,
-                    "accuracy": outcome.accuracy,
-                    "costs": outcome.result.costs,
-                    "certificate": outcome.result.certificate.as_dict(),
-                }
-                for outcome in larger
-            ],
-        }
-        self.out.write(files.SUMMARY, json.dumps(summary, indent=2))
-        kept = result.plan.kept
-        layers = [KeptLayer(group.name, len(kept[group.name]), group.num_units) for group in self.groups]
-        share = comparison.compact.macs / self.dense_macs
-        title = f"{self.recipe.name}: {self.builder.full_name}, {share:.1%} of the MACs"
-        draw_report(self.out.file(files.REPORT), title, self.records, layers, self.dense_macs)
-        for outcome in larger:
-            name, costs = files.checkpoint_of(outcome.fraction), outcome.result.costs["macs"]
-            self._note(f"{name}: {costs['compact'] / costs['dense']:.4f} of the MACs, accuracy {outcome.accuracy:.2%}")
-        if self.listener is not None:
-            self.listener.finished(comparison, result.certificate.as_dict(), str(self.out.path))
-        costs = result.costs["macs"]
-        return RunSummary(self.out.path, comparison, last.hardened, costs["compact"], costs["dense"])
-
     # ---------------------------------------------------------------------------------------------
 
-    def _plan(self, name: str, stage: StageSettings, final_fraction: float = 0.0) -> TrainingPlan:
-        optimizer = self.recipe.optimizer
-        return TrainingPlan(
-            name,
-            stage.epochs,
-            stage.learning_rate,
-            optimizer.name,
-            optimizer.momentum,
-            optimizer.weight_decay,
-            optimizer.label_smoothing,
-            stage.warmup_epochs,
-            final_fraction,
-        )
+    def _train(
+        self, stage: str, model: nn.Module, models: dict[str, nn.Module], gates: GateTraining | None = None
+    ) -> None:
+        """Train one stage, from its start or from where the resumed state was left."""
+        self._stage, self._models = stage, models
+        plan = plan_of(self.recipe, stage)
+        self.listener.stage_started(stage, plan.epochs)
+        distillation = None if stage == "dense" else self._distillation()
+        fit = Fit(model, plan, self.data.steps_per_epoch, gates, distillation, self.loss, self.processes)
+        if self._is_at(stage):
+            self._take_up(fit)
+        first = self.epochs_done - fit.step // self.data.steps_per_epoch
+        self._steps_before = first * self.data.steps_per_epoch
+        began = time.perf_counter()
+        try:
+            for record in fit.epochs(
+                lambda epoch, start: self._train_batches(first + epoch, start),
+                self._accuracy,
+                lambda: self._step_ended(fit),
+            ):
+                self._epoch_ended(record.as_dict(), time.perf_counter() - began)
+                began = time.perf_counter()
+        except DivergedError as error:
+            raise DivergedError(f"{error} {self._where_to_resume()}") from error
+        if plan.epochs:
+            self._save(fit)
 
-    def _fit(self, model: nn.Module, plan: TrainingPlan, gates: GateTraining | None = None) -> None:
-        if self.listener is not None:
-            self.listener.stage_started(plan.stage, plan.epochs)
-        first = self.epochs_done
-        for record in fit(
-            model,
-            lambda epoch: self._train_batches(first + epoch),
-            self.data.steps_per_epoch,
-            plan,
-            self._accuracy,
-            gates,
-            None if plan.stage == "dense" else self._distillation(),
-        ):
-            self._epoch_ended(record)
+    def _take_up(self, fit: Fit) -> None:
+        """Put everything where the resumed state left it."""
+        state = self._resumed
+        assert state is not None
+        for name, model in self._models.items():
+            model.load_state_dict(state.models[name])
+        fit.load_state_dict(state.fit)
+        own = state.processes[self.processes.rank]
+        if self._gated is not None and own["noise"] is not None:
+            self._gated.gates.generator.set_state(own["noise"])
+        set_random_states(own["random"])
+        self._resumed = None
+
+    def _step_ended(self, fit: Fit) -> None:
+        self.listener.step_ended(fit.step / self.data.steps_per_epoch)
+        # The first process's clock decides for all; a signal to any of them stops all.
+        due = self.checkpoints.due(self._steps_before + fit.step)
+        signals, wishes = self.processes.gathered(self.stop(), due)
+        signal = int(max(signals))
+        if wishes[0] or signal:
+            self._save(fit)
+        if signal:
+            raise RunStoppedError(
+                f"{self.out.path}: stopped by signal {signal} after {self._steps_before + fit.step:,} steps, and saved. "
+                f"{self._where_to_resume()}",
+                signal,
+            )
+
+    def _save(self, fit: Fit) -> None:
+        noise = None if self._gated is None else self._gated.gates.generator.get_state()
+        processes = self.processes.gathered_objects({"random": random_states(), "noise": noise})
+        if self.out.writes:
+            self.checkpoints.save(
+                RunState(
+                    self._stage,
+                    self._budget,
+                    self._steps_before + fit.step,
+                    self.epochs_done,
+                    fit.state_dict(),
+                    {name: model.state_dict() for name, model in self._models.items()},
+                    self.records,
+                    [outcome.as_dict() for outcome in self.outcomes],
+                    self._hardened if self._stage == "finetune" else None,
+                    processes,
+                )
+            )
+
+    def _is_at(self, stage: str) -> bool:
+        return self._resumed is not None and self._resumed.place == place(stage, self._budget)
+
+    def _is_past(self, stage: str) -> bool:
+        """Whether the resumed state is of a later stage."""
+        return self._resumed is not None and self._resumed.place > place(stage, self._budget)
+
+    def _where_to_resume(self) -> str:
+        return f"Go on from the last checkpoint with: {resume_command(self.out.path, self.processes.count)}"
 
     def _distillation(self) -> Distillation | None:
         settings = self.recipe.distillation
         return Distillation(self.dense, settings.weight, settings.temperature) if settings.weight else None
 
-    def _epoch_ended(self, record: EpochRecord) -> None:
+    def _epoch_ended(self, fields: dict[str, Any], seconds: float) -> None:
         self.epochs_done += 1
-        fields = record.as_dict()
         self.records.append(fields)
-        self.out.append_metrics(fields)
-        if self.listener is not None:
-            self.listener.epoch_ended(fields, self.dense_macs)
+        self.out.append(files.METRICS, fields)
+        timing = {"stage": fields["stage"], "epoch": fields["epoch"], "seconds": seconds}
+        self.out.append(files.TIMINGS, timing)
+        self.listener.epoch_ended(fields, self.dense_macs)
 
-    def _train_batches(self, epoch: int) -> Iterator[Batch]:
-        return self.data.train_batches(self.recipe.seed, epoch)
+    def _train_batches(self, epoch: int, first: int) -> Iterator[Batch]:
+        return self.data.train_batches(self.recipe.seed, epoch, first, self.share)
 
     def _accuracy(self, model: nn.Module) -> float:
-        return evaluate(model, self.data.test_batches())
+        return evaluate(model, self.data.test_batches(self.share), self.processes)
 
     def _note(self, text: str) -> None:
         logger.info(text)
-        if self.listener is not None:
-            self.listener.note(text)
+        self.listener.note(text)
 
 
 def _kept(gated: GatedModel) -> str:

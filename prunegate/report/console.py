@@ -42,10 +42,14 @@ class ConsoleListener:
             self._progress.start()
             self._task = self._progress.add_task(stage, total=epochs, figures="")
 
+    def step_ended(self, epochs_done: float) -> None:
+        if self._progress is not None and self._task is not None:
+            self._progress.update(self._task, completed=epochs_done)
+
     def epoch_ended(self, record: Mapping[str, Any], dense_macs: int) -> None:
         if self._progress is not None and self._task is not None:
             figures = _figures(record, dense_macs, with_loss=self._wide)
-            self._progress.update(self._task, advance=1, figures=figures)
+            self._progress.update(self._task, completed=record["epoch"], figures=figures)
         else:
             self._line(f"{record['stage']:9} epoch {record['epoch']:3}  {_figures(record, dense_macs)}")
 

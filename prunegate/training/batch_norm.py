@@ -17,7 +17,8 @@ def reestimate_batch_norm(model: nn.Module, batches: Iterable[torch.Tensor]) -> 
     """Replace all running means and variances by plain averages over ``batches``.
 
     The model's train or eval mode is as before afterwards; only BatchNorm layers are in training mode
-    meanwhile, so dropout and drawn masks do not disturb the averages.
+    meanwhile, so dropout and drawn masks do not disturb the averages. Batches that are not finite are left out:
+    a single NaN would make every average one.
 
     Returns:
         The number of batches used; 0 if the model has no BatchNorm with running statistics.
@@ -35,8 +36,9 @@ def reestimate_batch_norm(model: nn.Module, batches: Iterable[torch.Tensor]) -> 
     count = 0
     try:
         for batch in batches:
-            model(batch)
-            count += 1
+            if bool(torch.isfinite(batch).all()):
+                model(batch)
+                count += 1
     finally:
         for norm in norms:
             norm.momentum = momenta[norm]

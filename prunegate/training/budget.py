@@ -7,10 +7,14 @@ from typing import Any
 
 import torch
 
-from prunegate.errors import BudgetError
+from prunegate.errors import BudgetError, DivergedError
 from prunegate.wrapping import GatedModel
 
 METRICS = ("macs", "params")
+
+# A budget is given up when its target is reached and, for so many steps, the violation is above the first and does
+# not come down by the second share of itself.
+_STUCK_STEPS, _STUCK_VIOLATION, _STUCK_PROGRESS = 200, 0.5, 0.05
 
 
 class Budget:
@@ -76,6 +80,7 @@ class Budget:
         self.integral = 0.0
         self.multiplier = 0.0
         self._violation: float | None = None
+        self._mark: tuple[int, float] | None = None  # step and violation since which it has not come down
 
     def limit_for(self, dense_cost: int) -> int:
         """The absolute limit for a model of this dense cost, rounded down."""
@@ -99,19 +104,42 @@ class Budget:
         return self.multiplier * violation + 0.5 * self.quadratic * violation.clamp(min=0.0).square()
 
     def step(self) -> None:
-        """Update the multiplier by the violation that the last `penalty` saw, and advance the ramp."""
+        """Update the multiplier by the violation that the last `penalty` saw, and advance the ramp.
+
+        Raises:
+            DivergedError: The gates have not followed for long: the multiplier would only grow.
+        """
         if self._violation is not None:
+            self._refuse_stuck(self._violation)
             self.integral = max(0.0, self.integral + self.integral_gain * self._violation)
             self.multiplier = max(0.0, self.integral + self.proportional_gain * self._violation)
         self.count += 1
 
+    def _refuse_stuck(self, violation: float) -> None:
+        if self.count < self.ramp_steps or violation <= _STUCK_VIOLATION:
+            self._mark = None
+        elif self._mark is None or violation < (1.0 - _STUCK_PROGRESS) * self._mark[1]:
+            self._mark = (self.count, violation)
+        elif self.count - self._mark[0] >= _STUCK_STEPS:
+            raise DivergedError(
+                f"budget: the expected {self.metric} have been {1.0 + violation:.2f} of the target for {_STUCK_STEPS} "
+                f"steps, expected them to come down to it. The multiplier has grown to {self.multiplier:.3g}, and the "
+                "gates do not follow. Raise gates.learning_rate, or remove patterns from gates.exclude."
+            )
+
     def state_dict(self) -> dict[str, Any]:
-        return {"count": self.count, "integral": self.integral, "multiplier": self.multiplier}
+        return {
+            "count": self.count,
+            "integral": self.integral,
+            "multiplier": self.multiplier,
+            "mark": self._mark,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.count = int(state["count"])
         self.integral = float(state["integral"])
         self.multiplier = float(state["multiplier"])
+        self._mark = state.get("mark")
 
     def __repr__(self) -> str:
         size = f"fraction={self.fraction}" if self.limit is None else f"limit={self.limit}"

@@ -1,96 +1,237 @@
-"""The training loop, on Accelerate and timm: one stage of a run."""
+"""The training loop: one stage of a run, which can be left after any step and taken up again."""
 
 from __future__ import annotations
 
 import logging
 import math
-import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from accelerate import Accelerator
-from timm.optim import create_optimizer_v2
-from timm.scheduler import CosineLRScheduler
 from torch import nn
 
-from prunegate.errors import PrunegateError
-from prunegate.training.budget import Budget
+from prunegate.errors import DivergedError
 from prunegate.training.distillation import Distillation
 from prunegate.training.health import GateHealth
-from prunegate.training.tau import TauSchedule
+from prunegate.training.optimizers import logit_optimizer, rate_scheduler, weight_average, weight_optimizer
+from prunegate.training.plans import GateTraining, TrainingPlan
+from prunegate.training.processes import Processes
+from prunegate.training.records import EpochRecord
 from prunegate.wrapping import GatedModel
 
 logger = logging.getLogger(__name__)
 
-Batch = tuple[torch.Tensor, torch.Tensor]
+# (inputs, class indices or probabilities), and then, if there are any, which samples these are.
+Batch = tuple[torch.Tensor, ...]
+Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
-class DivergedError(PrunegateError):
-    """The loss is no number any more."""
+class Fit:
+    """Trains a model for ``plan.epochs`` epochs.
 
+    Its state, the model's and those of the sources of randomness are all that a later `Fit` of the same arguments
+    needs to go on bit for bit as this one would have.
 
-@dataclass(frozen=True)
-class TrainingPlan:
-    """How the weights are trained in one stage.
-
-    Attributes:
-        learning_rate: Peak rate of the weights; it falls to zero along a cosine over the stage.
-        optimizer: Any name that timm's `create_optimizer_v2` knows.
-        label_smoothing: Share of the target spread over all classes, in [0, 1).
+    Args:
+        steps_per_epoch: Batches of an epoch.
+        gates: Given, the model is a `GatedModel` whose logits are trained too.
+        distillation: Given, a teacher's outputs are learned from beside the labels.
+        loss: Of (scores, labels), 0-d; by default cross entropy with the plan's label smoothing.
+        processes: Those that train together; by default this one alone.
     """
 
-    stage: str
-    epochs: int
-    learning_rate: float
-    optimizer: str = "sgd"
-    momentum: float = 0.9
-    weight_decay: float = 5e-4
-    label_smoothing: float = 0.0
-    warmup_epochs: float = 0.0
-    final_learning_rate_fraction: float = 0.0
+    def __init__(
+        self,
+        model: nn.Module,
+        plan: TrainingPlan,
+        steps_per_epoch: int,
+        gates: GateTraining | None = None,
+        distillation: Distillation | None = None,
+        loss: Loss | None = None,
+        processes: Processes | None = None,
+    ) -> None:
+        self.model, self.plan, self.steps_per_epoch, self.gates = model, plan, steps_per_epoch, gates
+        self.processes = processes or Processes()
+        self.step = 0
+        self._gated = model if isinstance(model, GatedModel) and gates is not None else None
+        self._distillation, self._loss = distillation, loss
+        self._loss_sum, self._samples, self._passed_over = 0.0, 0, 0
+        self._hard: torch.Tensor | None = None
+        weights = model.model if isinstance(model, GatedModel) else model
+        self._weights = list(weights.parameters())
+        optimizers: list[torch.optim.Optimizer] = [weight_optimizer(weights, plan)]
+        self._scheduler = rate_scheduler(optimizers[0], plan, steps_per_epoch)
+        if gates is not None and self._gated is not None:
+            optimizers.append(logit_optimizer(self._gated, gates.learning_rate))
+        self._average = weight_average(model, plan) if self._gated is None else None
+        self._prepared, self._optimizers = self.processes.prepare(model, optimizers)
+        if distillation is not None:
+            distillation.teacher.to(self.processes.device)
 
+    def epochs(
+        self,
+        batches: Callable[[int, int], Iterable[Batch]],
+        accuracy: Callable[[nn.Module], float],
+        after_step: Callable[[], None] | None = None,
+    ) -> Iterator[EpochRecord]:
+        """Train; give a record after each epoch.
 
-@dataclass(frozen=True)
-class GateTraining:
-    """What the gate stage adds: a budget, an annealed tau, and the logits' own optimiser (Adam, no decay)."""
+        Args:
+            batches: The batches of an epoch by its number, and of these the ones from a number on.
+            accuracy: Measures the model after each epoch; called in eval mode, gates hard.
+            after_step: Called after each step, and after an epoch's last one when its record has been taken.
 
-    budget: Budget
-    tau: TauSchedule
-    learning_rate: float
+        Raises:
+            DivergedError: The loss is not finite, or the multiplier has run away.
+        """
+        self._prepared.train()
+        while self.step < self.plan.epochs * self.steps_per_epoch:
+            epoch, first = divmod(self.step, self.steps_per_epoch)
+            for batch in batches(epoch, first):
+                self._train_on(batch, epoch)
+                if after_step is not None and self.step % self.steps_per_epoch:
+                    after_step()
+            if self.step != (epoch + 1) * self.steps_per_epoch:
+                raise ValueError(f"epoch {epoch + 1}: found {self.step} steps, expected {self.steps_per_epoch} each.")
+            yield self._record(epoch, accuracy)
+            self._prepared.train()
+            self._loss_sum, self._samples = 0.0, 0
+            if after_step is not None:
+                after_step()
+        self._finish()
 
+    def state_dict(self) -> dict[str, Any]:
+        """All but the model's weights and logits, and the sources of randomness."""
+        return {
+            "step": self.step,
+            "loss_sum": self._loss_sum,
+            "samples": self._samples,
+            "passed_over": self._passed_over,
+            "hard": self._hard,
+            "optimizers": [optimizer.state_dict() for optimizer in self._optimizers],
+            "average": None if self._average is None else self._average.module.state_dict(),
+            "gates": None
+            if self.gates is None
+            else {"budget": self.gates.budget.state_dict(), "tau": self.gates.tau.state_dict()},
+        }
 
-@dataclass(frozen=True)
-class EpochRecord:
-    """One line of ``metrics.jsonl``. Costs are MACs per sample; those of the dense stage are the dense ones."""
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.step, self._loss_sum, self._samples = state["step"], state["loss_sum"], state["samples"]
+        self._passed_over, self._hard = state["passed_over"], state["hard"]
+        for optimizer, saved in zip(self._optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+        if self._average is not None and state["average"] is not None:
+            self._average.module.load_state_dict(state["average"])
+        if self.gates is not None:
+            self.gates.budget.load_state_dict(state["gates"]["budget"])
+            self.gates.tau.load_state_dict(state["gates"]["tau"])
 
-    stage: str
-    epoch: int
-    step: int
-    loss: float
-    accuracy: float
-    learning_rate: float
-    seconds: float
-    tau: float | None = None
-    expected_macs: float | None = None
-    realised_macs: int | None = None
-    target_macs: float | None = None
-    sampled_macs: int | None = None
-    multiplier: float | None = None
-    undecided_share: float | None = None
-    flipped_share: float | None = None
-    collapsed_groups: int | None = None
+    # ---------------------------------------------------------------------------------------------
 
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
+    def _train_on(self, batch: Batch, epoch: int) -> None:
+        """One step of the optimisers, or none where the loss is not finite and that is allowed."""
+        self._scheduler.step_update(self.step)
+        device = self.processes.device
+        inputs, labels = batch[0].to(device), batch[1].to(device)
+        before = self._float_buffers() if self.plan.nonfinite_batches else None
+        for optimizer in self._optimizers:
+            optimizer.zero_grad()
+        value = 0.0
+        parts = list(zip(*(t.chunk(self.plan.accumulation_steps) for t in (inputs, labels)), strict=True))
+        for number, (some_inputs, some_labels) in enumerate(parts, start=1):
+            last = number == len(parts)
+            with nullcontext() if last else self.processes.without_averaging(self._prepared):
+                loss = self._loss_of(some_inputs, some_labels)
+                (values,) = self.processes.gathered(float(loss.detach()))
+                if not all(map(math.isfinite, values)):
+                    self._not_finite(values, batch, epoch, before)
+                    break
+                share = len(some_inputs) / len(inputs)
+                value += share * sum(values) / len(values)
+                loss = loss if len(parts) == 1 else loss * share
+                if last and self._gated is not None and self.gates is not None:
+                    loss = loss + self.gates.budget.penalty(self._gated)
+                self.processes.backward(loss)
+        else:
+            self._update()
+            self._loss_sum += value * len(inputs)
+            self._samples += len(inputs)
+        if self.gates is not None:
+            self.gates.tau.step()
+        self.step += 1
 
+    def _loss_of(self, inputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        scores = self._prepared(inputs)
+        if self._loss is not None:
+            loss = self._loss(scores, labels)
+        else:
+            loss = F.cross_entropy(scores, labels, label_smoothing=self.plan.label_smoothing)
+        return loss if self._distillation is None else self._distillation.loss(inputs, scores, loss)
 
-@dataclass
-class _Totals:
-    loss: float = 0.0
-    count: int = 0
+    def _update(self) -> None:
+        if self.plan.clip_norm is not None:
+            self.processes.clip(self._weights, self.plan.clip_norm)
+        for optimizer in self._optimizers:
+            optimizer.step()
+        if self._average is not None:
+            self._average.update(self.model, self.step)
+        if self._gated is not None and self.gates is not None:
+            self._gated.gates.clamp_()
+            self.gates.budget.step()
+
+    def _not_finite(self, values: list[float], batch: Batch, epoch: int, before: list[torch.Tensor] | None) -> None:
+        """Pass the batch over, if there is one to spare, with all as it was before; else stop."""
+        indices = batch[2].tolist() if len(batch) > 2 else []
+        known = self.processes.gathered_objects(indices)
+        bad = [index for value, some in zip(values, known, strict=True) if not math.isfinite(value) for index in some]
+        shown = ", ".join(map(str, bad[:16])) + (", ..." if len(bad) > 16 else "")
+        found = next(value for value in values if not math.isfinite(value))
+        where = f"{self.plan.stage}, epoch {epoch + 1}, step {self.step}: the loss is {found}, expected a finite number"
+        samples = f" The batch holds the training samples {shown}." if bad else ""
+        if self._passed_over >= self.plan.nonfinite_batches:
+            rate = float(self._optimizers[0].param_groups[0]["lr"])
+            raise DivergedError(
+                f"{where}.{samples} The learning rate may be too high: found {rate:.3g}. Lower "
+                f"stages.{self.plan.stage}.learning_rate, or look at these samples, or pass some batches over with "
+                "guards.nonfinite_batches."
+            )
+        self._passed_over += 1
+        logger.warning("%s.%s Passed over: %d of %d.", where, samples, self._passed_over, self.plan.nonfinite_batches)
+        for optimizer in self._optimizers:
+            optimizer.zero_grad()
+        with torch.no_grad():
+            for buffer, saved in zip(self._buffers(), before or [], strict=True):
+                buffer.copy_(saved)
+
+    def _buffers(self) -> list[torch.Tensor]:
+        """Running statistics, which a forward changes."""
+        return [buffer for buffer in self.model.buffers() if buffer.is_floating_point()]
+
+    def _float_buffers(self) -> list[torch.Tensor]:
+        return [buffer.clone() for buffer in self._buffers()]
+
+    def _record(self, epoch: int, accuracy: Callable[[nn.Module], float]) -> EpochRecord:
+        self.processes.agree_on_buffers(self.model)
+        measured = self.model if self._average is None else self._average.module
+        self.processes.agree_on_buffers(measured)
+        rate = float(self._optimizers[0].param_groups[0]["lr"])
+        costs: dict[str, Any] = {}
+        if self._gated is not None and self.gates is not None:
+            gated, metric = self._gated, self.gates.budget.metric
+            health = GateHealth.of(gated, metric, self.gates.budget.target(gated), self._hard)
+            self._hard = gated.gates.hard_mask().clone()
+            costs = _costs(gated, self.gates, health)
+            for text in health.warnings() if epoch == self.plan.epochs - 1 else ():
+                logger.warning(text)
+        mean = self._loss_sum / max(self._samples, 1)
+        return EpochRecord(self.plan.stage, epoch + 1, self.step, mean, accuracy(measured), rate, **costs)
+
+    def _finish(self) -> None:
+        if self._average is not None:
+            self.model.load_state_dict(self._average.module.state_dict())
+        self.processes.release(self._prepared)
 
 
 def fit(
@@ -102,92 +243,8 @@ def fit(
     gates: GateTraining | None = None,
     distillation: Distillation | None = None,
 ) -> Iterator[EpochRecord]:
-    """Train for ``plan.epochs`` epochs; give a record after each.
-
-    Args:
-        batches: The batches of an epoch by its number: (inputs, class indices).
-        accuracy: Measures the model after each epoch; called in eval mode, gates hard.
-        gates: Given, the model is a `GatedModel` whose logits are trained too.
-        distillation: Given, a teacher's outputs are learned from beside the labels.
-
-    Raises:
-        DivergedError: The loss is not finite.
-    """
-    accelerator = Accelerator()
-    gated = model if isinstance(model, GatedModel) else None
-    weights = gated.model if gated is not None else model
-    optimizer = create_optimizer_v2(
-        weights,
-        opt=plan.optimizer,
-        lr=plan.learning_rate,
-        weight_decay=plan.weight_decay,
-        momentum=plan.momentum,
-    )
-    total_steps = max(1, plan.epochs * steps_per_epoch)
-    scheduler = CosineLRScheduler(
-        optimizer,
-        t_initial=total_steps,
-        lr_min=plan.learning_rate * plan.final_learning_rate_fraction,
-        warmup_t=int(plan.warmup_epochs * steps_per_epoch),
-        t_in_epochs=False,
-    )
-    logit_optimizer = None
-    if gates is not None and gated is not None:
-        # Adam's usual memory of ten steps keeps pushing the logits after the budget has let go of them: with
-        # a short stage the expected cost then falls far below its target.
-        logit_optimizer = torch.optim.Adam(gated.gate_parameters(), lr=gates.learning_rate, betas=(0.5, 0.99))
-        logit_optimizer = accelerator.prepare(logit_optimizer)
-    prepared, optimizer = accelerator.prepare(model, optimizer)
-    if distillation is not None:
-        distillation.teacher.to(accelerator.device)
-    step = 0
-    health: GateHealth | None = None
-    hard = torch.empty(0)
-    for epoch in range(plan.epochs):
-        began = time.perf_counter()
-        prepared.train()
-        totals = _Totals()
-        rate = plan.learning_rate
-        for inputs, labels in batches(epoch):
-            scheduler.step_update(step)
-            rate = float(optimizer.param_groups[0]["lr"])
-            inputs, labels = inputs.to(accelerator.device), labels.to(accelerator.device)
-            scores = prepared(inputs)
-            loss = F.cross_entropy(scores, labels, label_smoothing=plan.label_smoothing)
-            if distillation is not None:
-                loss = distillation.loss(inputs, scores, loss)
-            value = float(loss.detach())
-            if not math.isfinite(value):
-                raise DivergedError(
-                    f"{plan.stage}, epoch {epoch + 1}, step {step}: the loss is {value}, expected a finite number. "
-                    f"The learning rate may be too high: found {rate:.3g}. Lower stages.{plan.stage}.learning_rate."
-                )
-            if gates is not None and gated is not None:
-                loss = loss + gates.budget.penalty(gated)
-            optimizer.zero_grad()
-            if logit_optimizer is not None:
-                logit_optimizer.zero_grad()
-            accelerator.backward(loss)
-            optimizer.step()
-            if logit_optimizer is not None and gates is not None and gated is not None:
-                logit_optimizer.step()
-                gated.gates.clamp_()
-                gates.tau.step()
-                gates.budget.step()
-            totals.loss += value * len(labels)
-            totals.count += len(labels)
-            step += 1
-        costs: dict[str, Any] = {}
-        if gated is not None and gates is not None:
-            metric = gates.budget.metric
-            health = GateHealth.of(gated, metric, gates.budget.target(gated), None if health is None else hard)
-            hard = gated.gates.hard_mask().clone()
-            costs = _costs(gated, gates, health)
-            for text in health.warnings() if epoch == plan.epochs - 1 else ():
-                logger.warning(text)
-        mean = totals.loss / max(totals.count, 1)
-        seconds = time.perf_counter() - began
-        yield EpochRecord(plan.stage, epoch + 1, step, mean, accuracy(model), rate, seconds, **costs)
+    """Train from the first step to the last; give a record after each epoch. `Fit` tells what the arguments are."""
+    return Fit(model, plan, steps_per_epoch, gates, distillation).epochs(lambda epoch, _: batches(epoch), accuracy)
 
 
 def _costs(gated: GatedModel, gates: GateTraining, health: GateHealth) -> dict[str, Any]:
@@ -204,18 +261,3 @@ def _costs(gated: GatedModel, gates: GateTraining, health: GateHealth) -> dict[s
         "flipped_share": health.flipped_share,
         "collapsed_groups": len(health.collapsed),
     }
-
-
-@torch.no_grad()
-def evaluate(model: nn.Module, batches: Iterable[Batch]) -> float:
-    """Top-1 accuracy in [0, 1]; the model's mode is as before afterwards."""
-    training = model.training
-    model.eval()
-    device = next(iter(model.parameters())).device
-    correct = count = 0
-    for inputs, labels in batches:
-        predicted = model(inputs.to(device)).argmax(dim=1)
-        correct += int((predicted == labels.to(device)).sum())
-        count += len(labels)
-    model.train(training)
-    return correct / max(count, 1)

@@ -18,6 +18,13 @@ def test_running_statistics_become_plain_averages_over_the_batches() -> None:
     torch.testing.assert_close(model[0].running_var, variances)
 
 
+def test_batches_that_are_not_finite_are_left_out() -> None:
+    model = nn.Sequential(nn.BatchNorm1d(3))
+    batches = [torch.randn(8, 3), torch.full((8, 3), torch.nan), torch.randn(8, 3)]
+    assert reestimate_batch_norm(model, batches) == 2
+    assert bool(torch.isfinite(model[0].running_mean).all())
+
+
 def test_modes_and_momenta_are_as_before() -> None:
     model = nn.Sequential(nn.BatchNorm1d(3, momentum=0.3), nn.Dropout(0.5), nn.BatchNorm1d(3))
     model.train()

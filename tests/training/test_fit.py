@@ -8,9 +8,9 @@ import torch
 from torch import nn
 
 from prunegate import Budget, GatedModel, TauSchedule, wrap
+from prunegate.errors import DivergedError
 from prunegate.gates.gates import LOGIT_LIMIT
 from prunegate.training import EpochRecord, GateTraining, TrainingPlan, evaluate, fit
-from prunegate.training.fit import DivergedError
 from tests.conftest import SmallNet
 
 STEPS, EPOCHS = 8, 6
@@ -57,8 +57,6 @@ def train(model: nn.Module, gates: GateTraining | None = None, **changed: Any) -
 def outcome(seed: int) -> tuple[list[dict[str, Any]], dict[str, torch.Tensor]]:
     gated = gated_model(seed)
     records = [record.as_dict() for record in train(gated, gate_training(gated))]
-    for record in records:
-        assert record.pop("seconds") > 0
     tensors = {name: p.detach().clone() for name, p in gated.named_parameters()}
     return records, tensors | {name: b.clone() for name, b in gated.named_buffers()}
 

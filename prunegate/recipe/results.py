@@ -1,0 +1,98 @@
+"""What a run leaves: compact models, the summary and the picture."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from prunegate.builders import Builder
+from prunegate.own_code import OwnBuilder
+from prunegate.recipe import folder as files
+from prunegate.recipe.folder import RunFolder
+from prunegate.recipe.listener import Listener, RunSummary
+from prunegate.recipe.schema import Recipe
+from prunegate.recipe.state import Outcome
+from prunegate.report import Comparison, KeptLayer, draw_report
+from prunegate.wrapping import Compaction
+
+
+@dataclass(frozen=True)
+class Results:
+    """Writes what comes of a recipe to its folder."""
+
+    recipe: Recipe
+    out: RunFolder
+    builder: Builder | OwnBuilder
+    listener: Listener
+
+    def save(self, result: Compaction, outcome: Outcome) -> None:
+        """Write one budget's compact model."""
+        if not self.out.writes:
+            return
+        smallest = outcome.fraction == self.recipe.budget.fractions[-1]
+        name = files.CHECKPOINT if smallest else files.checkpoint_of(outcome.fraction)
+        budget = {"metric": self.recipe.budget.metric, "fraction": outcome.fraction}
+        extra = {"recipe": self.recipe.name, "budget": budget, "accuracy": outcome.accuracy}
+        # A checkpoint never names a user's own code: such a model is handed in when it is loaded.
+        builder = self.builder if isinstance(self.builder, Builder) else None
+        result.save(self.out.file(name), builder=builder, extra=extra)
+
+    def finish(
+        self,
+        dense: nn.Module,
+        dense_accuracy: float,
+        result: Compaction,
+        outcomes: Sequence[Outcome],
+        records: Sequence[Mapping[str, Any]],
+        groups: Mapping[str, int],
+        shape: tuple[int, ...],
+    ) -> RunSummary:
+        """Write the summary and the picture, which are of the smallest model, and tell them.
+
+        Args:
+            result: The smallest model.
+            groups: Units of every channel group.
+            shape: Of one sample.
+        """
+        *larger, last = outcomes
+        comparison = Comparison.measure(dense, result.model, (dense_accuracy, last.accuracy), shape)
+        layers = [KeptLayer(name, last.kept[name], count) for name, count in groups.items()]
+        dense_macs, compact_macs = last.costs["macs"]["dense"], last.costs["macs"]["compact"]
+        share = comparison.compact.macs / dense_macs
+        title = f"{self.recipe.name}: {self.builder.full_name}, {share:.1%} of the MACs"
+        if self.out.writes:
+            draw_report(self.out.file(files.REPORT), title, records, layers, dense_macs)
+        for outcome in larger:
+            costs = outcome.costs["macs"]
+            self.listener.note(
+                f"{files.checkpoint_of(outcome.fraction)}: {costs['compact'] / costs['dense']:.4f} of the MACs, "
+                f"accuracy {outcome.accuracy:.2%}"
+            )
+        self.listener.finished(comparison, last.certificate, str(self.out.path))
+        # The last file, which says that the run is finished.
+        self.out.write(files.SUMMARY, json.dumps(self._summary(comparison, larger, last), indent=2))
+        return RunSummary(self.out.path, comparison, last.hardened, compact_macs, dense_macs)
+
+    def _summary(self, comparison: Comparison, larger: Sequence[Outcome], last: Outcome) -> dict[str, Any]:
+        return {
+            "recipe": self.recipe.name,
+            "budget": {"metric": self.recipe.budget.metric, "fraction": last.fraction},
+            "accuracy_after_hardening": last.hardened,
+            "comparison": comparison.as_dict(),
+            "certificate": last.certificate,
+            "larger": [
+                {
+                    "file": files.checkpoint_of(outcome.fraction),
+                    "fraction": outcome.fraction,
+                    "accuracy_after_hardening": outcome.hardened,
+                    "accuracy": outcome.accuracy,
+                    "costs": outcome.costs,
+                    "certificate": outcome.certificate,
+                }
+                for outcome in larger
+            ],
+        }

@@ -1,0 +1,50 @@
+"""Taking up a run where it was left."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+
+import yaml
+from pydantic import ValidationError
+
+from prunegate.errors import RecipeError
+from prunegate.recipe import folder as files
+from prunegate.recipe.folder import RunFolder
+from prunegate.recipe.schema import Recipe
+
+
+def resume_command(folder: Path, processes: int) -> str:
+    """What to type to go on with the run of a folder."""
+    command = "prunegate" if processes == 1 else f"torchrun --nproc-per-node {processes} -m prunegate"
+    return f"{command} run {folder} --resume"
+
+
+def refuse_changed(recipe: Recipe, out: RunFolder) -> None:
+    """Make sure that a run goes on with the recipe it was begun with; where it writes does not matter.
+
+    Raises:
+        RecipeError: It differs; the message shows the lines.
+    """
+    path = out.file(files.RECIPE)
+    before = _resolved(path)
+    same = {"output": before.output}
+    lines = [text.dump_yaml().splitlines() for text in (before, recipe.model_copy(update=same))]
+    diff = list(difflib.unified_diff(*lines, "the run's recipe", "this recipe", n=1, lineterm=""))
+    if diff:
+        shown = "\n".join(f"  {line}" for line in diff)
+        raise RecipeError(
+            f"{path}: the recipe has changed since the run began, expected the same one:\n{shown}\n"
+            "Go on with the run's own by naming its folder, or with the changed one by --accept-changes."
+        )
+
+
+def _resolved(path: Path) -> Recipe:
+    try:
+        return Recipe.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+    except (OSError, yaml.YAMLError, ValidationError) as error:
+        short = str(error).splitlines()[0]
+        raise RecipeError(
+            f"{path}: is not the recipe of a run: {short}. It was changed, or made by another version. Start the run "
+            "again in another folder."
+        ) from error

@@ -1,0 +1,96 @@
+"""States of a run on the disk: each written whole, the last few kept."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import time
+from pathlib import Path
+
+import torch
+
+from prunegate.errors import RunFolderError
+from prunegate.files import replacing
+from prunegate.recipe.schema import CheckpointSettings
+from prunegate.recipe.state import RunState
+
+logger = logging.getLogger(__name__)
+
+FOLDER = "checkpoints"
+
+
+class StepCheckpoints:
+    """The files ``checkpoints/step-<number>.pt`` of a run; read without running any code in them."""
+
+    def __init__(self, run: Path, settings: CheckpointSettings) -> None:
+        self.folder, self._settings = run / FOLDER, settings
+        self._written = time.monotonic()
+        self._last: int | None = None
+
+    def due(self, step: int) -> bool:
+        """Whether steps or minutes since the last one are up."""
+        steps, minutes = self._settings.every_steps, self._settings.every_minutes
+        by_steps = steps is not None and step % steps == 0
+        return by_steps or (minutes is not None and time.monotonic() - self._written >= 60.0 * minutes)
+
+    def save(self, state: RunState) -> Path:
+        """Write a state and remove the oldest beyond those to keep.
+
+        Raises:
+            RunFolderError: There is no room; the files there are as they were.
+        """
+        path = self.folder / f"step-{state.step:09}.pt"
+        try:
+            with replacing(path) as temporary:
+                torch.save(state.as_dict(), temporary)
+        except (OSError, RuntimeError) as error:  # torch's writer gives its own for a full disk
+            raise RunFolderError(
+                f"{path}: cannot be written: {str(error).splitlines()[0]}. Nothing there has changed"
+                f"{self._newest_is()}. Make room, and resume."
+            ) from error
+        self._written = time.monotonic()
+        for old in self._files()[: -self._settings.keep]:
+            old.unlink(missing_ok=True)
+        return path
+
+    def newest(self) -> RunState | None:
+        """The newest state that can be read, None if there is no file.
+
+        Raises:
+            RunFolderError: There are files, but none can be read.
+        """
+        files = self._files()
+        for path in reversed(files):
+            try:
+                return RunState.from_dict(torch.load(path, map_location="cpu", weights_only=True))
+            except Exception as error:  # whatever a damaged file leads torch into
+                logger.warning("%s: cannot be read: %s. Trying the one before.", path, str(error).splitlines()[0])
+        if files:
+            raise RunFolderError(
+                f"{self.folder}: found {len(files)} checkpoints, expected one that can be read. They are damaged. "
+                "Start the run again in another folder."
+            )
+        return None
+
+    def remove(self) -> None:
+        """Remove all: the run is finished."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _files(self) -> list[Path]:
+        """From the oldest to the newest."""
+        return sorted(self.folder.glob("step-*.pt"))
+
+    def _newest_is(self) -> str:
+        files = self._files()
+        return f"; the last checkpoint is {files[-1]}" if files else "; there is no checkpoint yet"
+
+
+def bytes_needed(weight_bytes: int, budgets: int, settings: CheckpointSettings, copies: int) -> int:
+    """Upper estimate of what a run writes, in bytes.
+
+    Args:
+        copies: How many copies of the weights a state holds besides them.
+    """
+    # While the compact model is finetuned, a state also holds the gated one. One more is there while it is written.
+    in_states = (settings.keep + 1) * weight_bytes * (2 + copies)
+    return in_states + weight_bytes * (1 + budgets)

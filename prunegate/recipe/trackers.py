@@ -1,0 +1,90 @@
+"""Trackers: listeners that write what they hear for other programs to read."""
+
+from __future__ import annotations
+
+import csv
+import importlib.util
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from prunegate.errors import RecipeError
+from prunegate.files import replacing
+from prunegate.report import Comparison
+from prunegate.training import EpochRecord
+
+CSV = "metrics.csv"
+TENSORBOARD = "tensorboard"
+
+
+class _Tracker:
+    """Hears epochs; `write` gets the number of the epoch over all stages, from 1, and its record."""
+
+    def __init__(self, records: Sequence[Mapping[str, Any]]) -> None:
+        self.epochs = 0
+        for record in records:
+            self.epoch_ended(record, 0)
+
+    def write(self, epoch: int, record: Mapping[str, Any]) -> None:
+        raise NotImplementedError
+
+    def stage_started(self, stage: str, epochs: int) -> None: ...
+    def step_ended(self, epochs_done: float) -> None: ...
+    def note(self, text: str) -> None: ...
+    def finished(self, comparison: Comparison, certificate: Mapping[str, Any], folder: str) -> None: ...
+
+    def epoch_ended(self, record: Mapping[str, Any], dense_macs: int) -> None:
+        self.epochs += 1
+        self.write(self.epochs, record)
+
+
+class CsvTracker(_Tracker):
+    """``metrics.csv``: a line for each epoch, empty where a stage has no such figure."""
+
+    def __init__(self, folder: Path, records: Sequence[Mapping[str, Any]]) -> None:
+        self._path, self._text = folder / CSV, io.StringIO()
+        self._writer = csv.DictWriter(self._text, list(EpochRecord.__dataclass_fields__))
+        self._writer.writeheader()
+        super().__init__(records)
+
+    def write(self, epoch: int, record: Mapping[str, Any]) -> None:
+        self._writer.writerow(record)
+        with replacing(self._path) as temporary:
+            temporary.write_text(self._text.getvalue(), encoding="utf-8")
+
+
+class TensorBoardTracker(_Tracker):
+    """Event files in ``tensorboard/``; figures of later epochs than those resumed from are purged by TensorBoard."""
+
+    def __init__(self, folder: Path, records: Sequence[Mapping[str, Any]]) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._writer = SummaryWriter(str(folder / TENSORBOARD), purge_step=len(records) + 1 if records else None)
+        super().__init__([])
+        self.epochs = len(records)
+
+    def write(self, epoch: int, record: Mapping[str, Any]) -> None:
+        for name, value in record.items():
+            if isinstance(value, (int, float)) and name not in ("epoch", "step"):
+                self._writer.add_scalar(f"{record['stage']}/{name}", value, epoch)
+        self._writer.flush()
+
+
+def check_trackers(names: Sequence[str]) -> None:
+    """Make sure that what they need is installed.
+
+    Raises:
+        RecipeError: It is not.
+    """
+    if "tensorboard" in names and importlib.util.find_spec("tensorboard") is None:
+        raise RecipeError(
+            "trackers: tensorboard needs the package tensorboard, which is not installed. "
+            "Run: pip install 'prunegate[tensorboard]'."
+        )
+
+
+def trackers_of(names: Sequence[str], folder: Path, records: Sequence[Mapping[str, Any]]) -> list[_Tracker]:
+    """The trackers that a recipe names; ``records`` are those of the epochs before a run goes on."""
+    made: dict[str, Any] = {"csv": CsvTracker, "tensorboard": TensorBoardTracker}
+    return [made[name](folder, records) for name in names]

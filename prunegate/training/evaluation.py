@@ -1,0 +1,34 @@
+"""Measuring a classifier."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+
+from prunegate.training.processes import Processes
+
+
+@torch.no_grad()
+def evaluate(
+    model: nn.Module, batches: Iterable[tuple[torch.Tensor, ...]], processes: Processes | None = None
+) -> float:
+    """Top-1 accuracy in [0, 1]; the model's mode is as before afterwards.
+
+    Args:
+        batches: (inputs, class indices), and what else there is.
+        processes: Given, each of them has a part of the batches, and all get the accuracy on the whole.
+    """
+    training = model.training
+    model.eval()
+    device = next(iter(model.parameters())).device
+    correct = count = 0
+    for inputs, labels, *_ in batches:
+        predicted = model(inputs.to(device)).argmax(dim=1)
+        correct += int((predicted == labels.to(device)).sum())
+        count += len(labels)
+    model.train(training)
+    if processes is not None:
+        correct, count = (int(sum(parts)) for parts in processes.gathered(correct, count))
+    return correct / max(count, 1)

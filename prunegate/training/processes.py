@@ -1,0 +1,128 @@
+"""The processes that train one model together, and their devices: on Accelerate."""
+
+from __future__ import annotations
+
+import random
+import warnings
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedDataParallelKwargs, broadcast, broadcast_object_list, gather_object
+from torch import nn
+
+Value = TypeVar("Value")
+
+
+class Processes:
+    """One process, or several that ``torchrun`` or ``accelerate launch`` has started.
+
+    All of them call every method, in the same order; each sees what the others contribute.
+
+    Args:
+        precision: ``"no"`` (float32) or ``"bf16"``: what forward passes are computed in; weights stay float32.
+    """
+
+    def __init__(self, precision: str = "no") -> None:
+        # Accelerate holds the precision once for the whole process, and refuses another one later on.
+        AcceleratorState._reset_state()
+        # Models have parameters that not every forward uses, such as auxiliary heads.
+        handlers = [DistributedDataParallelKwargs(find_unused_parameters=True)]
+        # Without a device of another kind it has to be told that several processes are meant for the CPU.
+        alone = not torch.accelerator.is_available()
+        self._accelerator = Accelerator(mixed_precision=precision, cpu=alone, kwargs_handlers=handlers)
+        warnings.filterwarnings("ignore", message=".*find_unused_parameters=True was specified", category=UserWarning)
+        self.device: torch.device = self._accelerator.device
+        self.rank: int = self._accelerator.process_index
+        self.count: int = self._accelerator.num_processes
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this is the process that writes and talks."""
+        return self.rank == 0
+
+    def prepare(self, model: nn.Module, optimizers: list[torch.optim.Optimizer]) -> tuple[nn.Module, list[Any]]:
+        """The model and its optimisers as they are trained: on the device, in the precision, gradients averaged."""
+        prepared, *others = self._accelerator.prepare(model, *optimizers)
+        return prepared, list(others)
+
+    def release(self, model: nn.Module) -> None:
+        """Take from ``model`` what `prepare` put on it."""
+        self._accelerator.unwrap_model(model, keep_fp32_wrapper=False)
+        self._accelerator.free_memory()
+
+    def backward(self, loss: torch.Tensor) -> None:
+        self._accelerator.backward(loss)
+
+    def without_averaging(self, prepared: nn.Module) -> AbstractContextManager[Any]:
+        """Gradients of this backward pass are only added up; the next one averages them over the processes."""
+        context: AbstractContextManager[Any] = self._accelerator.no_sync(prepared)
+        return context
+
+    def clip(self, parameters: list[nn.Parameter], norm: float) -> None:
+        self._accelerator.clip_grad_norm_(parameters, norm)
+
+    def gathered(self, *values: float) -> list[list[float]]:
+        """For each value, what all processes have."""
+        if self.count == 1:
+            return [[value] for value in values]
+        own = torch.tensor([values], dtype=torch.float64, device=self.device)
+        found: list[list[float]] = self._accelerator.gather(own).T.tolist()
+        return found
+
+    def gathered_objects(self, value: Value) -> list[Value]:
+        """What all processes have, by rank."""
+        return list(gather_object([value])) if self.count > 1 else [value]
+
+    def from_first(self, value: Value) -> Value:
+        """What the first process has."""
+        return value if self.count == 1 else broadcast_object_list([value])[0]
+
+    def agree_on_buffers(self, model: nn.Module) -> None:
+        """Give every process the first one's buffers: each has averaged its BatchNorm statistics by itself."""
+        if self.count > 1:
+            for buffer in model.buffers():
+                if buffer.is_floating_point():
+                    broadcast(buffer)
+
+    def by_first(self, action: Callable[[], Value], failed: type[Exception]) -> Value | None:
+        """Let the first process do something; where it fails, all end, and only the first one says why.
+
+        Raises:
+            SystemExit: In the others, if the first one fails by an error of the kind ``failed``.
+        """
+        error: Exception | None = None
+        value: Value | None = None
+        if self.is_first:
+            try:
+                value = action()
+            except failed as raised:
+                error = raised
+        if self.from_first(error is not None):
+            raise error or SystemExit(2)
+        return value
+
+
+def random_states() -> dict[str, Any]:
+    """States of the process-wide sources of randomness, of plain values and tensors."""
+    kind, keys, place, has_gauss, gauss = np.random.get_state()
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "numpy": (kind, torch.from_numpy(np.asarray(keys).astype(np.int64)), place, has_gauss, gauss),
+        "python": random.getstate(),
+    }
+
+
+def set_random_states(states: dict[str, Any]) -> None:
+    """Go back to what `random_states` gave."""
+    torch.set_rng_state(states["torch"])
+    if states["cuda"] and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all(states["cuda"])
+    kind, keys, place, has_gauss, gauss = states["numpy"]
+    np.random.set_state((kind, keys.numpy().astype(np.uint32), place, has_gauss, gauss))
+    random.setstate(states["python"])

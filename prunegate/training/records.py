@@ -1,0 +1,33 @@
+"""What is told of each epoch."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class EpochRecord:
+    """One line of ``metrics.jsonl``; one seed gives one record, so no times are in it.
+
+    Costs are MACs per sample; those of the dense stage are the dense ones.
+    """
+
+    stage: str
+    epoch: int
+    step: int
+    loss: float
+    accuracy: float
+    learning_rate: float
+    tau: float | None = None
+    expected_macs: float | None = None
+    realised_macs: int | None = None
+    target_macs: float | None = None
+    sampled_macs: int | None = None
+    multiplier: float | None = None
+    undecided_share: float | None = None
+    flipped_share: float | None = None
+    collapsed_groups: int | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
