@@ -11,9 +11,9 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from prunegate.builders import Builder
+from prunegate.data import check_data
 from prunegate.errors import PrunegateError, RecipeError, nearest
 from prunegate.own_code import OwnBuilder, is_own
-from prunegate.recipe.data import check_data
 from prunegate.recipe.schema import ModelSettings, Recipe
 from prunegate.recipe.source import KeyPath, Source, dotted, parse_value, read_source
 

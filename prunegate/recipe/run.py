@@ -12,9 +12,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
+from prunegate.data import Data, load_data
 from prunegate.errors import BudgetError, RecipeError
 from prunegate.recipe import folder as files
-from prunegate.recipe.data import ImageData, load_data
 from prunegate.recipe.folder import RunFolder, environment
 from prunegate.recipe.listener import Listener, RunSummary
 from prunegate.recipe.load import check_recipe, dense_builder
@@ -40,7 +40,7 @@ def run(recipe: Recipe, folder: Path | None = None, listener: Listener | None = 
     builder = dense_builder(recipe.model)
     model = builder.build()
     _load_weights(model, recipe.model.weights)
-    data = load_data(recipe.data)
+    data = load_data(recipe.data, recipe.seed)
     _check_output(model, data, recipe)
     # Wraps the model, which refuses now what could not be pruned after an hour of training.
     stages = Stages(recipe, out, builder, model, partial(_wrap, recipe, data), data, listener)
@@ -50,7 +50,7 @@ def run(recipe: Recipe, folder: Path | None = None, listener: Listener | None = 
     return stages.finish()
 
 
-def _wrap(recipe: Recipe, data: ImageData, model: nn.Module) -> GatedModel:
+def _wrap(recipe: Recipe, data: Data, model: nn.Module) -> GatedModel:
     """Wrap the model and refuse a budget that its gates cannot reach."""
     gated = wrap(
         model,
@@ -74,12 +74,12 @@ def _load_weights(model: nn.Module, path: str | None) -> None:
         raise RecipeError(f"model.weights: {path}: does not fit the model: {error}") from error
 
 
-def _check_output(model: nn.Module, data: ImageData, recipe: Recipe) -> None:
+def _check_output(model: nn.Module, data: Data, recipe: Recipe) -> None:
     """One batch through the model: does it take such images and tell these classes apart?"""
     mode = model.training
     try:
         with torch.no_grad():
-            logits = model.eval()(data.train_images[:2])
+            logits = model.eval()(data.example_inputs(2))
     except (RuntimeError, AssertionError, ValueError) as error:
         raise RecipeError(
             f"model: {recipe.model.name} does not take images of shape {data.shape}: {error}. "

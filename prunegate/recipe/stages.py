@@ -13,10 +13,10 @@ from safetensors.torch import save_file
 from torch import nn
 
 from prunegate.builders import Builder
+from prunegate.data import Batch, Data
 from prunegate.files import replacing
 from prunegate.own_code import OwnBuilder
 from prunegate.recipe import folder as files
-from prunegate.recipe.data import Batch, ImageData
 from prunegate.recipe.folder import RunFolder
 from prunegate.recipe.gate_stage import NORM_BATCHES, gate_training
 from prunegate.recipe.listener import Listener, RunSummary
@@ -57,7 +57,7 @@ class Stages:
         builder: Builder | OwnBuilder,
         model: nn.Module,
         wrap: Callable[[nn.Module], GatedModel],
-        data: ImageData,
+        data: Data,
         listener: Listener | None,
     ) -> None:
         self.recipe, self.out, self.builder, self.dense, self.data = recipe, out, builder, model, data
@@ -101,7 +101,7 @@ class Stages:
         budget = Budget(self.recipe.budget.metric, fraction)
         gated.harden(budget)
         batches = itertools.islice(self._train_batches(0), NORM_BATCHES)
-        reestimate_batch_norm(gated, (images for images, _ in batches))
+        reestimate_batch_norm(gated, (images for images, *_ in batches))
         accuracy = self._accuracy(gated)
         share = gated.realised_cost(budget.metric) / gated.dense_cost(budget.metric)
         self._note(f"{'harden':9} {budget.metric} {share:.4f} of dense  accuracy {accuracy:.2%}")

@@ -25,7 +25,7 @@ from prunegate.wrapping import GatedModel
 
 logger = logging.getLogger(__name__)
 
-Batch = tuple[torch.Tensor, torch.Tensor]
+Batch = tuple[torch.Tensor, ...]  # inputs, labels, and what else there may be
 
 
 class DivergedError(PrunegateError):
@@ -148,7 +148,7 @@ def fit(
         prepared.train()
         totals = _Totals()
         rate = plan.learning_rate
-        for inputs, labels in batches(epoch):
+        for inputs, labels, *_ in batches(epoch):
             scheduler.step_update(step)
             rate = float(optimizer.param_groups[0]["lr"])
             inputs, labels = inputs.to(accelerator.device), labels.to(accelerator.device)
@@ -213,7 +213,7 @@ def evaluate(model: nn.Module, batches: Iterable[Batch]) -> float:
     model.eval()
     device = next(iter(model.parameters())).device
     correct = count = 0
-    for inputs, labels in batches:
+    for inputs, labels, *_ in batches:
         predicted = model(inputs.to(device)).argmax(dim=1)
         correct += int((predicted == labels.to(device)).sum())
         count += len(labels)

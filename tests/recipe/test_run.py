@@ -131,7 +131,7 @@ def test_budget_is_met_by_the_compact_model_itself(finished: tuple[RunSummary, R
 
 
 def test_saved_model_has_the_finetuned_weights(finished: tuple[RunSummary, Recorder]) -> None:
-    from prunegate.recipe.data import load_data
+    from prunegate.data import load_data
     from prunegate.training import evaluate
 
     summary, recorder = finished
