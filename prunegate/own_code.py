@@ -1,17 +1,18 @@
-"""Models that are made by a user's own code, named ``module:function`` by the user: never by a checkpoint."""
+"""What is made by a user's own code, named ``module:function`` by the user: never by a checkpoint."""
 
 from __future__ import annotations
 
 import importlib
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import nn
 
-from prunegate.errors import ModelNameError
+from prunegate.errors import ModelNameError, PrunegateError
 
 
 @dataclass(frozen=True)
@@ -36,26 +37,7 @@ class OwnBuilder:
         Raises:
             ModelNameError: There is no such module or function.
         """
-        module, _, path = self.name.partition(":")
-        here = os.getcwd()
-        sys.path.insert(0, here)  # as `python -m` does; an installed command does not
-        try:
-            found: Any = importlib.import_module(module)
-            for part in path.split("."):
-                found = getattr(found, part)
-        except Exception as error:  # the user's module may raise anything
-            raise ModelNameError(
-                f"model name: {self.name!r} cannot be imported from {here}: {type(error).__name__}: {error}. "
-                "Give module:function, where module is found from the present folder or is installed."
-            ) from error
-        finally:
-            sys.path.remove(here)
-        if not callable(found):
-            raise ModelNameError(
-                f"model name: {self.name!r} is a {type(found).__name__}, expected a function or class."
-            )
-        made: Callable[..., Any] = found
-        return made
+        return imported(self.name, "model name")
 
     def build(self) -> nn.Module:
         """The dense model.
@@ -73,7 +55,45 @@ class OwnBuilder:
         return model
 
 
+@contextmanager
+def importable_from_here() -> Iterator[str]:
+    """Within the block modules of the present folder can be imported, as by `python -m`; gives the folder."""
+    here = os.getcwd()
+    sys.path.insert(0, here)  # an installed command does not have it
+    try:
+        yield here
+    finally:
+        sys.path.remove(here)
+
+
+def imported(name: str, what: str, kind: type[PrunegateError] = ModelNameError) -> Callable[..., Any]:
+    """A function or class of the user's by its name ``module:function``.
+
+    Args:
+        what: Begins the messages: where the name stands, such as "model name" or "data.name".
+        kind: Of the errors.
+
+    Raises:
+        PrunegateError: Of ``kind``; there is no such module or function.
+    """
+    module, _, path = name.partition(":")
+    with importable_from_here() as here:
+        try:
+            found: Any = importlib.import_module(module)
+            for part in path.split("."):
+                found = getattr(found, part)
+        except Exception as error:  # the user's module may raise anything
+            raise kind(
+                f"{what}: {name!r} cannot be imported from {here}: {type(error).__name__}: {error}. "
+                "Give module:function, where module is found from the present folder or is installed."
+            ) from error
+    if not callable(found):
+        raise kind(f"{what}: {name!r} is a {type(found).__name__}, expected a function or class.")
+    made: Callable[..., Any] = found
+    return made
+
+
 def is_own(name: str) -> bool:
-    """Whether a model name is ``module:function``."""
+    """Whether a name is ``module:function``."""
     module, colon, function = name.partition(":")
     return bool(colon) and all(part.isidentifier() for part in (*module.split("."), *function.split(".")))

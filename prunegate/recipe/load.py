@@ -11,9 +11,9 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from prunegate.builders import Builder
+from prunegate.data import check_data
 from prunegate.errors import PrunegateError, RecipeError, nearest
-from prunegate.own_code import OwnBuilder, is_own
-from prunegate.recipe.data import check_data
+from prunegate.own_code import OwnBuilder, imported, is_own
 from prunegate.recipe.schema import ModelSettings, Recipe
 from prunegate.recipe.source import KeyPath, Source, dotted, parse_value, read_source
 from prunegate.recipe.trackers import check_trackers
@@ -56,7 +56,7 @@ def check_recipe(recipe: Recipe) -> None:
         lambda: _check_weights(recipe.model.weights),
         lambda: check_data(recipe.data),
         lambda: _check_optimizer(recipe.optimizer.name),
-        lambda: None if recipe.training.loss is None else own_function(recipe.training.loss),
+        lambda: None if recipe.training.loss is None else own_loss(recipe.training.loss),
         lambda: check_trackers(recipe.trackers),
     ]
     mistakes: list[PrunegateError] = []
@@ -84,16 +84,15 @@ def dense_builder(model: ModelSettings) -> Builder | OwnBuilder:
     return Builder.parse(model.name, model.arguments)
 
 
-def own_function(name: str) -> Callable[..., Any]:
+def own_loss(name: str) -> Callable[..., Any]:
     """A loss of the user's own code, imported because the recipe names it.
 
     Raises:
-        RecipeError: It is no ``module:function``.
-        ModelNameError: It cannot be imported.
+        RecipeError: It is no ``module:function``, or cannot be imported.
     """
     if not is_own(name):
         raise RecipeError(f"training.loss: found {name!r}, expected module:function of your own code.")
-    return OwnBuilder(name).function()
+    return imported(name, "training.loss", RecipeError)
 
 
 def _check_weights(path: str | None) -> None:

@@ -29,8 +29,8 @@ def refuse_changed(recipe: Recipe, out: RunFolder) -> None:
     path = out.file(files.RECIPE)
     before = _resolved(path)
     same = {"output": before.output}
-    lines = [text.dump_yaml().splitlines() for text in (before, recipe.model_copy(update=same))]
-    diff = list(difflib.unified_diff(*lines, "the run's recipe", "this recipe", n=1, lineterm=""))
+    old, new = (text.dump_yaml().splitlines() for text in (before, recipe.model_copy(update=same)))
+    diff = list(difflib.unified_diff(old, new, "the run's recipe", "this recipe", n=1, lineterm=""))
     if diff:
         shown = "\n".join(f"  {line}" for line in diff)
         raise RecipeError(

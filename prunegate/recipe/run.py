@@ -18,7 +18,7 @@ from prunegate.errors import BudgetError, PrunegateError, RecipeError, RunFolder
 from prunegate.recipe import folder as files
 from prunegate.recipe.folder import RunFolder, environment
 from prunegate.recipe.listener import Listener, Listeners, RunSummary
-from prunegate.recipe.load import check_recipe, dense_builder, own_function
+from prunegate.recipe.load import check_recipe, dense_builder, own_loss
 from prunegate.recipe.plans import copies_in_state
 from prunegate.recipe.resuming import refuse_changed, resume_command
 from prunegate.recipe.schema import Recipe
@@ -68,9 +68,9 @@ def run(
     builder = dense_builder(recipe.model)
     model = builder.build()
     _load_weights(model, recipe.model.weights)
-    data = load_data(recipe.data)
+    data = load_data(recipe.data, recipe.seed)
     _check_output(model, data, recipe)
-    loss = None if recipe.training.loss is None else own_function(recipe.training.loss)
+    loss = None if recipe.training.loss is None else own_loss(recipe.training.loss)
     listeners = Listeners([listener] if listener is not None and processes.is_first else [])
     # Wraps the model, which refuses now what could not be pruned after an hour of training.
     wrapped = partial(_wrap, recipe, data)
@@ -131,7 +131,7 @@ def _check_output(model: nn.Module, data: Data, recipe: Recipe) -> None:
     mode = model.training
     try:
         with torch.no_grad():
-            logits = model.eval()(data.train_images[:2])
+            logits = model.eval()(data.example_inputs(2))
     except (RuntimeError, AssertionError, ValueError) as error:
         raise RecipeError(
             f"model: {recipe.model.name} does not take images of shape {data.shape}: {error}. "

@@ -7,17 +7,14 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
+
+from prunegate.data.settings import DataSettings
+from prunegate.settings import Settings
 
 Fraction = Annotated[float, Field(gt=0.0, le=1.0)]
 Rate = Annotated[float, Field(gt=0.0, le=100.0)]
 Epochs = Annotated[int, Field(ge=0, le=100_000)]
-
-
-class Settings(BaseModel):
-    """Base of all sections: unknown keys are errors, and a recipe does not change once read."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class ModelSettings(Settings):
@@ -28,17 +25,6 @@ class ModelSettings(Settings):
     )
     arguments: dict[str, Any] = Field(default_factory=dict, description="keyword arguments of the model's builder")
     weights: str | None = Field(None, description="safetensors file with trained weights of the dense model")
-
-
-class DataSettings(Settings):
-    """Images and labels."""
-
-    name: Literal["digits", "fashion_mnist", "cifar10"] = Field(description="data set")
-    folder: str | None = Field(None, description="where the files are, if not in the usual place")
-    image_size: Annotated[int, Field(ge=8, le=1024)] = Field(32, description="side in pixels after resizing")
-    batch_size: Annotated[int, Field(ge=2, le=65536)] = Field(64, description="samples in one step")
-    train_limit: Annotated[int, Field(ge=2)] | None = Field(None, description="use only so many training images")
-    augment: Literal["none", "shift", "shift_flip"] = Field("none", description="random changes of training images")
 
 
 class GatesSettings(Settings):

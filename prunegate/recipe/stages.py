@@ -75,9 +75,8 @@ class Stages:
         self.epochs_done = self._steps_before = 0
         self._resumed: RunState | None = None
         # What a checkpoint needs to know of the present stage.
-        self._stage, self._budget, self._hardened = "dense", 0, None
-        self._stage: str
-        self._hardened: float | None
+        self._stage, self._budget = "dense", 0
+        self._hardened: float | None = None
         self._models: dict[str, nn.Module] = {}
         self._gated: GatedModel | None = None
 
@@ -208,8 +207,8 @@ class Stages:
             self._save(fit)
         if signal:
             raise RunStoppedError(
-                f"{self.out.path}: stopped by signal {signal} after {self._steps_before + fit.step:,} steps, and saved. "
-                f"{self._where_to_resume()}",
+                f"{self.out.path}: stopped by signal {signal} after {self._steps_before + fit.step:,} steps, and "
+                f"saved. {self._where_to_resume()}",
                 signal,
             )
 

@@ -15,9 +15,9 @@ from typing import Any
 
 import pytest
 import torch
-from prunegate.data import Batch, ImageData
 
 from prunegate import DivergedError, RunFolderError, RunStoppedError
+from prunegate.data import Batch, ImageData
 from prunegate.recipe import Recipe, run
 from prunegate.recipe.folder import RunFolder
 from tests.recipe.test_resume import RECIPE, StopAfter, recipe

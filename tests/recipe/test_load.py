@@ -77,7 +77,7 @@ def test_recipe_of_the_repository_is_valid(path: Path) -> None:
 
 def test_every_key_is_described() -> None:
     found = {section.__name__: section for section in sections()}
-    assert len(found) == 12
+    assert len(found) == 17
     missing = [
         f"{name}.{key}"
         for name, section in found.items()
@@ -139,7 +139,14 @@ def test_all_mistakes_are_told_at_once_with_their_lines(tmp_path: Path) -> None:
         ("budget.fraction=[0.5, 1.5]", "budget.fraction.1: found 1.5, expected less than or equal to 1."),
         ("budget.fraction=[0.25, 0.5]", "budget.fraction: found [0.25, 0.5], expected each below the one before."),
         ("budget.fraction=[]", "budget.fraction: found [], expected to have at least 1 item after validation, not 0."),
-        ("data.name=mnist", "data.name: found 'mnist', expected 'digits', 'fashion_mnist' or 'cifar10'."),
+        (
+            "data.name=mnist",
+            "data.name: found 'mnist', expected digits, fashion_mnist, cifar10, folder, torchvision/<Class>, "
+            "timm/<name> or module:function of your own code.",
+        ),
+        ("data.mixup={cutmix_alfa: 1.0}", "data.mixup.cutmix_alfa: unknown key. Nearest known key: cutmix_alpha."),
+        ("data.mixup={label_smoothing: 0.1}", "data.mixup: found label_smoothing 0.1 and nothing to mix, expected"),
+        ("data.channels=2", "data.channels: found 2, expected 1 or 3."),
         ("gates.initial_keep_probability=0.5", "expected greater than 0.5."),
         ("gates.exclude=layer4", "gates.exclude: found 'layer4', expected a valid list."),
         ("stages.gate.epochs=0", "stages.gate.epochs: found 0, expected greater than or equal to 1."),

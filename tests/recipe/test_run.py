@@ -47,12 +47,16 @@ class Recorder:
 
     def __init__(self) -> None:
         self.stages: list[tuple[str, int]] = []
+        self.steps: list[float] = []
         self.records: list[dict[str, Any]] = []
         self.notes: list[str] = []
         self.ends: list[str] = []
 
     def stage_started(self, stage: str, epochs: int) -> None:
         self.stages.append((stage, epochs))
+
+    def step_ended(self, epochs_done: float) -> None:
+        self.steps.append(epochs_done)
 
     def epoch_ended(self, record: Mapping[str, Any], dense_macs: int) -> None:
         assert dense_macs > 0
@@ -87,6 +91,7 @@ def lines(folder: Path) -> list[dict[str, Any]]:
 def test_run_leaves_everything_that_was_promised(finished: tuple[RunSummary, Recorder]) -> None:
     summary, _ = finished
     assert sorted(path.name for path in summary.folder.iterdir()) == [
+        ".lock",
         "compact.safetensors",
         "dense.safetensors",
         "environment.json",
@@ -94,6 +99,7 @@ def test_run_leaves_everything_that_was_promised(finished: tuple[RunSummary, Rec
         "recipe.yaml",
         "report.png",
         "summary.json",
+        "timings.jsonl",
     ]
     assert Recipe.model_validate(yaml.safe_load((summary.folder / "recipe.yaml").read_text())) == recipe()
     environment = json.loads((summary.folder / "environment.json").read_text())
@@ -112,6 +118,8 @@ def test_metrics_hold_one_line_for_each_epoch_and_the_listener_heard_them(
         ("dense", 1), ("dense", 2), ("gate", 1), ("gate", 2), ("gate", 3), ("finetune", 1), ("finetune", 2)
     ]  # fmt: skip
     assert recorder.stages == [("dense", 2), ("gate", 3), ("finetune", 2)]
+    assert recorder.steps[:9] == [1 / 8, 2 / 8, 3 / 8, 4 / 8, 5 / 8, 6 / 8, 7 / 8, 1.0, 9 / 8]
+    assert recorder.steps[-1] == 2.0
     assert recorder.ends == [str(summary.folder)]
     gate = [r for r in found if r["stage"] == "gate"]
     assert gate[-1]["tau"] == 0.1
@@ -131,7 +139,7 @@ def test_budget_is_met_by_the_compact_model_itself(finished: tuple[RunSummary, R
 
 
 def test_saved_model_has_the_finetuned_weights(finished: tuple[RunSummary, Recorder]) -> None:
-    from prunegate.recipe.data import load_data
+    from prunegate.data import load_data
     from prunegate.training import evaluate
 
     summary, recorder = finished

@@ -53,7 +53,7 @@ def test_elsewhere_than_on_a_terminal_every_epoch_is_one_line() -> None:
 @pytest.mark.parametrize("width", [80, 140])
 def test_a_terminal_shows_the_gates_live(width: int) -> None:
     text = show(terminal=True, width=width)
-    for part in ("97.50%", "1.25", "0.612", "0.750", "1/4"):
+    for part in ("97.50%", "1.25", "0.612", "0.750", "3/4"):
         assert part in text
 
 

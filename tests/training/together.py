@@ -13,10 +13,10 @@ from pathlib import Path
 
 import timm
 import torch
-from prunegate.data import DataSettings, Share, load_data
 from torch import nn
 
 from prunegate import Budget, TauSchedule, wrap
+from prunegate.data import DataSettings, Share, load_data
 from prunegate.training import Fit, GateTraining, Processes, TrainingPlan, evaluate
 
 STEPS, EPOCHS = 10, 2

@@ -41,7 +41,7 @@ def pruned(
         train(gated, task, seed, plan, gates=gates, teacher=teacher)
         gated.harden(budget)
         some = itertools.islice(batches(task, seed, 0), NORM_BATCHES)
-        reestimate_batch_norm(gated, (images for images, _ in some))
+        reestimate_batch_norm(gated, (images for images, *_ in some))
         compact = prunegate.compact(gated).model
         assert macs_of(compact, task) <= budget.limit_for(dense_macs)
         yield fraction, compact, spent

@@ -81,7 +81,7 @@ def sparse_train(
     for epoch in range(epochs):
         model.train()
         pruner.update_regularizer()
-        for images, labels in batches(task, seed, epoch):
+        for images, labels, _ in batches(task, seed, epoch):
             scores = model(images)
             loss = F.cross_entropy(scores, labels)
             if teacher is not None:
@@ -113,7 +113,7 @@ def _accumulate_gradients(model: nn.Module, task: Task, seed: int) -> None:
     """Gradients of the training loss over several batches, in eval mode: the model itself is what is judged."""
     model.eval()
     model.zero_grad()
-    for images, labels in itertools.islice(batches(task, seed, 0), _TAYLOR_BATCHES):
+    for images, labels, _ in itertools.islice(batches(task, seed, 0), _TAYLOR_BATCHES):
         F.cross_entropy(model(images), labels).backward()
 
 

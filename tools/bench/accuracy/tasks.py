@@ -14,9 +14,8 @@ from safetensors.torch import load_model, save_model
 from torch import nn
 
 from prunegate.builders import Builder
+from prunegate.data import Batch, Data, DataSettings, load_data
 from prunegate.files import replacing
-from prunegate.recipe.data import Batch, ImageData, load_data
-from prunegate.recipe.schema import DataSettings
 from prunegate.training import Distillation, GateTraining, TrainingPlan, fit
 
 BUDGETS = (0.5, 0.25, 0.1)
@@ -111,7 +110,7 @@ TASKS = {
 
 
 @cache
-def data_of(task: str) -> ImageData:
+def data_of(task: str) -> Data:
     return load_data(TASKS[task].data)
 
 

@@ -9,10 +9,9 @@ import pytest
 import torch
 
 from prunegate import DataError
+from prunegate.data import DataSettings, load_data
+from prunegate.data.cifar10 import read_cifar10
 from prunegate.recipe import load_recipe, run
-from prunegate.recipe.cifar import read_cifar10
-from prunegate.recipe.data import load_data
-from prunegate.recipe.schema import DataSettings
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "cifar10_resnet56.yaml"
 

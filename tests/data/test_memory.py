@@ -13,10 +13,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from prunegate.data import DataSettings, augmented, check_data, fashion_mnist, load_data
 from prunegate.errors import DataError
-from prunegate.recipe import data as data_module
-from prunegate.recipe.data import augmented, check_data, load_data
-from prunegate.recipe.schema import DataSettings
 
 
 def settings(**given: Any) -> DataSettings:
@@ -85,7 +83,7 @@ def test_batches_depend_on_seed_and_epoch_alone(augment: str) -> None:
 
     def batches(seed: int, epoch: int) -> torch.Tensor:
         torch.rand(3)  # the global random state must not matter
-        return torch.cat([images for images, _ in found.train_batches(seed, epoch)])
+        return torch.cat([images for images, *_ in found.train_batches(seed, epoch)])
 
     assert torch.equal(batches(1, 2), batches(1, 2))
     assert not torch.equal(batches(1, 2), batches(1, 3))
@@ -95,14 +93,14 @@ def test_batches_depend_on_seed_and_epoch_alone(augment: str) -> None:
 def test_epoch_holds_each_image_at_most_once_with_its_label() -> None:
     found = load_data(settings(image_size=8, train_limit=150, batch_size=64))
     batches = list(found.train_batches(0, 0))
-    assert [len(labels) for _, labels in batches] == [64, 64]
+    assert [len(labels) for _, labels, _ in batches] == [64, 64]
     assert len(batches) == found.steps_per_epoch
     known = {
         image.numpy().tobytes(): int(label) for image, label in zip(found.train_images, found.train_labels, strict=True)
     }
     seen = [
         (image.numpy().tobytes(), int(label))
-        for images, labels in batches
+        for images, labels, _ in batches
         for image, label in zip(images, labels, strict=True)
     ]
     assert len({image for image, _ in seen}) == 128
@@ -111,14 +109,15 @@ def test_epoch_holds_each_image_at_most_once_with_its_label() -> None:
 
 def test_set_smaller_than_a_batch_gives_one_batch() -> None:
     found = load_data(settings(image_size=8, train_limit=10, batch_size=64))
-    assert [len(labels) for _, labels in found.train_batches(0, 0)] == [10]
+    assert [len(labels) for _, labels, _ in found.train_batches(0, 0)] == [10]
 
 
 def test_test_batches_are_all_test_images_in_order() -> None:
     found = load_data(settings(image_size=8))
-    images, labels = (torch.cat(parts) for parts in zip(*found.test_batches(), strict=True))
+    images, labels, indices = (torch.cat(parts) for parts in zip(*found.test_batches(), strict=True))
     assert torch.equal(images, found.test_images)
     assert torch.equal(labels, found.test_labels)
+    assert torch.equal(indices, torch.arange(355))
 
 
 @pytest.mark.parametrize("kind", ["shift", "shift_flip"])
@@ -168,7 +167,7 @@ def test_fashion_mnist_is_found_below_torchvisions_root(tmp_path: Path) -> None:
 @pytest.mark.parametrize("given", ["nowhere", None])
 def test_missing_folder_names_the_places_and_the_remedies(given: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
     places = ("no/such/place", "nor/here")
-    monkeypatch.setattr(data_module, "_FASHION_FOLDERS", places)
+    monkeypatch.setattr(fashion_mnist, "_FASHION_FOLDERS", places)
     with pytest.raises(DataError) as caught:
         check_data(settings(name="fashion_mnist", folder=given))
     text = str(caught.value)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
+from prunegate.data.splits import Split
 from prunegate.errors import DataError
 
 # Where the archive unpacks to.
@@ -15,8 +15,6 @@ _TRAIN = tuple(f"data_batch_{number}.bin" for number in range(1, 6))
 _TEST = ("test_batch.bin",)
 _CLASSES = 10
 _PIXELS = 3 * 32 * 32
-
-Split = tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]
 
 
 def cifar_folder(given: str | None) -> Path:

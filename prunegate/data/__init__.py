@@ -1,0 +1,15 @@
+"""Data: training and test samples in batches that depend on their position alone.
+
+Small data sets are held in memory (`ImageData`). All others are read from files when they are needed: folders of
+images, torchvision's and timm's data sets by name, and a user's own.
+"""
+
+from __future__ import annotations
+
+from prunegate.data.batches import Batch, Data, Share
+from prunegate.data.load import check_data, load_data
+from prunegate.data.memory import ImageData
+from prunegate.data.settings import DataSettings
+from prunegate.data.shifting import augmented
+
+__all__ = ["Batch", "Data", "DataSettings", "ImageData", "Share", "augmented", "check_data", "load_data"]

@@ -1,0 +1,36 @@
+"""scikit-learn's digits, whose images come with its wheel: no download."""
+
+from __future__ import annotations
+
+import importlib.util
+
+import numpy as np
+
+from prunegate.data.splits import Split
+from prunegate.errors import DataError
+
+
+def check_digits(folder: str | None) -> None:
+    """Raise DataError if scikit-learn is not there."""
+    if importlib.util.find_spec("sklearn") is None:
+        raise DataError(
+            "data.name: digits needs scikit-learn, which is not installed. Its wheel holds the images. "
+            "Run: pip install 'prunegate[demo]'."
+        )
+    if folder is not None:
+        raise DataError("data.folder: digits come with scikit-learn, expected no folder. Remove the key.")
+
+
+def read_digits() -> tuple[Split, Split]:
+    """1,442 training and 355 test images of 8 × 8 pixels; every fifth of each class is for testing."""
+    from sklearn.datasets import load_digits
+
+    found = load_digits()
+    images, labels = found.images, found.target.astype(np.int64)
+    # The rank of each image within its class decides, so that both parts hold all classes alike.
+    rank = np.empty(len(labels), dtype=np.int64)
+    for digit in range(10):
+        of_digit = np.flatnonzero(labels == digit)
+        rank[of_digit] = np.arange(len(of_digit))
+    test = rank % 5 == 4
+    return (images[~test], labels[~test]), (images[test], labels[test])

@@ -1,0 +1,119 @@
+"""From the section ``data`` of a recipe to data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from prunegate.data.batches import Data, Share, part_of
+from prunegate.data.image_folder import check_folder, open_folder
+from prunegate.data.loaded import LoadedData, examples
+from prunegate.data.memory import check_memory, load_memory
+from prunegate.data.own_sets import check_own, open_own
+from prunegate.data.samples import Part
+from prunegate.data.settings import MEMORY_KINDS, DataSettings
+from prunegate.data.sources import Source
+from prunegate.data.timm_sets import check_timm, open_timm
+from prunegate.data.torchvision_sets import check_torchvision, open_torchvision
+from prunegate.data.transforms import make_transforms
+from prunegate.data.unreadable import UnreadableFiles
+from prunegate.errors import DataError
+
+_OF_FILES_ALONE = ("arguments", "train_split", "test_split", "num_classes", "channels", "transform", "workers")
+
+
+def check_data(settings: DataSettings) -> None:
+    """Look for what a section names; no image is read, and nothing that is not needed for that.
+
+    Raises:
+        DataError: Data that is not there, or a key that this kind of data does not have.
+    """
+    if settings.mixup.enabled and settings.batch_size % 2:
+        part_of(settings.batch_size, settings.batch_size, Share(), mixes=True)
+    if settings.name in MEMORY_KINDS:
+        fields = DataSettings.model_fields
+        for key in _OF_FILES_ALONE:
+            if getattr(settings, key) != fields[key].get_default(call_default_factory=True):
+                raise DataError(
+                    f"data.{key}: found {getattr(settings, key)!r}, expected none: {settings.name} is held in memory "
+                    "as it is, and changed by data.augment. The key is for images that are read from files, such as "
+                    f"torchvision/FashionMNIST. Remove it."
+                )
+        check_memory(settings)
+        return
+    if settings.augment != "none":
+        raise DataError(
+            f"data.augment: found {settings.augment!r}, expected none: it is for {', '.join(MEMORY_KINDS)}, which are "
+            f"in memory. Images of {settings.name} are changed by timm's transforms. Set data.transform instead."
+        )
+    make_transforms(settings.transform, settings.channels or 3, settings.image_size)
+    _kind(settings)[0](settings)
+
+
+def load_data(settings: DataSettings, seed: int = 0) -> Data:
+    """Open a data set; those in memory are read whole, of others one image of each part.
+
+    Args:
+        seed: Chooses the training samples under ``train_limit`` where they are read from files.
+
+    Raises:
+        DataError: As `check_data`, or data that cannot be used.
+    """
+    check_data(settings)
+    if settings.name in MEMORY_KINDS:
+        return load_memory(settings)
+    source = _kind(settings)[1](settings)
+    channels = settings.channels or 3
+    classes = settings.num_classes or source.classes
+    if classes is None:
+        raise DataError(
+            f"data.num_classes: is missing, and {settings.name} does not tell its classes, expected their number. "
+            "Set data.num_classes, or give the training set an attribute `classes` with their names."
+        )
+    augmenting, plain = make_transforms(settings.transform, channels, settings.image_size)
+    chosen = _chosen(len(source.train), settings.train_limit, seed)
+    mode = "RGB" if channels == 3 else "L"
+    train = Part("train", source.train, chosen, augmenting, mode, classes, bool(settings.transform))
+    unaugmented = Part("train", source.train, chosen, plain, mode, classes, bool(settings.transform))
+    test = Part("test", source.test, torch.arange(len(source.test)), plain, mode, classes, bool(settings.transform))
+    unreadable = UnreadableFiles(settings.unreadable_limit)
+    shapes = [tuple(examples(part, 1, unreadable).shape[1:]) for part in (unaugmented, test)]
+    _check_shapes(settings, shapes)
+    return LoadedData(
+        train,
+        unaugmented,
+        test,
+        (shapes[0][0], shapes[0][1], shapes[0][2]),
+        classes,
+        settings.batch_size,
+        settings.mixup,
+        settings.workers,
+        unreadable,
+    )
+
+
+def _kind(settings: DataSettings) -> tuple[Callable[[DataSettings], object], Callable[[DataSettings], Source]]:
+    """What checks and what opens this kind."""
+    if settings.name == "folder":
+        return check_folder, open_folder
+    if settings.name.startswith("torchvision/"):
+        return check_torchvision, open_torchvision
+    if settings.name.startswith("timm/"):
+        return check_timm, open_timm
+    return check_own, open_own
+
+
+def _chosen(count: int, limit: int | None, seed: int) -> torch.Tensor:
+    """Which samples are used. Not the first: in folders those are of one class."""
+    if limit is None or limit >= count:
+        return torch.arange(count)
+    return torch.randperm(count, generator=torch.Generator().manual_seed(seed))[:limit].sort().values
+
+
+def _check_shapes(settings: DataSettings, shapes: list[tuple[int, ...]]) -> None:
+    if shapes[0] != shapes[1]:
+        raise DataError(
+            f"data.name: {settings.name}: found training samples of shape {shapes[0]} and test samples of {shapes[1]}, "
+            "expected them alike. Make them so in the data set."
+        )

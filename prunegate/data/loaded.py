@@ -1,0 +1,92 @@
+"""Data sets whose images are read from files when they are needed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+
+from prunegate.data.batches import WHOLE, Batch, Share, part_of
+from prunegate.data.mixing import mixed
+from prunegate.data.randomness import order_of
+from prunegate.data.samples import Part, Samples, collated
+from prunegate.data.settings import MixupSettings
+from prunegate.data.unreadable import UnreadableFiles
+from prunegate.data.workers import Order, loaded
+from prunegate.errors import DataError
+
+_TEST_BATCH = 512
+
+
+@dataclass(frozen=True)
+class LoadedData:
+    """Training and test samples that are read, transformed and augmented batch by batch.
+
+    Attributes:
+        plain: The training samples, transformed as test samples are.
+        shape: Of one sample: channels, height, width.
+        workers: Processes that read; they live for one epoch.
+        unreadable: What could not be read so far.
+    """
+
+    train: Part
+    plain: Part
+    test: Part
+    shape: tuple[int, int, int]
+    num_classes: int
+    batch_size: int
+    mixup: MixupSettings
+    workers: int
+    unreadable: UnreadableFiles
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return max(1, len(self.train) // self.batch_size)
+
+    def example_inputs(self, count: int) -> torch.Tensor:
+        """The first ``count`` training inputs, not augmented; where one cannot be read, the next stands in."""
+        return examples(self.plain, count, self.unreadable)
+
+    def train_batches(self, seed: int, epoch: int, first: int = 0, share: Share = WHOLE) -> Iterator[Batch]:
+        """See `Data.train_batches`."""
+        part = part_of(self.batch_size, len(self.train), share, self.mixup.enabled)
+        return self._train_batches(seed, epoch, first, share.rank, part)
+
+    def _train_batches(self, seed: int, epoch: int, first: int, rank: int, part: slice) -> Iterator[Batch]:
+        positions = torch.randperm(len(self.train), generator=order_of(seed, epoch))
+        order = Order(positions, self.batch_size, range(first, self.steps_per_epoch), part)
+        # Beyond the limit the run stops anyway, so no more files than that are tried.
+        samples = Samples(self.train, seed, epoch, tries=self.unreadable.limit + 1)
+        for number, (batch, unreadable) in enumerate(loaded(samples, order, self.workers), start=first):
+            self.unreadable.note(unreadable)
+            if len(batch.labels) < part.stop - part.start:
+                raise _none_left(self.train)
+            yield mixed(batch, self.mixup, self.num_classes, seed, epoch, number, rank)
+
+    def test_batches(self, share: Share = WHOLE) -> Iterator[Batch]:
+        """The test samples in order without those that cannot be read; of several processes each takes every n-th."""
+        size = min(_TEST_BATCH, 4 * self.batch_size)
+        numbers = range(share.rank, -(-len(self.test) // size), share.count)
+        order = Order(torch.arange(len(self.test)), size, numbers, slice(None))
+        for batch, unreadable in loaded(Samples(self.test, 0, 0, tries=1), order, self.workers):
+            self.unreadable.note(unreadable)
+            if len(batch.labels):
+                yield batch
+
+
+def examples(part: Part, count: int, unreadable: UnreadableFiles) -> torch.Tensor:
+    """The first ``count`` inputs of a part, (n, channels, height, width)."""
+    samples = Samples(part, 0, 0, tries=unreadable.limit + 1)
+    batch, found = collated([samples[position] for position in range(min(count, len(part)))])
+    unreadable.note(found)
+    if not len(batch.labels):
+        raise _none_left(part)
+    return batch.inputs
+
+
+def _none_left(part: Part) -> DataError:
+    return DataError(
+        f"data: found no {part.name} sample that can be read, of {len(part)}, expected images. The log names the files "
+        "and the reasons."
+    )

@@ -1,0 +1,166 @@
+"""One sample at a time: read, checked and transformed, by random numbers of its own."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from PIL import Image
+from torch.utils.data import Dataset
+
+from prunegate.data.batches import Batch
+from prunegate.data.randomness import SAMPLE, seeded
+from prunegate.data.unreadable import READING_ERRORS, Unreadable, file_of, whole_images_only
+from prunegate.errors import DataError
+
+
+@dataclass(frozen=True)
+class Part:
+    """The training or the test samples of a data set, in their order.
+
+    Attributes:
+        dataset: Map-style; samples are (PIL image or float tensor (C, H, W), class index).
+        chosen: Which of its samples are used.
+        transform: From a PIL image to a float tensor (C, H, W); tensors are taken as they are.
+        mode: PIL's mode that images are brought to before.
+        images_only: Tensors are refused, for the user asked for transforms.
+    """
+
+    name: str
+    dataset: Any
+    chosen: torch.Tensor
+    transform: Callable[[Image.Image], torch.Tensor]
+    mode: str
+    num_classes: int
+    images_only: bool
+
+    def __len__(self) -> int:
+        return len(self.chosen)
+
+    def read(self, index: int) -> tuple[Image.Image | torch.Tensor, int]:
+        """One sample of the data set as it is there.
+
+        Raises:
+            DataError: It is no sample of an image and a class, or the data set raises something else.
+            READING_ERRORS: Its file cannot be read.
+        """
+        try:
+            sample = self.dataset[index]
+            image, label = sample[0], sample[1]
+            if isinstance(image, Image.Image):
+                # Now, not in the transform: PIL reads pixels only when asked for them.
+                image = image.convert(self.mode)
+        except READING_ERRORS:
+            raise
+        except Exception as error:  # the data set may be the user's own, and raise anything
+            raise DataError(f"data: {self.name} sample {index}: raised {type(error).__name__}: {error}.") from error
+        return self._image(image, index), self._label(label, index)
+
+    def _image(self, image: Any, index: int) -> Image.Image | torch.Tensor:
+        if isinstance(image, Image.Image):
+            return image
+        if isinstance(image, torch.Tensor) and self.images_only:
+            raise DataError(
+                f"data.transform: {self.name} sample {index}: found a tensor, which is taken as it is, expected a PIL "
+                "image to transform. Remove data.transform, or give PIL images."
+            )
+        if isinstance(image, torch.Tensor) and image.dim() == 3 and image.is_floating_point():
+            return image.float()
+        found = f"{image.dtype} of shape {tuple(image.shape)}" if hasattr(image, "dtype") else type(image).__name__
+        raise DataError(
+            f"data: {self.name} sample {index}: found {found}, expected a PIL image or a float tensor "
+            "(channels, height, width). Convert it in the data set."
+        )
+
+    def _label(self, label: Any, index: int) -> int:
+        try:
+            number = operator.index(label)
+        except TypeError:
+            number = -1
+        if not 0 <= number < self.num_classes:
+            raise DataError(
+                f"data: {self.name} sample {index}: found label {label!r}, expected a class index from 0 to "
+                f"{self.num_classes - 1}. Set data.num_classes, or name a part with such labels in "
+                "data.train_split and data.test_split."
+            )
+        return number
+
+
+class Sample(NamedTuple):
+    """A sample, or None for its input if it could not be read, and what could not be read on the way to it."""
+
+    input: torch.Tensor | None
+    label: int
+    number: int
+    unreadable: tuple[Unreadable, ...]
+
+
+@dataclass(frozen=True)
+class Samples(Dataset[Sample]):
+    """The samples of a part at their positions, in one epoch: a pure function of part, seed, epoch and position.
+
+    Random numbers are seeded for each sample, so neither the worker that makes it nor what it made before matters.
+
+    Attributes:
+        tries: So many files are tried: where one cannot be read, the next stands in. With 1 none does.
+    """
+
+    part: Part
+    seed: int
+    epoch: int
+    tries: int
+
+    def __getitem__(self, position: int) -> Sample:
+        unreadable: list[Unreadable] = []
+        index = position
+        for further in range(min(self.tries, len(self.part))):
+            index = int(self.part.chosen[(position + further) % len(self.part)])
+            # The key is of the position: a sample that stands in for another is not the same picture twice.
+            with seeded(SAMPLE, self.seed, self.epoch, position):
+                try:
+                    with whole_images_only():
+                        image, label = self.part.read(index)
+                except READING_ERRORS as error:
+                    file = file_of(self.part.dataset, index, self.part.name)
+                    unreadable.append(Unreadable(file, f"{type(error).__name__}: {error}"))
+                    continue
+                made = image if isinstance(image, torch.Tensor) else self._transformed(image, index)
+                return Sample(made, label, index, tuple(unreadable))
+        return Sample(None, -1, index, tuple(unreadable))
+
+    def _transformed(self, image: Image.Image, index: int) -> torch.Tensor:
+        try:
+            return self.part.transform(image)
+        except Exception as error:  # timm's transforms raise what comes of odd arguments
+            file = file_of(self.part.dataset, index, self.part.name)
+            raise DataError(
+                f"data.transform: {file}: {type(error).__name__}: {error}. Found an image of {image.size} pixels."
+            ) from error
+
+
+class Collated(NamedTuple):
+    """A batch of those samples that could be read, and what could not be."""
+
+    batch: Batch
+    unreadable: tuple[Unreadable, ...]
+
+
+def collated(samples: Sequence[Sample]) -> Collated:
+    """Samples as one batch; empty if none could be read."""
+    inputs = [sample.input for sample in samples if sample.input is not None]
+    read = [sample for sample in samples if sample.input is not None]
+    shapes = sorted({tuple(made.shape) for made in inputs})
+    if len(shapes) > 1:
+        raise DataError(
+            f"data: found samples of shapes {', '.join(map(str, shapes))}, expected all alike. Resize them in the "
+            "data set, or give PIL images, which are resized here."
+        )
+    batch = Batch(
+        torch.stack(inputs) if inputs else torch.empty(0),
+        torch.tensor([sample.label for sample in read], dtype=torch.int64),
+        torch.tensor([sample.number for sample in read], dtype=torch.int64),
+    )
+    return Collated(batch, tuple(found for sample in samples for found in sample.unreadable))

@@ -1,0 +1,53 @@
+"""What every kind of data set that is read from files is opened as."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch.utils.data import Subset
+
+from prunegate.errors import DataError
+
+
+@dataclass(frozen=True)
+class Source:
+    """The training and the test set, map-style, and how many classes they say they have."""
+
+    train: Any
+    test: Any
+    classes: int | None
+
+
+def opened(train: Any, test: Any, name: str) -> Source:
+    """The two sets as a source, with the classes that the training set tells.
+
+    Raises:
+        DataError: One is no map-style data set, or is empty.
+    """
+    for part, dataset in (("training", train), ("test", test)):
+        if not (hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__")):
+            raise DataError(
+                f"data.name: {name}: found a {type(dataset).__name__} as the {part} set, expected one with a length "
+                "and samples by index (map-style). Streams have no position to go on from. Use such a data set."
+            )
+        if not len(dataset):
+            raise DataError(f"data.name: {name}: found an empty {part} set, expected samples. Check data.folder.")
+    holder = train
+    while isinstance(holder, Subset):
+        holder = holder.dataset
+    classes = getattr(holder, "classes", None)
+    return Source(train, test, len(classes) if isinstance(classes, Sequence) and len(classes) else None)
+
+
+def check_same_classes(train: Sequence[str], test: Sequence[str], where: str) -> None:
+    """Raise DataError if the parts do not hold the same classes: their indices would mean different things."""
+    if list(train) == list(test):
+        return
+    only = {"train": sorted(set(train) - set(test)), "test": sorted(set(test) - set(train))}
+    told = " and ".join(f"{', '.join(names[:5])} in the {part} part alone" for part, names in only.items() if names)
+    raise DataError(
+        f"data.folder: {where}: found {len(train)} classes for training and {len(test)} for testing, "
+        f"{told or 'in another order'}, expected the same. Classes are numbered by name. Make the subfolders agree."
+    )

@@ -1,0 +1,76 @@
+"""From a PIL image to what a model takes, by timm's transforms."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from PIL import Image
+
+from prunegate.data.randomness import CHECK, seeded
+from prunegate.errors import DataError, nearest
+
+Transform = Callable[[Image.Image], torch.Tensor]
+
+# What the section says elsewhere, or what would make something else than one normalised float tensor.
+_NOT_YOURS = {
+    "input_size", "is_training", "separate", "use_prefetcher", "tf_preprocessing", "normalize", "naflex", "patch_size",
+    "max_seq_len", "patchify", "patchify_channels_last", "patchify_flatten", "re_num_splits",
+}  # fmt: skip
+_OF_EACH_CHANNEL = ("mean", "std")
+
+
+def make_transforms(given: Mapping[str, Any], channels: int, size: int) -> tuple[Transform, Transform]:
+    """The transforms of training and of test images.
+
+    Args:
+        given: Arguments of timm's `create_transform`.
+        size: Side of what they give, in pixels.
+
+    Raises:
+        DataError: An argument that timm does not know or refuses.
+    """
+    from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, create_transform
+
+    known = [name for name in inspect.signature(create_transform).parameters if name not in _NOT_YOURS]
+    for name in given:
+        if name not in known:
+            near = nearest(name, known)
+            raise DataError(
+                f"data.transform.{name}: timm's create_transform has no such parameter, or it is set here. "
+                + (f"Nearest: {', '.join(near)}." if near else f"Known: {', '.join(known)}.")
+            )
+    arguments = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
+    usual = {"mean": IMAGENET_DEFAULT_MEAN, "std": IMAGENET_DEFAULT_STD}
+    for name in _OF_EACH_CHANNEL:
+        # timm's own are of three channels; taken for one they would make three of it.
+        values = arguments.setdefault(name, usual[name] if channels == 3 else (sum(usual[name]) / 3,))
+        if not isinstance(values, tuple) or len(values) != channels:
+            raise DataError(
+                f"data.transform.{name}: found {given.get(name)}, expected a list of {channels} numbers, one for each "
+                "channel. See data.channels."
+            )
+    made = []
+    for training in (True, False):
+        if not training and arguments.get("interpolation") == "random":
+            arguments["interpolation"] = "bilinear"  # timm knows it in training alone
+        try:
+            transform: Transform = create_transform((channels, size, size), is_training=training, **arguments)
+            # Once for real: timm looks at some arguments only then.
+            with seeded(CHECK):
+                found = transform(Image.new("RGB" if channels == 3 else "L", (size, size)))
+        except Exception as error:  # timm asserts, looks up names and lets torchvision check
+            raise DataError(
+                f"data.transform: timm refuses {dict(given)}: {type(error).__name__}: {error}. "
+                "See timm.data.create_transform."
+            ) from error
+        if tuple(found.shape) != (channels, size, size):
+            raise DataError(
+                f"data.transform: makes images of shape {tuple(found.shape)}, expected {(channels, size, size)}. "
+                "Remove what changes the size."
+            )
+        made.append(transform)
+    train, test = made
+    return train, test
