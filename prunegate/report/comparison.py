@@ -11,6 +11,7 @@ import torch
 from rich.table import Table
 from safetensors.torch import save
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from prunegate.report.latency import Latency, measure_latency
@@ -92,11 +93,16 @@ class Comparison:
 def counted_macs(model: nn.Module, shape: Sequence[int]) -> int:
     """MACs per sample, by torch's own counter on one forward."""
     device = next(iter(model.parameters())).device
-    training = model.training
+    training, fast = model.training, torch.backends.mha.get_fastpath_enabled()
     model.eval()
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        model(torch.zeros(1, *shape, device=device))
-    model.train(training)
+    # The counter knows attention by its matrix products, not by the fused kernels of CPUs and of nn.MultiheadAttention.
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+            model(torch.zeros(1, *shape, device=device))
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+        model.train(training)
     return int(counter.get_total_flops() // 2)
 
 

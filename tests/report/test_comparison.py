@@ -8,6 +8,8 @@ import torch
 from rich.console import Console
 from torch import nn
 
+import prunegate
+from prunegate.builders import Builder
 from prunegate.report import Comparison, counted_macs
 
 
@@ -68,3 +70,11 @@ def test_table_shows_every_figure(comparison: Comparison) -> None:
     assert f"{macs(8):,}" in rows["MACs per sample"]
     assert f"{macs(4) / macs(8):.4f}" in rows["MACs per sample"]
     assert "ms" in rows["latency, batch 3"]
+
+
+@pytest.mark.parametrize("name", ["timm/test_vit", "torchvision/vit_b_32"])
+def test_matrix_products_of_attention_are_counted(name: str) -> None:
+    model = Builder.parse(name, {"img_size": 32, "patch_size": 8} if "timm" in name else {"image_size": 64}).build()
+    size = 32 if "timm" in name else 64
+    gated = prunegate.wrap(model, torch.zeros(2, 3, size, size))
+    assert counted_macs(model, (3, size, size)) == gated.dense_cost("macs")
