@@ -18,7 +18,9 @@ from prunegate.errors import (
     CompactionError,
     DataError,
     ExportError,
+    LoopError,
     MaskError,
+    MissingPackageError,
     ModelNameError,
     NothingToPruneError,
     PrunegateError,
@@ -32,7 +34,7 @@ if TYPE_CHECKING:
     from prunegate.builders import Builder
     from prunegate.checkpoint import load, load_plan
     from prunegate.groups import register_rule
-    from prunegate.training import Budget, TauSchedule
+    from prunegate.training import Budget, GateSteps, TauSchedule
     from prunegate.wrapping import Compaction, GatedModel, compact, wrap
 
 __all__ = [
@@ -44,8 +46,11 @@ __all__ = [
     "CompactionError",
     "DataError",
     "ExportError",
+    "GateSteps",
     "GatedModel",
+    "LoopError",
     "MaskError",
+    "MissingPackageError",
     "ModelNameError",
     "NothingToPruneError",
     "PrunegateError",
@@ -66,6 +71,7 @@ _HOMES = {
     "Budget": "prunegate.training",
     "Builder": "prunegate.builders",
     "Compaction": "prunegate.wrapping",
+    "GateSteps": "prunegate.training",
     "GatedModel": "prunegate.wrapping",
     "TauSchedule": "prunegate.training",
     "compact": "prunegate.wrapping",

@@ -6,6 +6,7 @@ from prunegate.training.batch_norm import reestimate_batch_norm
 from prunegate.training.budget import Budget
 from prunegate.training.distillation import Distillation
 from prunegate.training.fit import EpochRecord, GateTraining, TrainingPlan, evaluate, fit
+from prunegate.training.gate_steps import GateSteps
 from prunegate.training.health import GateHealth
 from prunegate.training.tau import TauSchedule, tau_at
 
@@ -14,6 +15,7 @@ __all__ = [
     "Distillation",
     "EpochRecord",
     "GateHealth",
+    "GateSteps",
     "GateTraining",
     "TauSchedule",
     "TrainingPlan",
