@@ -54,8 +54,9 @@ class PruningCallback(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if getattr(trainer.precision_plugin, "scaler", None) is not None:
             raise LoopError(
-                f"PruningCallback: found precision {trainer.precision!r}, which scales the loss, expected one that does "
-                "not. The penalty would be weighed against scaled gradients. Use precision='bf16-mixed' or '32-true'."
+                f"PruningCallback: found precision {trainer.precision!r}, which scales the loss, expected one that "
+                "does not. The penalty would be weighed against scaled gradients. Use precision='bf16-mixed' or "
+                "'32-true'."
             )
         gated = gated_model_of(pl_module)
         self._optimizer = _optimizer_of(gated, trainer.optimizers)
@@ -80,8 +81,7 @@ class PruningCallback(pl.Callback):
         if all(parameter.grad is None for parameter in self.gates.gated.parameters()):
             return  # training_step returned None: Lightning's way to leave a batch out
         self.gates.step()
-        if trainer.global_step % trainer.log_every_n_steps == 0:
-            pl_module.log_dict({f"prunegate/{name}": value for name, value in self.gates.metrics().items()})
+        pl_module.log_dict({f"prunegate/{name}": value for name, value in self.gates.metrics().items()})
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self.gates is not None:

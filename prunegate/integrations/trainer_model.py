@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import io
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -44,12 +45,12 @@ def answer_trainer(gated: GatedModel) -> None:
     forward.__signature__ = inspect.signature(dense_class.forward)  # type: ignore[attr-defined]
     # Statically: some are properties that warn.
     found = [name for name in _LOOKED_UP if inspect.getattr_static(gated.model, name, None) is not None]
-    body: dict[str, Any] = {name: property(lambda self, name=name: getattr(self.model, name)) for name in found}
+    body: dict[str, Any] = {name: property(attrgetter(f"model.{name}")) for name in found}
     # Masks on the model's own weights have given it torch's Parametrized class.
     name = dense_class.__name__.removeprefix("Parametrized")
     gated.__class__ = type(name, (type(gated),), {**body, "forward": forward, "_answers_trainer": True})
-    gated.register_state_dict_post_hook(_as_tensors)
-    gated.register_load_state_dict_pre_hook(_from_tensors)
+    gated.register_state_dict_post_hook(_as_tensors)  # type: ignore[no-untyped-call]
+    gated.register_load_state_dict_pre_hook(_from_tensors)  # type: ignore[no-untyped-call]
 
 
 def _answers(gated: GatedModel) -> bool:

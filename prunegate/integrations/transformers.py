@@ -40,7 +40,8 @@ class PruningCallback(TrainerCallback, ExportableState):
         learning_rate: Of the logits; 30 / steps if not given.
 
     Raises:
-        LoopError: A model that is not gated; in the Trainer: another model or settings in which gates cannot be trained.
+        LoopError: A model that is not gated; in the Trainer: another model, or settings in which gates cannot be
+            trained.
     """
 
     def __init__(
@@ -68,13 +69,13 @@ class PruningCallback(TrainerCallback, ExportableState):
         self._in_trainer = True
         if kwargs["model"] is not self.gated:
             raise LoopError(
-                f"PruningCallback: found a Trainer of another model, a {type(kwargs['model']).__name__}, expected the "
-                "callback's own. The gates of one would be led by the loss of the other. Give both the same gated model."
+                f"PruningCallback: found a Trainer of another model, a {type(kwargs['model']).__name__}, expected "
+                "the callback's own. Gates would be led by another's loss. Give both the same gated model."
             )
         if args.restore_callback_states_from_checkpoint:
             raise LoopError(
-                "PruningCallback: found restore_callback_states_from_checkpoint=True, expected False. The Trainer would "
-                "put a callback without a model in this one's place. Leave it off: this callback restores itself."
+                "PruningCallback: found restore_callback_states_from_checkpoint=True, expected False. The Trainer "
+                "would put a callback without a model in this one's place. Leave it off: this callback restores itself."
             )
 
     def on_train_begin(
@@ -90,7 +91,9 @@ class PruningCallback(TrainerCallback, ExportableState):
                 "PruningCallback: found fp16=True, which scales the loss, expected bf16 or full precision. The penalty "
                 "would be weighed against scaled gradients. Use bf16=True."
             )
-        saved = state.stateful_callbacks.get(type(self).__name__, {}).get("attributes", {}).get("gates")
+        # The Trainer keeps states by class name; that of a new training is empty.
+        states: Any = state.stateful_callbacks
+        saved = states.get(type(self).__name__, self.state())["attributes"]["gates"]
         self.gates = GateSteps(
             self.gated,
             self.budget,

@@ -63,8 +63,9 @@ class GateSteps:
             )
         self.gated = gated
         self.tau = TauSchedule(gated, tau_start, tau_end, steps, tau_schedule)
-        is_whole = isinstance(budget, Budget)
-        self.budget = budget if is_whole else Budget("macs", budget, ramp_steps=round(_RAMP * steps))
+        if not isinstance(budget, Budget):
+            budget = Budget("macs", budget, ramp_steps=round(_RAMP * steps))
+        self.budget = budget
         if fresh and bool(gated.gates.open_units().all()):
             gated.gates.start_at(_KEEP_PROBABILITY, gated.magnitudes())
         # Adam's usual memory of ten steps keeps pushing the logits after the budget has let go of them.
