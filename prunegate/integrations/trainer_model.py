@@ -57,28 +57,33 @@ def _answers(gated: GatedModel) -> bool:
     return bool(getattr(type(gated), "_answers_trainer", False))
 
 
+def _place(tensor: torch.Tensor) -> tuple[Any, ...] | None:
+    """What tells tied tensors from others: where their values are, and how they are read. None without values."""
+    return (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype) if tensor.data_ptr() else None
+
+
 def _as_tensors(module: nn.Module, state: dict[str, Any], prefix: str, metadata: Any) -> None:
-    """Leave only tensors in a state dict, each once: safetensors holds nothing else."""
-    seen: set[int] = set()
+    """Leave only tensors in a state dict, tied ones once: safetensors holds nothing else."""
+    seen = set()
     for name in [name for name in state if name.startswith(prefix)]:
         value = state[name]
-        if name.endswith("_extra_state") and not isinstance(value, torch.Tensor):
+        if not isinstance(value, torch.Tensor):
             file = io.BytesIO()
             torch.save(value, file)
             state[name] = torch.frombuffer(bytearray(file.getvalue()), dtype=torch.uint8)
-        elif isinstance(value, torch.Tensor) and value.numel() > 0:
-            if value.data_ptr() in seen:
+        elif (place := _place(value)) is not None:
+            if place in seen:
                 del state[name]
-            seen.add(value.data_ptr())
+            seen.add(place)
 
 
 def _from_tensors(module: nn.Module, state: dict[str, Any], prefix: str, *rest: Any) -> None:
     """Undo `_as_tensors`; a state dict that did not go through it stays as it is."""
     own = {**dict(module.named_parameters(remove_duplicate=False)), **dict(module.named_buffers())}
-    saved = {id(tensor): state[prefix + name] for name, tensor in own.items() if prefix + name in state}
+    saved = {_place(tensor): state[prefix + name] for name, tensor in own.items() if prefix + name in state}
     for name, tensor in own.items():
-        if id(tensor) in saved:
-            state.setdefault(prefix + name, saved[id(tensor)])
+        if prefix + name not in state and (place := _place(tensor)) is not None and place in saved:
+            state[prefix + name] = saved[place]
     for name in [name for name in state if name.startswith(prefix) and name.endswith("_extra_state")]:
         value = state[name]
         if isinstance(value, torch.Tensor) and value.dtype == torch.uint8:

@@ -46,7 +46,7 @@ def digits() -> TensorDataset:
     return TensorDataset(functional.interpolate(images, scale_factor=4.0), torch.tensor(found.target)[order])
 
 
-def main(folder: Path, epochs: int = 8) -> tuple[nn.Module, float]:
+def main(folder: Path, epochs: int = 6) -> tuple[nn.Module, float]:
     """Train, and save to ``folder``; the compact model and its accuracy on the last 300 images."""
     pl.seed_everything(0, verbose=False)
     data = digits()

@@ -17,7 +17,7 @@ from torch.nn import functional
 
 import prunegate  # prunegate
 
-EPOCHS, BATCH = 8, 64
+EPOCHS, BATCH = 6, 64
 
 
 def digits() -> tuple[torch.Tensor, torch.Tensor]:

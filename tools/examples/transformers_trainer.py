@@ -47,7 +47,7 @@ def vit() -> nn.Module:
     return ViTForImageClassification(config)
 
 
-def main(folder: Path, epochs: int = 12) -> tuple[nn.Module, float]:
+def main(folder: Path, epochs: int = 10) -> tuple[nn.Module, float]:
     """Train, and save to ``folder``; the compact model and its accuracy on the last 300 images."""
     torch.manual_seed(0)
     data = digits()
