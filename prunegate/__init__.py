@@ -19,7 +19,9 @@ from prunegate.errors import (
     DataError,
     DivergedError,
     ExportError,
+    LoopError,
     MaskError,
+    MissingPackageError,
     ModelNameError,
     NothingToPruneError,
     PrunegateError,
@@ -34,7 +36,7 @@ if TYPE_CHECKING:
     from prunegate.builders import Builder
     from prunegate.checkpoint import load, load_plan
     from prunegate.groups import register_rule
-    from prunegate.training import Budget, TauSchedule
+    from prunegate.training import Budget, GateSteps, TauSchedule
     from prunegate.wrapping import Compaction, GatedModel, compact, wrap
 
 __all__ = [
@@ -47,8 +49,11 @@ __all__ = [
     "DataError",
     "DivergedError",
     "ExportError",
+    "GateSteps",
     "GatedModel",
+    "LoopError",
     "MaskError",
+    "MissingPackageError",
     "ModelNameError",
     "NothingToPruneError",
     "PrunegateError",
@@ -70,6 +75,7 @@ _HOMES = {
     "Budget": "prunegate.training",
     "Builder": "prunegate.builders",
     "Compaction": "prunegate.wrapping",
+    "GateSteps": "prunegate.training",
     "GatedModel": "prunegate.wrapping",
     "TauSchedule": "prunegate.training",
     "compact": "prunegate.wrapping",

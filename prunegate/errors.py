@@ -73,6 +73,14 @@ class RunFolderError(PrunegateError):
     """An output folder that cannot be used for this run."""
 
 
+class LoopError(PrunegateError):
+    """A training loop of the user's own in which the gates cannot be trained."""
+
+
+class MissingPackageError(LoopError, ImportError):
+    """An optional package is needed and not installed; the message names the extra that brings it."""
+
+
 def nearest(name: str, known: Iterable[str], count: int = 3) -> list[str]:
     """The ``count`` known names that look most like ``name``, best first; empty if none is close."""
     return difflib.get_close_matches(name, list(known), n=count, cutoff=0.5)

@@ -32,6 +32,7 @@ LEVELS = {
     "report": 6,
     "exporting": 6,
     "recipe": 7,
+    "integrations": 7,
     "cli": 8,
 }
 # The faces of the library, which gather names from everywhere.

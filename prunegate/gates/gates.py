@@ -121,6 +121,11 @@ class Gates(nn.Module):
             return self._fixed
         return self.open_units() & (self.logits > 0) | self._always_kept()
 
+    @property
+    def are_fixed(self) -> bool:
+        """Whether hard masks are used as they stand, so that nothing is drawn and the logits learn nothing."""
+        return self._fixed is not None
+
     def open_units(self) -> torch.Tensor:
         """The units that have not been closed for good, bool, shape (units,)."""
         return torch.ones_like(self.logits, dtype=torch.bool) if self._closed is None else ~self._closed

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from prunegate.recipe.schema import GatesSettings, TauSettings
 from prunegate.training import Budget, GateTraining, TauSchedule
+from prunegate.training.gate_steps import LOGIT_TRAVEL
 from prunegate.wrapping import GatedModel
 
-# How far a logit gets that is pushed one way all through the gate stage; from one limit to the other it is 9.2.
-LOGIT_TRAVEL = 30.0
 # Batches over which BatchNorm statistics are averaged again after hardening.
 NORM_BATCHES = 50
 

@@ -7,6 +7,7 @@ from prunegate.training.budget import Budget
 from prunegate.training.distillation import Distillation
 from prunegate.training.evaluation import evaluate
 from prunegate.training.fit import Batch, Fit, Loss, fit
+from prunegate.training.gate_steps import GateSteps
 from prunegate.training.health import GateHealth
 from prunegate.training.plans import GateTraining, TrainingPlan
 from prunegate.training.processes import Processes, random_states, set_random_states
@@ -20,6 +21,7 @@ __all__ = [
     "EpochRecord",
     "Fit",
     "GateHealth",
+    "GateSteps",
     "GateTraining",
     "Loss",
     "Processes",

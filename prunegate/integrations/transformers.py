@@ -1,0 +1,143 @@
+"""A callback for the Hugging Face `Trainer` whose model is a gated model."""
+
+from __future__ import annotations
+
+import base64
+import io
+from typing import Any
+
+import torch
+
+from prunegate.errors import LoopError
+from prunegate.integrations.packages import require
+from prunegate.integrations.trainer_model import answer_trainer
+from prunegate.training import Budget, GateSteps
+from prunegate.wrapping import GatedModel
+
+require("transformers", "transformers")
+require("accelerate", "transformers")
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments  # noqa: E402
+from transformers.trainer_callback import ExportableState  # noqa: E402
+
+
+class PruningCallback(TrainerCallback, ExportableState):
+    """Trains the gates along with ``trainer.train``, and hardens them to the budget at its end.
+
+    Make it before the Trainer, which is given the same gated model: from here on that tells the Trainer its model's
+    signature and configuration, and its state dict can be written as safetensors. The Trainer's optimiser may hold
+    the logits; it never sees a gradient of theirs. Expected cost, tau and multiplier join the logged losses as
+    ``prunegate_...``. Checkpoints hold what is needed to go on with ``resume_from_checkpoint``.
+
+    The Trainer clips gradients before callbacks may act, so the logits' gradient of the loss counts in its norm.
+
+    Args:
+        gated: The Trainer's model.
+        budget: A `Budget`, or a fraction of the dense MACs.
+        steps: Length of the gate stage in optimiser steps; the whole training if not given.
+        tau_start: Tau at the first step, > 0.
+        tau_end: Tau at the last step, in (0, tau_start].
+        learning_rate: Of the logits; 30 / steps if not given.
+
+    Raises:
+        LoopError: A model that is not gated; in the Trainer: another model, or settings in which gates cannot be
+            trained.
+    """
+
+    def __init__(
+        self,
+        gated: GatedModel,
+        budget: Budget | float = 0.5,
+        *,
+        steps: int | None = None,
+        tau_start: float = 2.0,
+        tau_end: float = 0.1,
+        learning_rate: float | None = None,
+    ) -> None:
+        if not isinstance(gated, GatedModel):
+            raise LoopError(
+                f"PruningCallback: found a {type(gated).__name__}, expected a gated model. Only that has gates to "
+                "train. Give prunegate.wrap(model, example_inputs) to the callback and to the Trainer."
+            )
+        answer_trainer(gated)
+        self.gated, self.budget, self.steps, self.learning_rate = gated, budget, steps, learning_rate
+        self.tau_start, self.tau_end = tau_start, tau_end
+        self.gates: GateSteps | None = None
+        self._in_trainer = False
+
+    def on_init_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self._in_trainer = True
+        if kwargs["model"] is not self.gated:
+            raise LoopError(
+                f"PruningCallback: found a Trainer of another model, a {type(kwargs['model']).__name__}, expected "
+                "the callback's own. Gates would be led by another's loss. Give both the same gated model."
+            )
+        if args.restore_callback_states_from_checkpoint:
+            raise LoopError(
+                "PruningCallback: found restore_callback_states_from_checkpoint=True, expected False. The Trainer "
+                "would put a callback without a model in this one's place. Leave it off: this callback restores itself."
+            )
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if not self._in_trainer:
+            raise LoopError(
+                "PruningCallback: found it added to a Trainer that was there before, expected it among the Trainer's "
+                "callbacks=[...]. The Trainer looks for the model's labels when it is made."
+            )
+        if getattr(kwargs.get("optimizer"), "scaler", None) is not None:
+            raise LoopError(
+                "PruningCallback: found fp16=True, which scales the loss, expected bf16 or full precision. The penalty "
+                "would be weighed against scaled gradients. Use bf16=True."
+            )
+        # The Trainer keeps states by class name; that of a new training is empty.
+        states: Any = state.stateful_callbacks
+        saved = states.get(type(self).__name__, self.state())["attributes"]["gates"]
+        self.gates = GateSteps(
+            self.gated,
+            self.budget,
+            steps=self.steps or state.max_steps,
+            tau_start=self.tau_start,
+            tau_end=self.tau_end,
+            learning_rate=self.learning_rate,
+            fresh=not saved,
+        )
+        if saved:
+            self.gates.load_state_dict(_unpack(saved))
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if self.gates is not None:
+            self.gates.step()
+
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        logs = kwargs.get("logs") or {}
+        if self.gates is not None and "loss" in logs:
+            found = {f"prunegate_{name}": value for name, value in self.gates.metrics().items()}
+            logs.update(found)  # for the callbacks after this one
+            state.log_history[-1].update(found)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if self.gates is not None:
+            self.gates.finish()
+            self.gates = None
+
+    def state(self) -> dict[str, Any]:
+        """What the Trainer puts into ``trainer_state.json``."""
+        return {"args": {}, "attributes": {"gates": "" if self.gates is None else _pack(self.gates.state_dict())}}
+
+
+def _pack(state: dict[str, Any]) -> str:
+    """Text for JSON; tensors stay exact."""
+    file = io.BytesIO()
+    torch.save(state, file)
+    return base64.b64encode(file.getvalue()).decode()
+
+
+def _unpack(text: str) -> dict[str, Any]:
+    state: dict[str, Any] = torch.load(io.BytesIO(base64.b64decode(text)), map_location="cpu", weights_only=True)
+    return state

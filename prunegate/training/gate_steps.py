@@ -1,0 +1,137 @@
+"""Training the gates in a loop that someone else wrote: one call before each step of the weights' optimiser."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+
+from prunegate.errors import LoopError
+from prunegate.training.batch_norm import reestimate_batch_norm
+from prunegate.training.budget import Budget
+from prunegate.training.optimizers import logit_optimizer
+from prunegate.training.tau import Schedule, TauSchedule
+from prunegate.wrapping import GatedModel
+
+# How far a logit gets that is pushed one way all through the gate stage; from one limit to the other it is 9.2.
+LOGIT_TRAVEL = 30.0
+# Where units start, and over which part of the steps the target comes down: the defaults of recipes.
+_KEEP_PROBABILITY = 0.99
+_RAMP = 0.5
+
+
+class GateSteps:
+    """Budget, tau and the logits' own optimiser, moved together.
+
+    `step` takes the loss's gradient of the logits away, so that the optimiser of the weights never sees it: torch's
+    optimisers pass over what has no gradient, and weight decay with it. ``model.parameters()`` may be handed to one.
+
+    Args:
+        gated: Its logits are set to where a gate stage starts, and so is its tau.
+        budget: A `Budget`, or a fraction of the dense MACs; the target of a fraction comes down over the first half
+            of the steps.
+        steps: Steps of the optimiser from here until `finish`.
+        tau_start: Tau at the first step, > 0.
+        tau_end: Tau at the last step, in (0, tau_start].
+        tau_schedule: How tau gets there.
+        learning_rate: Of the logits, by Adam; 30 / steps if not given.
+        fresh: False leaves the logits where they are: they have been trained before, or are about to be loaded.
+            Logits of which some are closed for good are left alone anyway.
+
+    Raises:
+        BudgetError: Values out of range.
+        LoopError: The gated model's masks are fixed.
+    """
+
+    def __init__(
+        self,
+        gated: GatedModel,
+        budget: Budget | float = 0.5,
+        *,
+        steps: int,
+        tau_start: float = 2.0,
+        tau_end: float = 0.1,
+        tau_schedule: Schedule = "exponential",
+        learning_rate: float | None = None,
+        fresh: bool = True,
+    ) -> None:
+        if gated.gates.are_fixed:
+            raise LoopError(
+                "GateSteps: found a gated model with fixed masks, expected masks that are drawn from the logits. Fixed "
+                "masks come from harden or set_masks, and logits learn nothing behind them. To train the gates again "
+                "call gated.release_masks(); to finetune, train on without GateSteps or its callback."
+            )
+        self.gated = gated
+        self.tau = TauSchedule(gated, tau_start, tau_end, steps, tau_schedule)
+        if not isinstance(budget, Budget):
+            budget = Budget("macs", budget, ramp_steps=round(_RAMP * steps))
+        self.budget = budget
+        if fresh and bool(gated.gates.open_units().all()):
+            gated.gates.start_at(_KEEP_PROBABILITY, gated.magnitudes())
+        self.optimizer = logit_optimizer(gated, learning_rate or LOGIT_TRAVEL / steps)
+
+    def step(self) -> None:
+        """Take the gates' step; call it after ``loss.backward()`` and before the weights' optimiser steps.
+
+        The gradient that the logits have from the loss, summed over any number of backward passes, is joined by the
+        penalty's, once. Afterwards the logits have no gradient.
+
+        Raises:
+            LoopError: The logits have no gradient.
+        """
+        logits = self.gated.gates.logits
+        if logits.grad is None:
+            raise LoopError(
+                "GateSteps.step: found no gradient in the logits, expected the loss's. Without it units would go by "
+                "their cost alone. Call the gated model itself, not the model inside it, and call step after "
+                "loss.backward(), before the gradients are zeroed."
+            )
+        with torch.enable_grad():  # optimisers call back from where gradients are off
+            penalty = self.budget.penalty(self.gated)
+        # Not by backward(): that would run the hooks which average gradients over processes a second time.
+        (pull,) = torch.autograd.grad(penalty, [logits])
+        logits.grad += pull
+        self.optimizer.step()
+        logits.grad = None
+        self.gated.gates.clamp_()
+        self.tau.step()
+        self.budget.step()
+
+    def finish(self, batches: Iterable[torch.Tensor] | None = None) -> None:
+        """Fix hard masks that meet the budget.
+
+        Args:
+            batches: Inputs of the model, if its BatchNorm statistics are to be averaged again under these masks;
+                while masks were drawn they mixed those of many subnetworks.
+
+        Raises:
+            BudgetError: Even the fewest units that may stay cost more.
+        """
+        self.gated.harden(self.budget)
+        if batches is not None:
+            reestimate_batch_norm(self.gated, batches)
+
+    @torch.no_grad()
+    def metrics(self) -> dict[str, float]:
+        """What is worth logging: the expected cost in units of the budget's metric, tau, and the multiplier."""
+        metric = self.budget.metric
+        return {
+            f"expected_{metric}": float(self.gated.expected_cost(metric)),
+            "tau": self.gated.tau,
+            "multiplier": self.budget.multiplier,
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything but the logits and their noise, which are in the gated model's own."""
+        return {
+            "budget": self.budget.state_dict(),
+            "tau": self.tau.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a `state_dict`; load the gated model's as well."""
+        self.budget.load_state_dict(state["budget"])
+        self.tau.load_state_dict(state["tau"])
+        self.optimizer.load_state_dict(state["optimizer"])
