@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from prunegate.data import Data, DataSettings, Share, load_data
+from prunegate.data.settings import MixupSettings
 from prunegate.errors import DataError
 from tests.data.pictures import folder_data, image_folder, joined, same
 
@@ -149,3 +150,5 @@ def test_batches_that_cannot_be_shared_are_refused_at_once(make: Make) -> None:
         make(mixup=MIXUP).train_batches(0, 0, share=Share(1, 4))
     with pytest.raises(DataError, match=r"data\.mixup: found a batch of 5 samples"):
         make(mixup=MIXUP, batch_size=5)
+    with pytest.raises(DataError, match=r"data\.mixup: found a batch of 9 samples"):
+        load_data(DataSettings(name="digits", train_limit=9, mixup=MixupSettings(mixup_alpha=0.2)))
