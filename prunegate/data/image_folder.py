@@ -18,6 +18,8 @@ def check_folder(settings: DataSettings) -> tuple[Path, Path]:
     Raises:
         DataError: They are not there, or their classes differ.
     """
+    if settings.arguments:
+        raise DataError(f"data.arguments: found {settings.arguments}, expected none for a folder. Remove the key.")
     if settings.folder is None:
         raise DataError(
             "data.folder: is missing, expected a folder with train/<class>/ and val/<class>/. Set data.folder."

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import torch
 
-from prunegate.data.batches import Data, Share, part_of
+from prunegate.data.batches import WHOLE, Data, part_of
 from prunegate.data.image_folder import check_folder, open_folder
 from prunegate.data.loaded import LoadedData, examples
 from prunegate.data.memory import check_memory, load_memory
@@ -29,8 +29,7 @@ def check_data(settings: DataSettings) -> None:
     Raises:
         DataError: Data that is not there, or a key that this kind of data does not have.
     """
-    if settings.mixup.enabled and settings.batch_size % 2:
-        part_of(settings.batch_size, settings.batch_size, Share(), mixes=True)
+    part_of(settings.batch_size, settings.batch_size, WHOLE, settings.mixup.enabled)
     if settings.name in MEMORY_KINDS:
         fields = DataSettings.model_fields
         for key in _OF_FILES_ALONE:
@@ -61,8 +60,12 @@ def load_data(settings: DataSettings, seed: int = 0) -> Data:
         DataError: As `check_data`, or data that cannot be used.
     """
     check_data(settings)
-    if settings.name in MEMORY_KINDS:
-        return load_memory(settings)
+    data = load_memory(settings) if settings.name in MEMORY_KINDS else _load_files(settings, seed)
+    part_of(data.batch_size, data.num_train, WHOLE, settings.mixup.enabled)
+    return data
+
+
+def _load_files(settings: DataSettings, seed: int) -> LoadedData:
     source = _kind(settings)[1](settings)
     channels = settings.channels or 3
     classes = settings.num_classes or source.classes

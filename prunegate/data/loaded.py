@@ -41,8 +41,13 @@ class LoadedData:
     unreadable: UnreadableFiles
 
     @property
+    def num_train(self) -> int:
+        """How many training samples there are."""
+        return len(self.train)
+
+    @property
     def steps_per_epoch(self) -> int:
-        return max(1, len(self.train) // self.batch_size)
+        return max(1, self.num_train // self.batch_size)
 
     def example_inputs(self, count: int) -> torch.Tensor:
         """The first ``count`` training inputs, not augmented; where one cannot be read, the next stands in."""
@@ -50,7 +55,7 @@ class LoadedData:
 
     def train_batches(self, seed: int, epoch: int, first: int = 0, share: Share = WHOLE) -> Iterator[Batch]:
         """See `Data.train_batches`."""
-        part = part_of(self.batch_size, len(self.train), share, self.mixup.enabled)
+        part = part_of(self.batch_size, self.num_train, share, self.mixup.enabled)
         return self._train_batches(seed, epoch, first, share.rank, part)
 
     def _train_batches(self, seed: int, epoch: int, first: int, rank: int, part: slice) -> Iterator[Batch]:

@@ -17,7 +17,14 @@ _NOT_YOURS = ("root", "transform", "target_transform", "transforms")
 def check_torchvision(settings: DataSettings) -> None:
     """Raise DataError if there is no such class, or it does not take what is given; nothing is read."""
     found = _class_of(settings.name)
-    ours = [*_NOT_YOURS, _part_parameter(found, settings.name)]
+    told_by = _part_parameter(found, settings.name)
+    for key in ("train_split", "test_split"):
+        if told_by == "train" and getattr(settings, key) is not None:
+            raise DataError(
+                f"data.{key}: found {getattr(settings, key)!r}, expected none: {settings.name} has the parts train and "
+                "test alone. Remove the key."
+            )
+    ours = [*_NOT_YOURS, told_by]
     known = [name for name in _parameters(found) if name not in ours]
     for name in settings.arguments:
         if name not in known:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -67,12 +67,16 @@ def loaded(samples: Samples, order: Order, workers: int) -> Iterator[Collated]:
         try:
             if batches is None:
                 batches = _started(samples, order.after(position), workers)
-            with _deaths_heard():
-                found = next(batches, None)
+            found = next(batches, None)
         except RuntimeError as error:
             if not str(error).startswith(_PREFIX):
                 raise
             reason = str(error)
+        except (OSError, EOFError) as error:
+            # A worker that dies while a batch is fetched from it. Samples raise none of these: see `Part.read`.
+            if not workers:
+                raise
+            reason = f"{type(error).__name__}: {error}"
         if reason:
             deaths += 1
             batches = None  # first, so that the other old workers leave before new ones come
@@ -105,45 +109,23 @@ def _started(samples: Samples, order: Order, workers: int) -> Iterator[Collated]
         collate_fn=collated,
         generator=torch.Generator(),  # else it draws a number from torch's global state
     )
-    with _handler_kept(), importable_from_here():
+    with _no_signal_handler(), importable_from_here():
         return iter(loader)
 
 
-# torch hears of a dead worker by a signal handler, which raises wherever the program happens to be: in the midst of a
-# training step, where nobody could go on. So its handler is in place only while we wait for a batch.
-_torchs_handler: Callable[[int, Any], Any] | None = None
-
-
-def _in_main_thread() -> bool:
-    return hasattr(signal, "SIGCHLD") and threading.current_thread() is threading.main_thread()
-
-
 @contextmanager
-def _handler_kept() -> Iterator[None]:
-    """Take away the handler that torch sets, once in a process, when the first workers start."""
-    global _torchs_handler
-    if not _in_main_thread():
-        yield
+def _no_signal_handler() -> Iterator[None]:
+    """Take away the handler that torch sets when the first workers of a process start.
+
+    It hears of a dead worker and raises wherever the program happens to be: in the midst of a training step, where
+    nobody could go on. Without it torch looks after its workers every five seconds while it waits for a batch.
+    """
+    if not hasattr(signal, "SIGCHLD") or threading.current_thread() is not threading.main_thread():
+        yield  # then torch sets none either
         return
     before = signal.getsignal(signal.SIGCHLD)
     try:
         yield
     finally:
-        after = signal.getsignal(signal.SIGCHLD)
-        if after is not before and callable(after):
-            _torchs_handler = after
+        if before is not None and signal.getsignal(signal.SIGCHLD) is not before:
             signal.signal(signal.SIGCHLD, before)
-
-
-@contextmanager
-def _deaths_heard() -> Iterator[None]:
-    """Within the block torch raises RuntimeError when a worker dies, or if one has died since the last time."""
-    if _torchs_handler is None or not _in_main_thread():
-        yield  # then torch looks every few seconds
-        return
-    before = signal.signal(signal.SIGCHLD, _torchs_handler)
-    try:
-        _torchs_handler(signal.SIGCHLD, None)
-        yield
-    finally:
-        signal.signal(signal.SIGCHLD, before)

@@ -1,4 +1,4 @@
-"""CIFAR-10 in its binary form, and the recipe for it, on generated images."""
+"""CIFAR-10 in its binary form, on generated images."""
 
 from __future__ import annotations
 
@@ -11,9 +11,6 @@ import torch
 from prunegate import DataError
 from prunegate.data import DataSettings, load_data
 from prunegate.data.cifar10 import read_cifar10
-from prunegate.recipe import load_recipe, run
-
-RECIPE = Path(__file__).parents[2] / "recipes" / "cifar10_resnet56.yaml"
 
 
 def cifar(folder: Path, count: int = 40) -> Path:
@@ -58,18 +55,3 @@ def test_damaged_file_is_named(tmp_path: Path, content: bytes) -> None:
     (folder / "data_batch_4.bin").write_bytes(content)
     with pytest.raises(DataError, match=r"data_batch_4\.bin: found .* bytes"):
         read_cifar10(str(folder))
-
-
-def test_first_steps_of_the_papers_benchmark(tmp_path: Path) -> None:
-    """Two steps of every stage; the budget holds whatever was learned."""
-    folder = cifar(tmp_path / "bin")
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    changes = [f"data.folder={folder}", "data.train_limit=64", "data.batch_size=32"]
-    changes += [f"stages.{stage}.epochs=1" for stage in ("dense", "gate", "finetune")]
-    recipe = load_recipe(RECIPE, [*changes, "stages.dense.warmup_epochs=0.0"])
-    summary = run(recipe, tmp_path / "run")
-    torch.set_num_threads(threads)
-    share = summary.realised_macs / summary.dense_macs
-    assert 0.99 * 0.389 <= share <= 0.389
-    assert (tmp_path / "run" / "compact.safetensors").is_file()
