@@ -94,9 +94,6 @@ class RunFolder:
         Raises:
             RunFolderError: Another run has it.
         """
-        if not self.writes:
-            yield
-            return
         self.path.mkdir(parents=True, exist_ok=True)
         lock = FileLock(self.file(LOCK), blocking=False)
         try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
@@ -95,7 +96,8 @@ def run(
         out.write(files.METRICS, "".join(json.dumps(line) + "\n" for line in (state.records if state else [])))
         return state
 
-    with out.locked():
+    with ExitStack() as stack:
+        processes.by_first(lambda: stack.enter_context(out.locked()), PrunegateError)
         state = processes.from_first(processes.by_first(begin, PrunegateError))
         if processes.is_first:
             listeners.extend(trackers_of(recipe.trackers, out.path, state.records if state else []))

@@ -13,7 +13,7 @@ from torch import nn
 
 from prunegate.builders import Builder
 from prunegate.data import Data, Share
-from prunegate.errors import DivergedError, RunStoppedError
+from prunegate.errors import DivergedError, PrunegateError, RunStoppedError
 from prunegate.own_code import OwnBuilder
 from prunegate.recipe import folder as files
 from prunegate.recipe.folder import RunFolder
@@ -165,7 +165,8 @@ class Stages:
         plan = plan_of(self.recipe, stage)
         self.listener.stage_started(stage, plan.epochs)
         distillation = None if stage == "dense" else self._distillation()
-        fit = Fit(model, plan, self.data.steps_per_epoch, gates, distillation, self.loss, self.processes)
+        steps, example = self.data.steps_per_epoch, self.data.example_inputs(2)
+        fit = Fit(model, plan, steps, gates, distillation, self.loss, self.processes, example)
         if self._is_at(stage):
             self._take_up(fit)
         first = self.epochs_done - fit.step // self.data.steps_per_epoch
@@ -180,7 +181,10 @@ class Stages:
                 self._epoch_ended(record.as_dict(), time.perf_counter() - began)
                 began = time.perf_counter()
         except DivergedError as error:
-            raise DivergedError(f"{error} {self._where_to_resume()}") from error
+            command = resume_command(self.out.path, self.processes.count)
+            raise DivergedError(
+                f"{error} Then go on from the last checkpoint with: {command} --accept-changes --set KEY.PATH=VALUE"
+            ) from error
         if plan.epochs:
             self._save(fit)
 
@@ -196,6 +200,7 @@ class Stages:
             self._gated.gates.generator.set_state(own["noise"])
         set_random_states(own["random"])
         self._resumed = None
+        self._note(f"{'resume':9} {state.stage}, after {fit.step:,} steps of this stage")
 
     def _step_ended(self, fit: Fit) -> None:
         self.listener.step_ended(fit.step / self.data.steps_per_epoch)
@@ -215,21 +220,19 @@ class Stages:
     def _save(self, fit: Fit) -> None:
         noise = None if self._gated is None else self._gated.gates.generator.get_state()
         processes = self.processes.gathered_objects({"random": random_states(), "noise": noise})
-        if self.out.writes:
-            self.checkpoints.save(
-                RunState(
-                    self._stage,
-                    self._budget,
-                    self._steps_before + fit.step,
-                    self.epochs_done,
-                    fit.state_dict(),
-                    {name: model.state_dict() for name, model in self._models.items()},
-                    self.records,
-                    [outcome.as_dict() for outcome in self.outcomes],
-                    self._hardened if self._stage == "finetune" else None,
-                    processes,
-                )
-            )
+        state = RunState(
+            self._stage,
+            self._budget,
+            self._steps_before + fit.step,
+            self.epochs_done,
+            fit.state_dict(),
+            {name: model.state_dict() for name, model in self._models.items()},
+            self.records,
+            [outcome.as_dict() for outcome in self.outcomes],
+            self._hardened if self._stage == "finetune" else None,
+            processes,
+        )
+        self.processes.by_first(lambda: self.checkpoints.save(state), PrunegateError)
 
     def _is_at(self, stage: str) -> bool:
         return self._resumed is not None and self._resumed.place == place(stage, self._budget)
@@ -248,9 +251,13 @@ class Stages:
     def _epoch_ended(self, fields: dict[str, Any], seconds: float) -> None:
         self.epochs_done += 1
         self.records.append(fields)
-        self.out.append(files.METRICS, fields)
         timing = {"stage": fields["stage"], "epoch": fields["epoch"], "seconds": seconds}
-        self.out.append(files.TIMINGS, timing)
+
+        def write() -> None:
+            self.out.append(files.METRICS, fields)
+            self.out.append(files.TIMINGS, timing)
+
+        self.processes.by_first(write, PrunegateError)
         self.listener.epoch_ended(fields, self.dense_macs)
 
     def _train_batches(self, epoch: int, first: int) -> Iterator[Batch]:

@@ -11,13 +11,14 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils._pytree import tree_leaves
 
 from prunegate.errors import DivergedError
 from prunegate.training.distillation import Distillation
 from prunegate.training.health import GateHealth
 from prunegate.training.optimizers import logit_optimizer, rate_scheduler, weight_average, weight_optimizer
 from prunegate.training.plans import GateTraining, TrainingPlan
-from prunegate.training.processes import Processes
+from prunegate.training.processes import Processes, random_states, set_random_states
 from prunegate.training.records import EpochRecord
 from prunegate.wrapping import GatedModel
 
@@ -40,6 +41,7 @@ class Fit:
         distillation: Given, a teacher's outputs are learned from beside the labels.
         loss: Of (scores, labels), 0-d; by default cross entropy with the plan's label smoothing.
         processes: Those that train together; by default this one alone.
+        example_inputs: Some inputs, by which several processes find out whether a forward uses every parameter.
     """
 
     def __init__(
@@ -51,6 +53,7 @@ class Fit:
         distillation: Distillation | None = None,
         loss: Loss | None = None,
         processes: Processes | None = None,
+        example_inputs: torch.Tensor | None = None,
     ) -> None:
         self.model, self.plan, self.steps_per_epoch, self.gates = model, plan, steps_per_epoch, gates
         self.processes = processes or Processes()
@@ -66,7 +69,9 @@ class Fit:
         if gates is not None and self._gated is not None:
             optimizers.append(logit_optimizer(self._gated, gates.learning_rate))
         self._average = weight_average(model, plan) if self._gated is None else None
-        self._prepared, self._optimizers = self.processes.prepare(model, optimizers)
+        self._prepared, self._optimizers = self.processes.prepare(
+            model, optimizers, lambda: example_inputs is not None and self._uses_all(example_inputs)
+        )
         if distillation is not None:
             distillation.teacher.to(self.processes.device)
 
@@ -119,7 +124,8 @@ class Fit:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.step, self._loss_sum, self._samples = state["step"], state["loss_sum"], state["samples"]
-        self._passed_over, self._hard = state["passed_over"], state["hard"]
+        self._passed_over = state["passed_over"]
+        self._hard = None if state["hard"] is None else state["hard"].to(self.processes.device)
         for optimizer, saved in zip(self._optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
         if self._average is not None and state["average"] is not None:
@@ -198,12 +204,13 @@ class Fit:
                 "guards.nonfinite_batches."
             )
         self._passed_over += 1
-        logger.warning("%s.%s Passed over: %d of %d.", where, samples, self._passed_over, self.plan.nonfinite_batches)
+        if self.processes.is_first:
+            logger.warning(
+                "%s.%s Passed over: %d of %d.", where, samples, self._passed_over, self.plan.nonfinite_batches
+            )
         for optimizer in self._optimizers:
             optimizer.zero_grad()
-        with torch.no_grad():
-            for buffer, saved in zip(self._buffers(), before or [], strict=True):
-                buffer.copy_(saved)
+        self._put_back(before or [])
 
     def _buffers(self) -> list[torch.Tensor]:
         """Running statistics, which a forward changes."""
@@ -211,6 +218,27 @@ class Fit:
 
     def _float_buffers(self) -> list[torch.Tensor]:
         return [buffer.clone() for buffer in self._buffers()]
+
+    def _uses_all(self, inputs: torch.Tensor) -> bool:
+        """Whether a forward in training mode uses every parameter. All is as before afterwards."""
+        states, buffers, training = random_states(), self._float_buffers(), self.model.training
+        noise = None if self._gated is None else self._gated.gates.generator.get_state()
+        outputs = tree_leaves(self.model.train()(inputs.to(self.processes.device)))
+        floats = [out for out in outputs if isinstance(out, torch.Tensor) and out.requires_grad]
+        self.processes.backward(torch.stack([out.float().sum() for out in floats]).sum())
+        used = all(p.grad is not None for p in self.model.parameters() if p.requires_grad)
+        self.model.zero_grad()
+        self.model.train(training)
+        set_random_states(states)
+        if self._gated is not None and noise is not None:
+            self._gated.gates.generator.set_state(noise)
+        self._put_back(buffers)
+        return used
+
+    @torch.no_grad()
+    def _put_back(self, saved: list[torch.Tensor]) -> None:
+        for buffer, before in zip(self._buffers(), saved, strict=True):
+            buffer.copy_(before)
 
     def _record(self, epoch: int, accuracy: Callable[[nn.Module], float]) -> EpochRecord:
         self.processes.agree_on_buffers(self.model)
@@ -223,7 +251,7 @@ class Fit:
             health = GateHealth.of(gated, metric, self.gates.budget.target(gated), self._hard)
             self._hard = gated.gates.hard_mask().clone()
             costs = _costs(gated, self.gates, health)
-            for text in health.warnings() if epoch == self.plan.epochs - 1 else ():
+            for text in health.warnings() if epoch == self.plan.epochs - 1 and self.processes.is_first else ():
                 logger.warning(text)
         mean = self._loss_sum / max(self._samples, 1)
         return EpochRecord(self.plan.stage, epoch + 1, self.step, mean, accuracy(measured), rate, **costs)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any, TypeVar
@@ -30,12 +29,10 @@ class Processes:
     def __init__(self, precision: str = "no") -> None:
         # Accelerate holds the precision once for the whole process, and refuses another one later on.
         AcceleratorState._reset_state()
-        # Models have parameters that not every forward uses, such as auxiliary heads.
-        handlers = [DistributedDataParallelKwargs(find_unused_parameters=True)]
+        self._averaging = DistributedDataParallelKwargs()
         # Without a device of another kind it has to be told that several processes are meant for the CPU.
         alone = not torch.accelerator.is_available()
-        self._accelerator = Accelerator(mixed_precision=precision, cpu=alone, kwargs_handlers=handlers)
-        warnings.filterwarnings("ignore", message=".*find_unused_parameters=True was specified", category=UserWarning)
+        self._accelerator = Accelerator(mixed_precision=precision, cpu=alone, kwargs_handlers=[self._averaging])
         self.device: torch.device = self._accelerator.device
         self.rank: int = self._accelerator.process_index
         self.count: int = self._accelerator.num_processes
@@ -45,8 +42,17 @@ class Processes:
         """Whether this is the process that writes and talks."""
         return self.rank == 0
 
-    def prepare(self, model: nn.Module, optimizers: list[torch.optim.Optimizer]) -> tuple[nn.Module, list[Any]]:
-        """The model and its optimisers as they are trained: on the device, in the precision, gradients averaged."""
+    def prepare(
+        self, model: nn.Module, optimizers: list[torch.optim.Optimizer], uses_all: Callable[[], bool]
+    ) -> tuple[nn.Module, list[Any]]:
+        """The model and its optimisers as they are trained: on the device, in the precision, gradients averaged.
+
+        Args:
+            uses_all: Whether every forward uses every parameter; if not, those that wait for each other's gradients
+                have to look for the ones without, at each step. Asked if there are several processes.
+        """
+        model.to(self.device)
+        self._averaging.find_unused_parameters = self.count > 1 and not self.from_first(uses_all())
         prepared, *others = self._accelerator.prepare(model, *optimizers)
         return prepared, list(others)
 

@@ -58,7 +58,7 @@ def test_nan_batch_stops_with_its_samples_and_the_way_back(tmp_path: Path, nan_s
     text = str(error.value)
     assert "the loss is nan, expected a finite number. The batch holds the training samples" in text
     assert str(nan_sample) in text
-    assert f"prunegate run {tmp_path / 'run'} --resume" in text
+    assert f"prunegate run {tmp_path / 'run'} --resume --accept-changes" in text
 
 
 def test_nan_batches_are_passed_over_as_if_they_had_not_been(

@@ -29,6 +29,7 @@ def main(out: Path, estimator: str) -> None:
     data = load_data(DataSettings(name="digits", image_size=32, batch_size=32, train_limit=32 * STEPS, augment="shift"))
     torch.manual_seed(0)
     model = timm.create_model("test_convnext", in_chans=1, num_classes=10)
+    model.spare = nn.Linear(2, 2)  # in no forward, so that its gradient never comes
     gated = wrap(model, data.example_inputs(2))
     gated.gates.estimator = estimator
     gated.gates.start_at(0.9, gated.magnitudes())
@@ -42,7 +43,7 @@ def main(out: Path, estimator: str) -> None:
         masks.append(gated.gates.hard_mask().clone())
         return evaluate(model, data.test_batches(share), processes)
 
-    fit = Fit(gated, plan, data.steps_per_epoch, gates, processes=processes)
+    fit = Fit(gated, plan, data.steps_per_epoch, gates, processes=processes, example_inputs=data.example_inputs(2))
     records = list(fit.epochs(lambda epoch, first: data.train_batches(0, epoch, first, share), accuracy))
     masks.append(gated.gates.hard_mask().clone())
     gated.harden(Budget("macs", 0.5))
