@@ -72,6 +72,10 @@ class RunFolder:
     def is_finished(self) -> bool:
         return self.file(SUMMARY).exists()
 
+    def bytes_written(self) -> int:
+        """What its files take."""
+        return sum(path.stat().st_size for path in self.path.rglob("*") if path.is_file())
+
     def refuse_full(self, needed: int) -> None:
         """Make sure that so many bytes fit.
 

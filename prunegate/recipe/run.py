@@ -84,7 +84,7 @@ def run(
     def begin() -> RunState | None:
         if not resume:
             out.refuse_used()  # again: another run may have come and gone
-        out.refuse_full(needed)
+        out.refuse_full(needed - out.bytes_written())
         state = stages.checkpoints.newest() if resume else None
         if state is not None and len(state.processes) != processes.count:
             raise RunFolderError(

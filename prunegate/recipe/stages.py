@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import torch
 from safetensors.torch import load_file
 from torch import nn
 
@@ -180,13 +181,13 @@ class Stages:
             ):
                 self._epoch_ended(record.as_dict(), time.perf_counter() - began)
                 began = time.perf_counter()
+            if plan.epochs:
+                self._save(fit)
         except DivergedError as error:
             command = resume_command(self.out.path, self.processes.count)
             raise DivergedError(
                 f"{error} Then go on from the last checkpoint with: {command} --accept-changes --set KEY.PATH=VALUE"
             ) from error
-        if plan.epochs:
-            self._save(fit)
 
     def _take_up(self, fit: Fit) -> None:
         """Put everything where the resumed state left it."""
@@ -218,6 +219,18 @@ class Stages:
             )
 
     def _save(self, fit: Fit) -> None:
+        """Write the state, so that the last one there is always one to go on from.
+
+        Raises:
+            DivergedError: Its weights are not finite, which the next loss would have shown.
+        """
+        lost = [name for name, p in fit.model.named_parameters() if not bool(torch.isfinite(p).all())]
+        if lost:
+            raise DivergedError(
+                f"{self._stage}, step {fit.step}: found weights that are not finite in {', '.join(lost[:3])} and "
+                f"{max(0, len(lost) - 3)} more, expected numbers. A gradient has overflowed. Set training.clip_norm, "
+                f"or lower stages.{self._stage}.learning_rate."
+            )
         noise = None if self._gated is None else self._gated.gates.generator.get_state()
         processes = self.processes.gathered_objects({"random": random_states(), "noise": noise})
         state = RunState(

@@ -20,6 +20,8 @@ from prunegate import DivergedError, RunFolderError, RunStoppedError
 from prunegate.data import Batch, ImageData
 from prunegate.recipe import Recipe, run
 from prunegate.recipe.folder import RunFolder
+from prunegate.recipe.stages import Stages
+from prunegate.training import Fit
 from tests.recipe.test_resume import RECIPE, StopAfter, recipe
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -68,6 +70,22 @@ def test_nan_batches_are_passed_over_as_if_they_had_not_been(
     assert caplog.text.count("Passed over: 1 of 1.") == 3
     # Through BatchNorm's averages a single NaN would have spread to every output.
     assert summary.comparison.compact.accuracy > 0.2
+
+
+def test_weights_that_overflow_are_never_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, ended = tmp_path / "run", Stages._step_ended
+
+    def overflow(self: Stages, fit: Fit) -> None:
+        if fit.step == 6:  # as a gradient that is too large would have it
+            with torch.no_grad():
+                next(fit.model.parameters()).fill_(torch.inf)
+        ended(self, fit)
+
+    monkeypatch.setattr(Stages, "_step_ended", overflow)
+    with pytest.raises(DivergedError, match=r"dense, step 6: found weights that are not finite.*training\.clip_norm"):
+        run(short(checkpoints={"every_steps": 1}), folder)
+    states = [torch.load(path, weights_only=True) for path in sorted((folder / "checkpoints").iterdir())]
+    assert [state["step"] for state in states] == [4, 5]
 
 
 def test_budget_that_gates_do_not_follow_stops_with_a_remedy(tmp_path: Path) -> None:
