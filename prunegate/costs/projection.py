@@ -13,28 +13,32 @@ Mask = npt.NDArray[np.bool_]
 
 
 def keep_within(
-    cost: CostModel,
-    limit: int,
+    limits: Sequence[tuple[CostModel, int]],
     preference: npt.NDArray[np.float64],
     groups: Sequence[slice],
     round_to: int = 1,
     allowed: Mask | None = None,
 ) -> Mask | None:
-    """Choose hard masks that cost at most ``limit`` and from which nothing can be added.
+    """Choose hard masks that keep within all ``limits`` and to which nothing can be added.
 
     Units are taken in blocks of ``round_to`` within their channel group, most preferred first. A group's
     first block always stays. All other blocks are ordered by preference, the longest affordable
     beginning of that order is kept, and then every further block that still fits.
 
     Args:
+        limits: Costs of the same units, each with the most that it may come to.
         preference: Shape (units,); higher is kept longer. Equal preferences thin all groups alike.
         groups: Where each channel group's units lie.
         allowed: Units that may be kept, at least one of each group; all by default.
 
     Returns:
-        bool, shape (units,), or None if even one block of each group costs more than ``limit``.
+        bool, shape (units,), or None if even one block of each group costs more than a limit.
     """
-    keep = np.zeros(cost.num_units, dtype=bool)
+
+    def fits(mask: Mask) -> bool:
+        return all(cost.exact(mask) <= limit for cost, limit in limits)
+
+    keep = np.zeros(len(preference), dtype=bool)
     blocks: list[tuple[float, float, npt.NDArray[np.int64]]] = []
     for group in groups:
         ranked = group.start + np.argsort(-preference[group], kind="stable")
@@ -44,7 +48,7 @@ def keep_within(
         keep[parts[0]] = True
         for place, part in enumerate(parts[1:], start=1):
             blocks.append((-float(preference[part].mean()), place / len(parts), part))
-    if cost.exact(keep) > limit:
+    if not fits(keep):
         return None
     order = [part for _, _, part in sorted(blocks, key=lambda block: block[:2])]
 
@@ -53,7 +57,7 @@ def keep_within(
         middle = (low + high + 1) // 2
         trial = keep.copy()
         trial[np.concatenate(order[:middle])] = True
-        if cost.exact(trial) <= limit:
+        if fits(trial):
             low = middle
         else:
             high = middle - 1
@@ -61,13 +65,13 @@ def keep_within(
         keep[np.concatenate(order[:low])] = True
     # Costs only grow with what is kept, so a block that does not fit now never will.
     full: set[int] = set()
-    owner = np.searchsorted([group.start for group in groups], np.arange(cost.num_units), side="right") - 1
+    owner = np.searchsorted([group.start for group in groups], np.arange(len(preference)), side="right") - 1
     for part in order[low:]:
         number = int(owner[part[0]])
         if number in full:
             continue
         keep[part] = True
-        if cost.exact(keep) > limit:
+        if not fits(keep):
             keep[part] = False
             if len(part) == round_to:
                 full.add(number)

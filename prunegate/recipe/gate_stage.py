@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from prunegate.recipe.schema import GatesSettings, TauSettings
 from prunegate.training import Budget, GateTraining, TauSchedule
 from prunegate.training.gate_steps import LOGIT_TRAVEL
@@ -12,13 +14,20 @@ NORM_BATCHES = 50
 
 
 def gate_training(
-    gated: GatedModel, budget: Budget, gates: GatesSettings, tau: TauSettings, steps: int, seed: int, rank: int = 0
+    gated: GatedModel,
+    budgets: Sequence[Budget],
+    gates: GatesSettings,
+    tau: TauSettings,
+    steps: int,
+    seed: int,
+    rank: int = 0,
 ) -> GateTraining:
     """Set the gates to where a recipe starts them, and give what trains them.
 
     Gates of which some are closed have been trained before: they go on from where they are.
 
     Args:
+        budgets: All are held; records tell of the first.
         steps: Optimisation steps of the gate stage.
         seed: Of the noise that masks are drawn with.
         rank: Of this process; each draws its own noise.
@@ -28,4 +37,5 @@ def gate_training(
         gated.gates.start_at(gates.initial_keep_probability, scores, gates.initial_spread)
         gated.gates.generator.manual_seed(seed + rank * 1_000_003)
     schedule = TauSchedule(gated, tau.start, tau.end, steps, tau.schedule)
-    return GateTraining(budget, schedule, gates.learning_rate or LOGIT_TRAVEL / steps)
+    first, *others = budgets
+    return GateTraining(first, schedule, gates.learning_rate or LOGIT_TRAVEL / steps, tuple(others))

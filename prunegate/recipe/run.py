@@ -112,10 +112,10 @@ def _wrap(recipe: Recipe, data: Data, model: nn.Module) -> GatedModel:
         exclude=recipe.gates.exclude,
         round_to=recipe.gates.round_to,
     )
-    metric = recipe.budget.metric
-    limit = Budget(metric, recipe.budget.fractions[-1]).limit_for(gated.dense_cost(metric))
-    if limit < gated.least_cost(metric):
-        raise BudgetError(unreachable(gated, metric, limit))
+    for metric, share in recipe.budget.shares(recipe.budget.fractions[-1]).items():
+        limit = Budget(metric, share).limit_for(gated.dense_cost(metric))
+        if limit < gated.least_cost(metric):
+            raise BudgetError(unreachable(gated, metric, limit))
     return gated
 
 

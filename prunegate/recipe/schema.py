@@ -46,6 +46,9 @@ class GatesSettings(Settings):
     )
 
 
+Metric = Literal["macs", "params"]
+
+
 def _falling(fractions: list[float]) -> list[float]:
     if any(later >= earlier for earlier, later in pairwise(fractions)):
         raise ValueError(f"found {fractions}, expected each below the one before")
@@ -55,17 +58,31 @@ def _falling(fractions: list[float]) -> list[float]:
 class BudgetSettings(Settings):
     """What may remain of the dense cost."""
 
-    metric: Literal["macs", "params"] = Field("macs", description="what is counted")
+    metric: Metric = Field("macs", description="what is counted")
     fraction: Annotated[
         Annotated[Fraction, Tag("(one)")]
         | Annotated[list[Fraction], Field(min_length=1), AfterValidator(_falling), Tag("(several)")],
         Discriminator(lambda value: "(several)" if isinstance(value, list) else "(one)"),
     ] = Field(0.5, description="share of the dense cost that may remain; several, falling, give as many nested models")
 
+    also: dict[Metric, Fraction] = Field(
+        default_factory=dict, description="further metrics with what may remain of them, held by every model too"
+    )
+
+    @model_validator(mode="after")
+    def _of_other_metrics(self) -> BudgetSettings:
+        if self.metric in self.also:
+            raise ValueError(f"found {self.metric} as the metric and again under also, expected another there")
+        return self
+
     @property
     def fractions(self) -> tuple[float, ...]:
         """The fractions, from the largest model to the smallest."""
         return tuple(self.fraction) if isinstance(self.fraction, list) else (self.fraction,)
+
+    def shares(self, fraction: float) -> dict[Metric, float]:
+        """For the model of this fraction: by metric, what may remain."""
+        return {self.metric: fraction, **self.also}
 
 
 class TauSettings(Settings):

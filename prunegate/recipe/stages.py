@@ -139,21 +139,24 @@ class Stages:
             gated.gates.close_removed()
         steps = stage.epochs * self.data.steps_per_epoch
         ramp = round(stage.target_ramp * steps)
-        budget = Budget(self.recipe.budget.metric, fraction, ramp_steps=ramp, ramp_from=before)
+        budgets = [
+            Budget(metric, share, ramp_steps=ramp, ramp_from=before)
+            for metric, share in self.recipe.budget.shares(fraction).items()
+        ]
         gates = gate_training(
-            gated, budget, self.recipe.gates, self.recipe.tau, steps, self.recipe.seed, self.processes.rank
+            gated, budgets, self.recipe.gates, self.recipe.tau, steps, self.recipe.seed, self.processes.rank
         )
         self._train("gate", gated, {"gated": gated}, gates)
 
     def _harden(self, gated: GatedModel, fraction: float) -> float:
-        budget = Budget(self.recipe.budget.metric, fraction)
-        gated.harden(budget)
+        budgets = [Budget(metric, share) for metric, share in self.recipe.budget.shares(fraction).items()]
+        gated.harden(*budgets)
         # Every process averages over whole batches, so that all come to the same statistics.
         batches = itertools.islice(self.data.train_batches(self.recipe.seed, 0), NORM_BATCHES)
         reestimate_batch_norm(gated, (batch[0].to(self.processes.device) for batch in batches))
         accuracy = self._accuracy(gated)
-        share = gated.realised_cost(budget.metric) / gated.dense_cost(budget.metric)
-        self._note(f"{'harden':9} {budget.metric} {share:.4f} of dense  accuracy {accuracy:.2%}")
+        kept = (f"{b.metric} {gated.realised_cost(b.metric) / gated.dense_cost(b.metric):.4f}" for b in budgets)
+        self._note(f"{'harden':9} {', '.join(kept)} of dense  accuracy {accuracy:.2%}")
         return accuracy
 
     # ---------------------------------------------------------------------------------------------

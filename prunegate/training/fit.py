@@ -119,7 +119,7 @@ class Fit:
             "average": None if self._average is None else self._average.module.state_dict(),
             "gates": None
             if self.gates is None
-            else {"budget": self.gates.budget.state_dict(), "tau": self.gates.tau.state_dict()},
+            else {"budgets": [b.state_dict() for b in self.gates.budgets], "tau": self.gates.tau.state_dict()},
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -131,7 +131,8 @@ class Fit:
         if self._average is not None and state["average"] is not None:
             self._average.module.load_state_dict(state["average"])
         if self.gates is not None:
-            self.gates.budget.load_state_dict(state["gates"]["budget"])
+            for budget, saved in zip(self.gates.budgets, state["gates"]["budgets"], strict=True):
+                budget.load_state_dict(saved)
             self.gates.tau.load_state_dict(state["gates"]["tau"])
 
     # ---------------------------------------------------------------------------------------------
@@ -158,7 +159,8 @@ class Fit:
                 value += share * sum(values) / len(values)
                 loss = loss if len(parts) == 1 else loss * share
                 if last and self._gated is not None and self.gates is not None:
-                    loss = loss + self.gates.budget.penalty(self._gated)
+                    for budget in self.gates.budgets:
+                        loss = loss + budget.penalty(self._gated)
                 self.processes.backward(loss)
         else:
             self._update()
@@ -185,7 +187,8 @@ class Fit:
             self._average.update(self.model, self.step)
         if self._gated is not None and self.gates is not None:
             self._gated.gates.clamp_()
-            self.gates.budget.step()
+            for budget in self.gates.budgets:
+                budget.step()
 
     def _not_finite(self, values: list[float], batch: Batch, epoch: int, before: list[torch.Tensor] | None) -> None:
         """Pass the batch over, if there is one to spare, with all as it was before; else stop."""

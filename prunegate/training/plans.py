@@ -49,8 +49,17 @@ class TrainingPlan:
 
 @dataclass(frozen=True)
 class GateTraining:
-    """What the gate stage adds: a budget, an annealed tau, and the logits' own optimiser (Adam, no decay)."""
+    """What the gate stage adds: a budget, an annealed tau, and the logits' own optimiser (Adam, no decay).
+
+    Attributes:
+        others: Further budgets, of other metrics, that are held at the same time. Records tell of the first.
+    """
 
     budget: Budget
     tau: TauSchedule
     learning_rate: float
+    others: tuple[Budget, ...] = ()
+
+    @property
+    def budgets(self) -> tuple[Budget, ...]:
+        return (self.budget, *self.others)

@@ -163,27 +163,31 @@ class GatedModel(nn.Module):
         """Draw masks from the logits again."""
         self.gates.release()
 
-    def harden(self, budget: HasLimit | tuple[str, int]) -> None:
-        """Choose hard masks by the logits that meet ``budget``, and fix them.
+    def harden(self, *budgets: HasLimit | tuple[str, int]) -> None:
+        """Choose hard masks by the logits that meet the budget, or all of several, and fix them.
 
-        The realised cost is at most the budget's, and nothing that is left out would still fit. To go on to a
+        The realised cost is at most each budget's, and nothing that is left out would still fit. To go on to a
         tighter budget with masks nested in these, call `gated.gates.close_removed` and train on.
 
         Args:
-            budget: A `Budget`, or a metric and its absolute limit.
+            budgets: Each a `Budget`, or a metric and its absolute limit.
 
         Raises:
-            BudgetError: Even the fewest units that may stay cost more.
+            BudgetError: Even the fewest units that may stay cost more, or there is no budget.
         """
-        if isinstance(budget, tuple):
-            metric, limit = budget
-        else:
-            metric, limit = budget.metric, budget.limit_for(self.dense_cost(budget.metric))
+        if not budgets:
+            raise BudgetError("harden: found no budget, expected one or more. Say harden(Budget('macs', 0.5)).")
+        limits = [
+            budget if isinstance(budget, tuple) else (budget.metric, budget.limit_for(self.dense_cost(budget.metric)))
+            for budget in budgets
+        ]
         logits = self.gates.logits.detach().double().cpu().numpy()
         units = [group.units for group in self.analysis.groups]
         allowed = self.gates.open_units().cpu().numpy()
-        keep = keep_within(self._cost(metric), limit, logits, units, self.round_to, allowed)
+        costs = [(self._cost(metric), limit) for metric, limit in limits]
+        keep = keep_within(costs, logits, units, self.round_to, allowed)
         if keep is None:
+            metric, limit = next(entry for entry in limits if entry[1] < self.least_cost(entry[0]))
             raise BudgetError(unreachable(self, metric, limit))
         hard = torch.from_numpy(keep)
         self.gates.fix({group.name: hard[group.units] for group in self.analysis.groups})

@@ -50,7 +50,7 @@ def test_projection_is_affordable_maximal_and_rounded(
     cost = CostModel(found, UNITS)
     groups = [slice(0, 4), slice(4, 9)]
     limit = int(share * cost.dense())
-    keep = keep_within(cost, limit, np.array(preference), groups, round_to)
+    keep = keep_within([(cost, limit)], np.array(preference), groups, round_to)
     if keep is None:
         least = np.zeros(UNITS, dtype=bool)
         for group in groups:
@@ -73,6 +73,6 @@ def test_projection_is_affordable_maximal_and_rounded(
 def test_equal_preferences_thin_all_groups_alike() -> None:
     axes = (np.arange(0, 50), np.arange(50, 100))
     cost = CostModel([LoopNest("m", 1, axes)], 100)
-    keep = keep_within(cost, 625, np.zeros(100), [slice(0, 50), slice(50, 100)])
+    keep = keep_within([(cost, 625)], np.zeros(100), [slice(0, 50), slice(50, 100)])
     assert keep is not None
     assert [int(keep[:50].sum()), int(keep[50:].sum())] == [25, 25]

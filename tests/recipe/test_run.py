@@ -243,3 +243,18 @@ def test_several_budgets_give_nested_models_that_each_keep_to_theirs(tmp_path: P
     gate = [line for line in lines(folder) if line["stage"] == "gate"]
     assert len(gate) == 2
     assert gate[1]["target_macs"] < gate[0]["target_macs"]
+
+
+def test_two_metrics_are_held_at_once(tmp_path: Path) -> None:
+    budget = {"metric": "macs", "fraction": 0.6, "also": {"params": 0.4}}
+    run(recipe(budget=budget), tmp_path / "both")
+    costs = json.loads((tmp_path / "both" / "summary.json").read_text())["comparison"]
+    macs, params = (costs["compact"][name] / costs["dense"][name] for name in ("macs", "params"))
+    assert macs <= 0.6
+    assert params <= 0.4
+    assert macs >= 0.99 * 0.6 or params >= 0.99 * 0.4, "more was removed than either asks for"
+
+
+def test_metric_given_twice_is_refused() -> None:
+    with pytest.raises(ValueError, match="found macs as the metric and again under also"):
+        recipe(budget={"also": {"macs": 0.4}})
