@@ -187,7 +187,7 @@ class GatedModel(nn.Module):
         costs = [(self._cost(metric), limit) for metric, limit in limits]
         keep = keep_within(costs, logits, units, self.round_to, allowed)
         if keep is None:
-            metric, limit = next(entry for entry in limits if entry[1] < self.least_cost(entry[0]))
+            metric, limit = next((one for one in limits if one[1] < self.least_cost(one[0])), limits[0])
             raise BudgetError(unreachable(self, metric, limit))
         hard = torch.from_numpy(keep)
         self.gates.fix({group.name: hard[group.units] for group in self.analysis.groups})
