@@ -21,6 +21,7 @@ class Share:
 
 
 WHOLE = Share()
+TEST_BATCH = 512  # largest number of samples that are tested at once
 
 
 class Batch(NamedTuple):

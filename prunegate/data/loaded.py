@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from prunegate.data.batches import WHOLE, Batch, Share, part_of
+from prunegate.data.batches import TEST_BATCH, WHOLE, Batch, Share, part_of
 from prunegate.data.mixing import mixed
 from prunegate.data.randomness import order_of
 from prunegate.data.samples import Part, Samples, collated
@@ -15,8 +15,6 @@ from prunegate.data.settings import MixupSettings
 from prunegate.data.unreadable import UnreadableFiles
 from prunegate.data.workers import Order, loaded
 from prunegate.errors import DataError
-
-_TEST_BATCH = 512
 
 
 @dataclass(frozen=True)
@@ -71,7 +69,7 @@ class LoadedData:
 
     def test_batches(self, share: Share = WHOLE) -> Iterator[Batch]:
         """The test samples in order without those that cannot be read; of several processes each takes every n-th."""
-        size = min(_TEST_BATCH, 4 * self.batch_size)
+        size = min(TEST_BATCH, 4 * self.batch_size)
         numbers = range(share.rank, -(-len(self.test) // size), share.count)
         order = Order(torch.arange(len(self.test)), size, numbers, slice(None))
         for batch, unreadable in loaded(Samples(self.test, 0, 0, tries=1), order, self.workers):

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, SequentialSampler, TensorDataset
 
-from prunegate.data.batches import WHOLE, Batch, Share, part_of
+from prunegate.data.batches import TEST_BATCH, WHOLE, Batch, Share, part_of
 from prunegate.data.cifar10 import cifar_folder, read_cifar10
 from prunegate.data.digits import check_digits, read_digits
 from prunegate.data.fashion_mnist import fashion_folder, read_fashion
@@ -23,7 +23,6 @@ from prunegate.data.shifting import Moves
 from prunegate.data.splits import Split
 
 _CLASSES = 10  # of each data set, also where train_limit leaves some of them out
-_TEST_BATCH = 512
 
 
 @dataclass(frozen=True)
@@ -91,7 +90,7 @@ class ImageData:
     def test_batches(self, share: Share = WHOLE) -> Iterator[Batch]:
         """The test images in order, in batches of up to 512; of several processes each takes every n-th."""
         dataset = _indexed(self.test_images, self.test_labels)
-        batches = BatchSampler(SequentialSampler(dataset), _TEST_BATCH, drop_last=False)
+        batches = BatchSampler(SequentialSampler(dataset), TEST_BATCH, drop_last=False)
         sampler = itertools.islice(batches, share.rank, None, share.count)
         yield from map(Batch._make, DataLoader(dataset, sampler=sampler, batch_size=None))
 

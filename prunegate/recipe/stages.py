@@ -187,10 +187,7 @@ class Stages:
             if plan.epochs:
                 self._save(fit)
         except DivergedError as error:
-            command = resume_command(self.out.path, self.processes.count)
-            raise DivergedError(
-                f"{error} Then go on from the last checkpoint with: {command} --accept-changes --set KEY.PATH=VALUE"
-            ) from error
+            raise DivergedError(f"{error} {self._where_to_resume()} --accept-changes --set KEY.PATH=VALUE") from error
 
     def _take_up(self, fit: Fit) -> None:
         """Put everything where the resumed state left it."""

@@ -21,10 +21,8 @@ TENSORBOARD = "tensorboard"
 class _Tracker:
     """Hears epochs; `write` gets the number of the epoch over all stages, from 1, and its record."""
 
-    def __init__(self, records: Sequence[Mapping[str, Any]]) -> None:
-        self.epochs = 0
-        for record in records:
-            self.epoch_ended(record, 0)
+    def __init__(self, epochs: int) -> None:
+        self.epochs = epochs
 
     def write(self, epoch: int, record: Mapping[str, Any]) -> None:
         raise NotImplementedError
@@ -46,10 +44,16 @@ class CsvTracker(_Tracker):
         self._path, self._text = folder / CSV, io.StringIO()
         self._writer = csv.DictWriter(self._text, list(EpochRecord.__dataclass_fields__))
         self._writer.writeheader()
-        super().__init__(records)
+        self._writer.writerows(records)
+        super().__init__(len(records))
+        if records:
+            self._save()
 
     def write(self, epoch: int, record: Mapping[str, Any]) -> None:
         self._writer.writerow(record)
+        self._save()
+
+    def _save(self) -> None:
         with replacing(self._path) as temporary:
             temporary.write_text(self._text.getvalue(), encoding="utf-8")
 
@@ -61,8 +65,7 @@ class TensorBoardTracker(_Tracker):
         from torch.utils.tensorboard import SummaryWriter
 
         self._writer = SummaryWriter(str(folder / TENSORBOARD), purge_step=len(records) + 1 if records else None)
-        super().__init__([])
-        self.epochs = len(records)
+        super().__init__(len(records))
 
     def write(self, epoch: int, record: Mapping[str, Any]) -> None:
         for name, value in record.items():

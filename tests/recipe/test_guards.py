@@ -24,16 +24,6 @@ from prunegate.recipe.stages import Stages
 from prunegate.training import Fit
 from tests.recipe.test_resume import RECIPE, StopAfter, recipe
 
-ROOT = Path(__file__).resolve().parents[2]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Any:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
 
 def short(**changed: Any) -> Recipe:
     stages = {name: {"epochs": 1, "learning_rate": 0.05} for name in ("dense", "gate", "finetune")}

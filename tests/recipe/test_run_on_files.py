@@ -47,14 +47,11 @@ def test_folder_of_images_from_end_to_end_and_resumed(tmp_path: Path) -> None:
     images = image_folder(tmp_path / "images")
     (images / "train" / "bee" / "broken.png").write_bytes(b"")
     settings = recipe(images, loss="tests.recipe.test_run_on_files:soft_margin")
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     summary = run(settings, tmp_path / "run")
     for stop in (3, 5):  # in the midst of the dense and of the gate stage
         with pytest.raises(RunStoppedError):
             run(settings, tmp_path / "stopped", resume=True, stop=StopAfter(stop))
     run(settings, tmp_path / "stopped", resume=True)
-    torch.set_num_threads(threads)
     assert summary.realised_macs <= 0.6 * summary.dense_macs
     for name in ("metrics.jsonl", "compact.safetensors"):
         assert (tmp_path / "stopped" / name).read_bytes() == (tmp_path / "run" / name).read_bytes()

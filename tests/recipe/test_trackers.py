@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from prunegate import RecipeError, RunStoppedError
 from prunegate.recipe import check_recipe, run
@@ -17,7 +16,6 @@ from tests.recipe.test_resume import StopAfter, recipe
 def test_csv_and_tensorboard_get_every_epoch_once_also_after_a_resume(tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    torch.set_num_threads(1)
     folder = tmp_path / "run"
     settings = recipe(trackers=["csv", "tensorboard"], budget={"fraction": 0.5})
     with pytest.raises(RunStoppedError):
