@@ -26,12 +26,15 @@ class Mending:
         apart: Modules that are taken apart within a played-back one, or within the graph.
         attributes: Sizes that modules keep as attributes, and what they follow. The plan stores what they
             become, so they are not stored with the mending.
+        whole_heads: Modules whose attention loses whole heads although places within them would be finer units;
+            None for all, as in files of before there was a choice.
     """
 
     graph: bool = False
     replayed: tuple[str, ...] = ()
     apart: tuple[str, ...] = ()
     attributes: tuple[SizeAttribute, ...] = ()
+    whole_heads: tuple[str, ...] | None = ()
 
     def without_attributes(self) -> Mending:
         """The same with the modules played back whose attributes are set; the model itself cannot be."""
@@ -51,7 +54,8 @@ class Mending:
         return not self.graph and not self.replayed
 
     def as_dict(self) -> dict[str, Any]:
-        return {"graph": self.graph, "replayed": list(self.replayed), "apart": list(self.apart)}
+        lists = {"replayed": self.replayed, "apart": self.apart, "whole_heads": self.whole_heads}
+        return {"graph": self.graph, **{name: list(some) for name, some in lists.items() if some is not None}}
 
     @classmethod
     def from_dict(cls, data: Any) -> Mending:
@@ -64,8 +68,8 @@ class Mending:
             return cls()
         if not isinstance(data, dict) or not isinstance(data.get("graph"), bool):
             raise ValueError("mending: expected an object with graph, replayed and apart")
-        names = {}
-        for key in ("replayed", "apart"):
+        names: dict[str, Any] = {"whole_heads": None}
+        for key in ("replayed", "apart", *(["whole_heads"] if "whole_heads" in data else [])):
             value = data.get(key)
             if not isinstance(value, list) or not all(isinstance(entry, str) for entry in value):
                 raise ValueError(f"mending.{key}: expected a list of module names")

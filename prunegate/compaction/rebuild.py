@@ -26,7 +26,9 @@ def rebuild(dense: nn.Module, plan: Plan, mending: Mending, inputs: ExampleInput
     if mending.is_plain:
         return apply(dense, plan)
     try:
-        trace = Trace(dense, inputs)
+        trace = Trace(dense, inputs, frozenset(mending.whole_heads or ()))
+        if mending.whole_heads is None:
+            trace = trace.with_whole_heads(dense, inputs)
         analysis = trace.analysis()
         keep = np.ones(analysis.num_units, dtype=bool)
         for group in analysis.groups:

@@ -5,7 +5,6 @@ Each rule writes one kind of operation and returns the node of its result.
 
 from __future__ import annotations
 
-import math
 import operator
 from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
@@ -17,7 +16,7 @@ from torch.nn import functional
 
 from prunegate.compaction.plan import Mask
 from prunegate.compaction.writer import CannotReplayError, Writer
-from prunegate.groups import Operation, Value, values_in
+from prunegate.groups import Operation, Value
 
 _ITEM = operator.getitem
 
@@ -222,10 +221,6 @@ def write_function(writer: Writer, function: Callable[..., Any], args: Any, kwar
             filled[2] = training
         elif named.get(flag, True) is False:
             named[flag] = training
-    elif named.get("scale") is None:
-        # The default would follow the width that is left.
-        query = values_in(args)[0].number if values_in(args) else values_in(kwargs)[0].number
-        named["scale"] = 1.0 / math.sqrt(writer.sizes.tape.shapes[query][-1])
     return writer.graph.call_function(function, tuple(filled), named)
 
 

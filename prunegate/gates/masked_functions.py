@@ -206,6 +206,26 @@ def _softmax(x: torch.Tensor, mask: torch.Tensor, dim: int, _stacklevel: int = 3
     return nn.functional.softmax(_lowest(x, mask), dim, dtype=dtype)
 
 
+def _scaled_dot_product_attention(
+    query: torch.Tensor,
+    mask: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attn_mask: torch.Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> torch.Tensor:
+    """Without places of the queries' last dimension, whose length sets the default scale: here the kept ones do."""
+    if scale is None:
+        mask = mask * (query.shape[-1] / mask.sum(-1, keepdim=True)).sqrt()
+    query = (query * mask).to(key.dtype)
+    return nn.functional.scaled_dot_product_attention(
+        query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
+    )
+
+
 MASKED_FUNCTIONS: Mapping[str, Masked] = {
     "layer_norm": _layer_norm,
     "rms_norm": _rms_norm,
@@ -218,4 +238,5 @@ MASKED_FUNCTIONS: Mapping[str, Masked] = {
     "std_mean": _std_mean,
     "amax": _amax,
     "softmax": _softmax,
+    "scaled_dot_product_attention": _scaled_dot_product_attention,
 }

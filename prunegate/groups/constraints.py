@@ -81,13 +81,17 @@ class Constraints:
     """The append-only record that tracing makes.
 
     ``consumed`` pairs the parameter that reads units with their ids; its name is empty where a masked
-    argument reads them. ``alike`` are ties of whole axes, index by index, by their numbers in ``axes``: most
-    are, and to solve them takes no work for each index.
+    argument reads them. ``split_heads`` are the ids of an attention's places within its heads, with the module that
+    multiplies queries and keys; ``whole_heads`` are the modules that are to lose whole heads. ``alike`` are ties
+    of whole axes, index by index, by their numbers in ``axes``: most are, and to solve them takes no work for each
+    index.
     """
 
     axes: list[LabelledAxis] = field(default_factory=list)
     contractions: list[Contraction] = field(default_factory=list)
     consumed: list[tuple[str, Ids]] = field(default_factory=list)
+    whole_heads: frozenset[str] = frozenset()
+    split_heads: list[tuple[str, Ids]] = field(default_factory=list)
     masked: list[MaskedArgument] = field(default_factory=list)
     produced: list[Ids] = field(default_factory=list)
     pins: list[tuple[Ids, Pin]] = field(default_factory=list)

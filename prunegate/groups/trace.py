@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from typing import Any, Literal
 
 import torch
@@ -39,11 +39,14 @@ _NEEDS_VALUES = (DataDependentOutputException, DynamicOutputShapeException, Unsu
 class Trace:
     """The constraints of one model's run; `analysis` may be asked for repeatedly as groups get refused."""
 
-    def __init__(self, model: nn.Module, inputs: ExampleInputs) -> None:
+    def __init__(self, model: nn.Module, inputs: ExampleInputs, whole_heads: frozenset[str] = frozenset()) -> None:
         """Follow the channels of ``model`` through a run on ``inputs``.
 
         The run is on a copy whose tensors hold no data: nothing is computed, no weights are needed and the
         model is not touched. Where a shape depends on values, the run is repeated with real tensors.
+
+        Args:
+            whole_heads: Modules whose attention loses whole heads, even where there are more places within them.
 
         Raises:
             TraceError: The model does not run on these inputs.
@@ -51,7 +54,7 @@ class Trace:
         self._batch_size = inputs.batch_size()
         self._again: tuple[Tape | None] | None = None
         for kind in KINDS:
-            self.constraints = Constraints()
+            self.constraints = Constraints(whole_heads=whole_heads)
             self._values = Values(self.constraints)
             self.tape = Tape()
             self._stand_ins = StandIns(kind)
@@ -158,6 +161,32 @@ class Trace:
             o.func for o in self.tape.operations
         ]
         return tape if same and len(tape.spans) == len(self.tape.spans) else None
+
+    @property
+    def whole_heads(self) -> frozenset[str]:
+        """Modules whose attention loses whole heads by the caller's wish."""
+        return self.constraints.whole_heads
+
+    def with_whole_heads(self, model: nn.Module, inputs: ExampleInputs) -> Trace:
+        """The same run, in which every attention loses whole heads."""
+        modules = frozenset(module for module, _ in self.constraints.split_heads)
+        return Trace(model, inputs, self.whole_heads | modules) if modules else self
+
+    def split_heads(self, analysis: Analysis, groups: Container[str] | None = None) -> frozenset[str]:
+        """Modules with attention that loses places within its heads.
+
+        Args:
+            groups: Only those whose places are in one of these groups of ``analysis``; by default those whose places
+                are in no group, because something else in the model forbids it.
+        """
+        name_of = [group.name for group in analysis.groups for _ in range(group.num_units)]
+        found = set()
+        for module, ids in self.constraints.split_heads:
+            units = analysis.units_of[ids]
+            names = {name_of[unit] for unit in units[units >= 0]}
+            if not names if groups is None else any(name in groups for name in names):
+                found.add(module)
+        return frozenset(found)
 
     def analysis(self, refused: Mapping[str, Pin] | None = None) -> Analysis:
         """Channel groups, without those refused by name."""

@@ -19,6 +19,7 @@ from prunegate.wrapping.reach import Reach
 logger = logging.getLogger(__name__)
 
 BACKENDS = ("auto", "module", "graph")
+ATTENTION_UNITS = ("finest", "heads")
 
 
 def wrap(
@@ -27,6 +28,7 @@ def wrap(
     exclude: Sequence[str] = (),
     round_to: int = 1,
     backend: str = "auto",
+    attention: str = "finest",
 ) -> GatedModel:
     """Find every channel group of ``model`` and put a learnable gate on each unit.
 
@@ -42,6 +44,10 @@ def wrap(
         backend: How the compact model will be made. ``"module"`` keeps the model's class; modules within it
             whose code cannot follow smaller tensors are played back from the traced run. ``"graph"`` makes
             an `torch.fx.GraphModule`. ``"auto"`` takes the graph only where it can cut more.
+        attention: What an attention loses. ``"heads"``: whole heads. ``"finest"``: places of the width of its heads,
+            the same in each, where these are more than the heads and the model's code allows it, as few small heads
+            are a coarse choice; else whole heads. Kernels of GPUs like widths that are multiples of 8: see
+            ``round_to``.
 
     Returns:
         The gated model, in the model's own train or eval mode.
@@ -52,17 +58,22 @@ def wrap(
     """
     if backend not in BACKENDS:
         raise TraceError(f"backend: found {backend!r}, expected one of {', '.join(BACKENDS)}.")
+    if attention not in ATTENTION_UNITS:
+        raise TraceError(f"attention: found {attention!r}, expected one of {', '.join(ATTENTION_UNITS)}.")
     if not isinstance(round_to, int) or round_to < 1:
         raise TraceError(f"round_to: found {round_to!r}, expected a whole number of at least 1.")
     inputs = ExampleInputs.of(example_inputs)
     if not any(True for _ in model.parameters()):
         raise NothingToPruneError("the model: found no parameters, expected layers whose channels can be removed.")
-    trace = Trace(model, inputs)
-    analysis = trace.analysis()
-    refused = _excluded(analysis, exclude)
-    if refused:
-        analysis = trace.analysis(refused)
-    trial, *others = _trials(model, inputs, trace, analysis, backend)
+    trace = _followed(model, inputs, attention)
+    analysis, refused = _without(trace, exclude)
+    trial = _tried(model, inputs, trace, analysis, graph=backend == "graph")
+    unsplit = trace.split_heads(analysis, trial.refused)
+    if unsplit:  # heads whose code cannot do with fewer places within them may still go as wholes
+        trace = Trace(model, inputs, trace.whole_heads | unsplit)
+        analysis, refused = _without(trace, exclude)
+        trial = _tried(model, inputs, trace, analysis, graph=backend == "graph")
+    trial, *others = _best_first(trial) if backend == "auto" else (trial,)
     if trial.refused:
         analysis = trace.analysis({**refused, **trial.refused})
     if not analysis.groups:
@@ -75,19 +86,36 @@ def wrap(
     return GatedModel(copy.deepcopy(model), trace, analysis, inputs, round_to, trial.mending, reach)
 
 
-def _trials(
-    model: nn.Module, inputs: ExampleInputs, trace: Trace, analysis: Analysis, backend: str
-) -> tuple[Trial, ...]:
-    """The trial of the back-end asked for; with ``auto`` both where one refuses units, the better one first."""
-    chosen = Trial(model, inputs, trace, analysis, Mending(graph=backend == "graph"))
-    chosen.run()
-    if backend == "auto" and chosen.refused and trace.is_fake:
-        graph = Trial(model, inputs, trace, analysis, Mending(graph=True))
-        graph.run()
-        sizes = {group.name: group.num_units for group in analysis.groups}
-        lost, lost_by_graph = (sum(sizes[name] for name in trial.refused) for trial in (chosen, graph))
-        return (graph, chosen) if lost_by_graph < lost else (chosen, graph)
-    return (chosen,)
+def _followed(model: nn.Module, inputs: ExampleInputs, attention: str) -> Trace:
+    """The run, with whole heads where they are asked for, or where places within them turn out to be pinned."""
+    trace = Trace(model, inputs)
+    if attention == "heads":
+        return trace.with_whole_heads(model, inputs)
+    pinned = trace.split_heads(trace.analysis())
+    return Trace(model, inputs, pinned) if pinned else trace
+
+
+def _without(trace: Trace, exclude: Sequence[str]) -> tuple[Analysis, dict[str, Pin]]:
+    """The channel groups without those that the user excludes, and these."""
+    analysis = trace.analysis()
+    refused = _excluded(analysis, exclude)
+    return (trace.analysis(refused) if refused else analysis), refused
+
+
+def _tried(model: nn.Module, inputs: ExampleInputs, trace: Trace, analysis: Analysis, graph: bool) -> Trial:
+    trial = Trial(model, inputs, trace, analysis, Mending(graph, whole_heads=tuple(sorted(trace.whole_heads))))
+    trial.run()
+    return trial
+
+
+def _best_first(trial: Trial) -> tuple[Trial, ...]:
+    """A trial of the module back-end; where it refuses units one of the graph as well, the better one first."""
+    if not trial.refused or not trial.trace.is_fake:
+        return (trial,)
+    graph = _tried(trial.model, trial.inputs, trial.trace, trial.analysis, graph=True)
+    sizes = {group.name: group.num_units for group in trial.analysis.groups}
+    lost, lost_by_graph = (sum(sizes[name] for name in one.refused) for one in (trial, graph))
+    return (graph, trial) if lost_by_graph < lost else (trial, graph)
 
 
 def _excluded(analysis: Analysis, patterns: Sequence[str]) -> dict[str, Pin]:

@@ -13,7 +13,7 @@ import torch
 
 from prunegate.groups.constraints import Constraints, MaskedArgument, Pin
 from prunegate.groups.labels import Labels, Shape, collapse, varying
-from prunegate.groups.maskable import MASKABLE, ZERO_NEUTRAL
+from prunegate.groups.maskable import FIRST_ARGUMENT_ONLY, MASKABLE, READING
 from prunegate.groups.partition import Ids
 from prunegate.groups.values import Values
 from prunegate.groups.watch import Watch
@@ -94,23 +94,24 @@ class Call:
         self.constraints.consumed.append((name, ids.reshape(-1)))
         return True
 
-    def mask(self, label: Ids, reads: bool = False) -> bool:
+    def mask(self, label: Ids, reads: bool = False, repeated: bool = False) -> bool:
         """Ask that the running function leave the label's removed units out of the argument that has them.
 
         Args:
             label: Over the dimensions of the argument, or a flat array that lies along one of them.
             reads: The function is what reads the units, as a weight would.
+            repeated: The flat array is the first of several along other dimensions, which are tied to it.
 
         Returns:
             False if the running function has no masked form, or none of its arguments has these units.
         """
         address = self.watch.address
-        if address is None or address.function not in (ZERO_NEUTRAL if reads else MASKABLE):
+        if address is None or address.function not in (READING if reads else MASKABLE):
             return False
         for place, argument in enumerate(self.watch.arguments):
-            if not isinstance(argument, torch.Tensor):
+            if not isinstance(argument, torch.Tensor) or (place and address.function in FIRST_ARGUMENT_ONLY):
                 continue
-            found = self._same_units(argument, label)
+            found = self._same_units(argument, label, repeated)
             if found is not None:
                 self.constraints.masked.append(MaskedArgument(address, place, found))
                 if reads:
@@ -118,7 +119,7 @@ class Call:
                 return True
         return False
 
-    def _same_units(self, argument: torch.Tensor, label: Ids) -> Ids | None:
+    def _same_units(self, argument: torch.Tensor, label: Ids, repeated: bool) -> Ids | None:
         """The label itself if it broadcasts over the argument, or the argument's own with the same ids."""
         if label.ndim != 1:
             ndim, fits = argument.dim(), label.ndim == argument.dim()
@@ -126,8 +127,10 @@ class Call:
                 return label
             return None
         for own in self.labels_of(argument):
-            if len(varying(own)) == 1 and np.array_equal(own.reshape(-1), label):
-                return own
+            for dim in varying(own) if repeated or len(varying(own)) == 1 else ():
+                first = own[tuple(slice(None) if d == dim else slice(1) for d in range(own.ndim))]
+                if np.array_equal(first.reshape(-1), label):
+                    return first
         return None
 
     def keep(self, labels: Sequence[Ids]) -> Labels:

@@ -59,7 +59,8 @@ def _sum_away(
 ) -> Labels:
     """Tie the two summed axes, both (b or 1, 1, k); units that also vary over the batch go on with it.
 
-    A head of an attention is such a unit: its width is summed, so it lives or dies as a whole.
+    A head of an attention is such a unit: its width is summed, so it lives or dies as a whole, unless there are
+    more places within the heads than heads.
     """
     (left_tensor, a), (right_tensor, b) = left, right
     if length == 1:
@@ -72,11 +73,32 @@ def _sum_away(
     call.constraints.tie(a, b)
     wide = a if a.shape[0] >= b.shape[0] else b
     if wide.shape[0] > 1:
+        if _split_heads(call, (left_tensor, a), (right_tensor, b)):
+            return ()
         return call.keep([call.constraints.tie_along(wide, 2)])
     weights = call.consume(right_tensor, b) or call.consume(left_tensor, a)
     if not (weights or any(call.mask(np.ravel(ids), reads=True) for ids in (b, a) if ids.size == length)):
         call.pin(a, "summed in a product of two activations, where nothing can be masked")
     return ()
+
+
+def _split_heads(call: Call, left: tuple[torch.Tensor, Ids], right: tuple[torch.Tensor, Ids]) -> bool:
+    """Take the places of the summed width for units, the same in all heads, and mask the product there.
+
+    What is removed from a rectangular tensor is whole heads, or as many places from each of them: whichever are
+    more. False where that is the heads, or where the product cannot leave places out.
+    """
+    labels = (left[1], right[1])
+    heads = max(len(np.unique(label[:, 0, 0])) for label in labels)
+    stored = any(call.values.origin(tensor) is not None for tensor, _ in (left, right))
+    if heads >= left[1].shape[2] or stored or call.module in call.constraints.whole_heads:
+        return False
+    if not any(label.shape[0] > 1 and call.mask(label[0].reshape(-1), True, repeated=True) for label in labels):
+        return False
+    for label in labels:
+        call.constraints.tie_along(label, 0)
+    call.constraints.split_heads.append((call.module, labels[0].reshape(-1)))
+    return True
 
 
 def _note_cost(call: Call, left: Labels, right: Labels, sizes: Shape) -> None:
