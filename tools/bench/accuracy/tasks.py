@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -13,6 +13,7 @@ from accelerate.utils import set_seed
 from safetensors.torch import load_model, save_model
 from torch import nn
 
+from accuracy.mobilenet import mobilenet
 from prunegate.builders import Builder
 from prunegate.data import Batch, Data, DataSettings, load_data
 from prunegate.files import replacing
@@ -33,7 +34,7 @@ class Task:
     """
 
     name: str
-    model: str
+    model: str | Callable[..., nn.Module]
     arguments: Mapping[str, Any]
     data: DataSettings
     dense_epochs: int
@@ -45,6 +46,8 @@ class Task:
     later_rate: float = 0.5
 
     def build(self) -> nn.Module:
+        if callable(self.model):
+            return self.model(**self.arguments)
         return Builder.parse(self.model, self.arguments).build()
 
     def plan(self, stage: str, epochs: int, final_fraction: float = 0.0) -> TrainingPlan:
@@ -83,8 +86,8 @@ TASKS = {
         ),
         Task(
             "fashion_mobilenetv2",
-            "timm/mobilenetv2_035",
-            {"in_chans": 1, "num_classes": 10},
+            mobilenet,
+            {},
             _FASHION.model_copy(update={"image_size": 32}),
             **_FASHION_TRAINING,
         ),
