@@ -111,6 +111,7 @@ def _wrap(recipe: Recipe, data: Data, model: nn.Module) -> GatedModel:
         torch.zeros(2, *data.shape, device=next(iter(model.parameters())).device),
         exclude=recipe.gates.exclude,
         round_to=recipe.gates.round_to,
+        attention=recipe.gates.attention,
     )
     for metric, share in recipe.budget.shares(recipe.budget.fractions[-1]).items():
         limit = Budget(metric, share).limit_for(gated.dense_cost(metric))
