@@ -108,7 +108,8 @@ class RandomNet(nn.Module):
             self.layers[key] = ChannelsLast(nn.Linear(channels, outputs, bias=choice % 2 == 0))
             return outputs
         elif kind in ("attention", "multihead"):
-            heads = 2 if channels % 2 == 0 else 1
+            # Few wide heads lose places within them, many narrow ones go as wholes.
+            heads = 1 if channels % 2 else 2 if choice % 2 else channels // 2
             self.layers[key] = (Attention if kind == "attention" else Multihead)(channels, heads)
         elif kind == "split":
             self.first[key] = 1 + channels // 3
