@@ -60,7 +60,8 @@ def _print_explanation(console: Console, title: str, explanation: Explanation, m
     for group in explanation.groups:
         shares = (f"{group.macs_share:.1%}", f"{group.params_share:.1%}")
         listed = "\n".join(group.members) if members else str(len(group.members))
-        table.add_row(group.name, str(group.num_units), *shares, listed)
+        each = f" × {group.channels_per_unit}" if group.channels_per_unit > 1 else ""
+        table.add_row(group.name, f"{group.num_units}{each}", *shares, listed)
     console.print(table)
     if explanation.pinned:
         pinned = Table(title="pinned", title_justify="left")
@@ -74,7 +75,8 @@ def _print_explanation(console: Console, title: str, explanation: Explanation, m
     console.print(
         f"{explanation.dense_macs:,} MACs per sample, {explanation.dense_params:,} parameters; the gates can remove "
         f"up to {explanation.reachable_macs_share:.1%} of the MACs.\n{explanation.reach_line}\n"
-        "A group's share is what goes when all but one of its units go; groups share MACs, so shares overlap.",
+        "Units are shown × the channels that each of them holds. A group's share is what goes when all but one of its "
+        "units go; groups share MACs, so shares overlap.",
         highlight=False,
         soft_wrap=True,
     )

@@ -54,6 +54,15 @@ class ChannelGroup:
     members: tuple[Member, ...]
 
     @property
+    def channels_per_unit(self) -> int:
+        """How many channels of the module that produces them a unit holds: one, or those that must go together.
+
+        A head of a fused qkv layer is three times its width; a place within heads three times their number.
+        """
+        own = (m for m in self.members if m.module == self.name.partition("#")[0])
+        return int((next(own, self.members[0]).units >= 0).sum()) // self.num_units
+
+    @property
     def units(self) -> slice:
         """Where this group's units lie in a flat vector over all units of the model."""
         return slice(self.first_unit, self.first_unit + self.num_units)

@@ -17,12 +17,14 @@ class GroupRow:
     """One channel group in numbers.
 
     Attributes:
+        channels_per_unit: How many channels of the module that produces them go with each unit.
         macs_share: Share of the dense MACs that go when only one unit of this group stays, in [0, 1].
         members: Tensor axes, e.g. ``"layer1.0.conv1.weight[0]"``.
     """
 
     name: str
     num_units: int
+    channels_per_unit: int
     macs_share: float
     params_share: float
     members: tuple[str, ...]
@@ -82,7 +84,8 @@ class Explanation:
             f"{self.dense_macs:,} MACs per sample, {self.dense_params:,} parameters; the gates reach down to "
             f"{self.least_macs:,} MACs (remove {self.reachable_macs_share:.1%}).",
             *(
-                f"  {g.name}: {g.num_units} units, {g.macs_share:.1%} of MACs, {len(g.members)} tensor axes"
+                f"  {g.name}: {g.num_units} units{_of_several(g)}, {g.macs_share:.1%} of MACs, "
+                f"{len(g.members)} tensor axes"
                 for g in self.groups
             ),
         ]
@@ -92,6 +95,10 @@ class Explanation:
         if self.unused:
             lines.append(f"never read while the model ran: {', '.join(self.unused)}")
         return "\n".join(lines)
+
+
+def _of_several(group: GroupRow) -> str:
+    return f" of {group.channels_per_unit} channels each" if group.channels_per_unit > 1 else ""
 
 
 def explain(
@@ -104,6 +111,7 @@ def explain(
             GroupRow(
                 group.name,
                 group.num_units,
+                group.channels_per_unit,
                 _share(macs, group, dense_macs),
                 _share(params, group, dense_params),
                 tuple(f"{m.tensor}[{m.axis}]" for m in group.members),

@@ -69,6 +69,7 @@ def test_stream_attention_and_hidden_width_compact_without_loss(backend: str, at
     gated = gated_transformer(backend, attention)
     units = {"finest": 6, "heads": 4}[attention]  # four heads of six places
     assert sorted(group.num_units for group in gated.groups) == [units, 24, 32]
+    assert f"attention.qkv: {units} units of {72 // units} channels each" in str(gated.explain())
     result = prunegate.compact(gated)
     assert isinstance(result.model, torch.fx.GraphModule if backend == "graph" else Transformer)
     assert set(result.model.state_dict()) == set(Transformer().state_dict())
