@@ -186,3 +186,36 @@ def test_masked_attention_is_that_of_narrower_heads(scale: float | None, dtype: 
     assert found.dtype == dtype
     exactness = {torch.float64: 1e-12, torch.bfloat16: 2e-2}[dtype]
     torch.testing.assert_close(found, expected, rtol=exactness, atol=exactness)
+
+
+class SeparateAttention(nn.Module):
+    """Queries, keys and values of layers of their own, with fewer heads of keys and values, and one width for all."""
+
+    def __init__(self, width: int = 24, heads: int = 4, shared_heads: int = 2) -> None:
+        super().__init__()
+        self.head_width = width // heads
+        self.stem, self.head = nn.Linear(5, width), nn.Linear(width, 3)
+        self.query, self.out = nn.Linear(width, width), nn.Linear(width, width)
+        self.key, self.value = (nn.Linear(width, shared_heads * self.head_width) for _ in range(2))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x)
+        q, k, v = (
+            layer(x).unflatten(-1, (-1, self.head_width)).transpose(1, 2)
+            for layer in (self.query, self.key, self.value)
+        )
+        y = nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+        return self.head(x + self.out(y.transpose(1, 2).flatten(2)))
+
+
+def test_queries_keys_and_values_keep_one_width_that_the_models_code_can_follow() -> None:
+    gated = prunegate.wrap(randomise(SeparateAttention(), 0).double().eval(), tokens(2))
+    assert gated.mending.is_plain
+    group = next(group for group in gated.groups if group.name == "query")
+    assert group.num_units == 6
+    assert {"query", "key", "value", "out"} == {member.module for member in group.members}
+    gated.set_masks(random_masks(gated.groups, 0.5, 1))
+    compact = prunegate.compact(gated).model
+    longer = torch.randn(2, 11, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    with torch.no_grad():
+        torch.testing.assert_close(compact(longer), gated(longer), rtol=1e-9, atol=1e-12)

@@ -23,6 +23,7 @@ def contract(call: Call, left: torch.Tensor, right: torch.Tensor) -> Labels:
     left_kept, left_summed = _take(call, left_labels, row=1, summed=2)
     right_kept, right_summed = _take(call, right_labels, row=2, summed=1)
     shared = _sum_away(call, (left, left_summed), (right, right_summed), left_shape[2])
+    _split_values(call, right_kept)
     call.constraints.produced += [label for label in left_kept + right_kept if len(varying(label)) == 1]
 
     operands = [
@@ -97,8 +98,16 @@ def _split_heads(call: Call, left: tuple[torch.Tensor, Ids], right: tuple[torch.
         return False
     for label in labels:
         call.constraints.tie_along(label, 0)
-    call.constraints.split_heads.append((call.module, labels[0].reshape(-1)))
+    call.constraints.split_heads.append((call.module, labels[0][0].reshape(-1)))
     return True
+
+
+def _split_values(call: Call, labels: Labels) -> None:
+    """The values of an attention lose the places that its queries and keys lose: code holds one width of heads."""
+    places = next((ids for module, ids in reversed(call.constraints.split_heads) if module == call.module), None)
+    for label in labels:
+        if places is not None and varying(label) == (0, 2) and label.shape[2] == places.size:
+            call.constraints.tie(call.constraints.tie_along(label, 0).reshape(-1), places)
 
 
 def _note_cost(call: Call, left: Labels, right: Labels, sizes: Shape) -> None:
