@@ -94,7 +94,7 @@ def _split_heads(call: Call, left: tuple[torch.Tensor, Ids], right: tuple[torch.
     stored = any(call.values.origin(tensor) is not None for tensor, _ in (left, right))
     if heads >= left[1].shape[2] or stored or call.module in call.constraints.whole_heads:
         return False
-    if not any(label.shape[0] > 1 and call.mask(label[0].reshape(-1), True, repeated=True) for label in labels):
+    if not any(label.shape[0] > 1 and call.mask(label[0].reshape(-1), reads=True, repeated=True) for label in labels):
         return False
     for label in labels:
         call.constraints.tie_along(label, 0)
