@@ -68,13 +68,16 @@ class Mending:
             return cls()
         if not isinstance(data, dict) or not isinstance(data.get("graph"), bool):
             raise ValueError("mending: expected an object with graph, replayed and apart")
-        names: dict[str, Any] = {"whole_heads": None}
-        for key in ("replayed", "apart", *(["whole_heads"] if "whole_heads" in data else [])):
-            value = data.get(key)
-            if not isinstance(value, list) or not all(isinstance(entry, str) for entry in value):
-                raise ValueError(f"mending.{key}: expected a list of module names")
-            names[key] = tuple(value)
-        return cls(data["graph"], **names)
+        whole_heads = _module_names(data, "whole_heads") if "whole_heads" in data else None
+        replayed, apart = _module_names(data, "replayed"), _module_names(data, "apart")
+        return cls(data["graph"], replayed, apart, whole_heads=whole_heads)
+
+
+def _module_names(data: dict[str, Any], key: str) -> tuple[str, ...]:
+    value = data.get(key)
+    if not isinstance(value, list) or not all(isinstance(entry, str) for entry in value):
+        raise ValueError(f"mending.{key}: expected a list of module names")
+    return tuple(value)
 
 
 class UnplayableError(Exception):

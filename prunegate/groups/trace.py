@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import gc
 import logging
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import (
@@ -172,21 +173,18 @@ class Trace:
         modules = frozenset(module for module, _ in self.constraints.split_heads)
         return Trace(model, inputs, self.whole_heads | modules) if modules else self
 
-    def split_heads(self, analysis: Analysis, groups: Container[str] | None = None) -> frozenset[str]:
-        """Modules with attention that loses places within its heads.
+    def split_heads(self, analysis: Analysis) -> dict[str, set[str]]:
+        """Modules whose attention loses places within its heads, with the names of the groups that hold these.
 
-        Args:
-            groups: Only those whose places are in one of these groups of ``analysis``; by default those whose places
-                are in no group, because something else in the model forbids it.
+        There is no group where something else in the model forbids it.
         """
-        name_of = [group.name for group in analysis.groups for _ in range(group.num_units)]
-        found = set()
+        starts = [group.first_unit for group in analysis.groups]
+        found: dict[str, set[str]] = {module: set() for module, _ in self.constraints.split_heads}
         for module, ids in self.constraints.split_heads:
             units = analysis.units_of[ids]
-            names = {name_of[unit] for unit in units[units >= 0]}
-            if not names if groups is None else any(name in groups for name in names):
-                found.add(module)
-        return frozenset(found)
+            holding = np.searchsorted(starts, units[units >= 0], side="right") - 1
+            found[module] |= {analysis.groups[number].name for number in holding}
+        return found
 
     def analysis(self, refused: Mapping[str, Pin] | None = None) -> Analysis:
         """Channel groups, without those refused by name."""

@@ -65,13 +65,13 @@ def wrap(
     inputs = ExampleInputs.of(example_inputs)
     if not any(True for _ in model.parameters()):
         raise NothingToPruneError("the model: found no parameters, expected layers whose channels can be removed.")
-    trace = _followed(model, inputs, attention)
-    analysis, refused = _without(trace, exclude)
+    trace, analysis = _followed(model, inputs, attention)
+    analysis, refused = _without(trace, analysis, exclude)
     trial = _tried(model, inputs, trace, analysis, graph=backend == "graph")
-    unsplit = trace.split_heads(analysis, trial.refused)
+    unsplit = {module for module, groups in trace.split_heads(analysis).items() if groups & trial.refused.keys()}
     if unsplit:  # heads whose code cannot do with fewer places within them may still go as wholes
         trace = Trace(model, inputs, trace.whole_heads | unsplit)
-        analysis, refused = _without(trace, exclude)
+        analysis, refused = _without(trace, trace.analysis(), exclude)
         trial = _tried(model, inputs, trace, analysis, graph=backend == "graph")
     trial, *others = _best_first(trial) if backend == "auto" else (trial,)
     if trial.refused:
@@ -86,18 +86,21 @@ def wrap(
     return GatedModel(copy.deepcopy(model), trace, analysis, inputs, round_to, trial.mending, reach)
 
 
-def _followed(model: nn.Module, inputs: ExampleInputs, attention: str) -> Trace:
+def _followed(model: nn.Module, inputs: ExampleInputs, attention: str) -> tuple[Trace, Analysis]:
     """The run, with whole heads where they are asked for, or where places within them turn out to be pinned."""
     trace = Trace(model, inputs)
     if attention == "heads":
-        return trace.with_whole_heads(model, inputs)
-    pinned = trace.split_heads(trace.analysis())
-    return Trace(model, inputs, pinned) if pinned else trace
-
-
-def _without(trace: Trace, exclude: Sequence[str]) -> tuple[Analysis, dict[str, Pin]]:
-    """The channel groups without those that the user excludes, and these."""
+        trace = trace.with_whole_heads(model, inputs)
     analysis = trace.analysis()
+    pinned = frozenset(module for module, groups in trace.split_heads(analysis).items() if not groups)
+    if not pinned:
+        return trace, analysis
+    trace = Trace(model, inputs, pinned)
+    return trace, trace.analysis()
+
+
+def _without(trace: Trace, analysis: Analysis, exclude: Sequence[str]) -> tuple[Analysis, dict[str, Pin]]:
+    """The channel groups without those that the user excludes, and these."""
     refused = _excluded(analysis, exclude)
     return (trace.analysis(refused) if refused else analysis), refused
 

@@ -13,7 +13,7 @@ import torch
 
 from prunegate.groups.constraints import Constraints, MaskedArgument, Pin
 from prunegate.groups.labels import Labels, Shape, collapse, varying
-from prunegate.groups.maskable import FIRST_ARGUMENT_ONLY, MASKABLE, READING
+from prunegate.groups.maskable import MASKABLE, READING, ZERO_NEUTRAL
 from prunegate.groups.partition import Ids
 from prunegate.groups.values import Values
 from prunegate.groups.watch import Watch
@@ -108,8 +108,9 @@ class Call:
         address = self.watch.address
         if address is None or address.function not in (READING if reads else MASKABLE):
             return False
-        for place, argument in enumerate(self.watch.arguments):
-            if not isinstance(argument, torch.Tensor) or (place and address.function in FIRST_ARGUMENT_ONLY):
+        arguments = self.watch.arguments if address.function in ZERO_NEUTRAL else self.watch.arguments[:1]
+        for place, argument in enumerate(arguments):
+            if not isinstance(argument, torch.Tensor):
                 continue
             found = self._same_units(argument, label, repeated)
             if found is not None:

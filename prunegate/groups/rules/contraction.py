@@ -104,9 +104,11 @@ def _split_heads(call: Call, left: tuple[torch.Tensor, Ids], right: tuple[torch.
 
 def _split_values(call: Call, labels: Labels) -> None:
     """The values of an attention lose the places that its queries and keys lose: code holds one width of heads."""
-    places = next((ids for module, ids in reversed(call.constraints.split_heads) if module == call.module), None)
     for label in labels:
-        if places is not None and varying(label) == (0, 2) and label.shape[2] == places.size:
+        if varying(label) != (0, 2):
+            continue
+        places = next((ids for module, ids in reversed(call.constraints.split_heads) if module == call.module), None)
+        if places is not None and label.shape[2] == places.size:
             call.constraints.tie(call.constraints.tie_along(label, 0).reshape(-1), places)
 
 
