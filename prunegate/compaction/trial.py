@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import logging
 import math
 import re
@@ -214,7 +213,7 @@ def _quiet() -> Iterator[None]:
 
 def telling_copy(model: nn.Module, inputs: ExampleInputs) -> nn.Module:
     """A copy in which a wrong channel shows: random weights of ordinary size, or its own if those overflow."""
-    copied = copy.deepcopy(model).eval()
+    copied = copy_with(model).eval()
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in copied.parameters():
@@ -227,4 +226,4 @@ def telling_copy(model: nn.Module, inputs: ExampleInputs) -> nn.Module:
             parameter.copy_(drawn)
     if all(torch.isfinite(t).all() for t in outputs_of(copied.float(), random_like(inputs))):
         return copied
-    return copy.deepcopy(model).float()
+    return copy_with(model).float()

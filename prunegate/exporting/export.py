@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import logging
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,7 +19,7 @@ from prunegate.errors import ExportError
 from prunegate.exporting import onnx, pt2
 from prunegate.exporting.target import Target
 from prunegate.files import replacing
-from prunegate.groups import ExampleInputs
+from prunegate.groups import ExampleInputs, copy_with
 
 logger = logging.getLogger(__name__)
 
@@ -90,7 +89,7 @@ def _write(
     target: Target, model: nn.Module, inputs: ExampleInputs, path: Path, dynamic_batch: bool, opset: int | None
 ) -> None:
     try:
-        target.write(copy.deepcopy(model), inputs, _dynamic_sizes(inputs) if dynamic_batch else None, path, opset)
+        target.write(copy_with(model), inputs, _dynamic_sizes(inputs) if dynamic_batch else None, path, opset)
     except Exception as error:  # exporters meet the model's own code, and may raise anything
         what_to_do = (
             "Its code may fix the number of samples: say dynamic_batch=False (--fixed-batch). "

@@ -13,8 +13,10 @@ from torch import nn
 from prunegate.errors import TraceError
 
 
-def copy_with(model: nn.Module, change: Callable[[torch.Tensor], torch.Tensor] | None) -> nn.Module:
+def copy_with(model: nn.Module, change: Callable[[torch.Tensor], torch.Tensor] | None = None) -> nn.Module:
     """A deep copy whose parameters and buffers are ``change`` of the original ones; shared ones stay shared.
+
+    Tensors that an earlier forward has left in attributes are copied without the graph that made them.
 
     Raises:
         TraceError: An attribute of the model cannot be copied.
@@ -27,10 +29,11 @@ def copy_with(model: nn.Module, change: Callable[[torch.Tensor], torch.Tensor] |
                     memo[id(tensor)] = change(tensor)
     try:
         copied = _copied(model, memo)
-    except RuntimeError as error:
+    except (RuntimeError, TypeError) as error:
         raise TraceError(
-            f"the model cannot be copied: {error}. prunegate works on a copy. Remove tensors computed with "
-            "gradients from the model's attributes."
+            f"the model cannot be copied: found {error}; expected a model that copy.deepcopy takes, for prunegate "
+            "works on a copy. Remove what cannot be copied from its attributes: locks, open files, and tensors in "
+            "containers of their own that were computed with gradients."
         ) from error
     assert isinstance(copied, nn.Module)
     return copied
@@ -92,11 +95,15 @@ def _copied(value: Any, memo: dict[int, Any]) -> Any:
         for key, entry in vars(value).items():
             if type(entry) in _ATOMS:
                 made[key] = entry
-            elif not entry and key in _OF_EVERY_MODULE:  # the many kinds of hooks, mostly
+            elif key in _OF_EVERY_MODULE and not entry:  # the many kinds of hooks, mostly
                 made[key] = type(entry)()
             elif key != "_compiled_call_impl":  # `torch.compile` in place, which copies do not inherit
                 made[key] = _copied(entry, memo)
         return twin
+    if isinstance(value, torch.Tensor) and not value.is_leaf:
+        # Kept from an earlier forward, and made anew by the next: `torch.nn.utils.weight_norm` does so.
+        kept = memo[id(value)] = value.detach().clone()
+        return kept
     return copy.deepcopy(value, memo)
 
 

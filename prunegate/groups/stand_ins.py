@@ -43,7 +43,7 @@ class StandIns:
     def of_model(self, model: nn.Module) -> nn.Module:
         """A frozen copy of a model with its parameters and buffers replaced; shared ones stay shared."""
         if self.kind == "real":
-            return copy_with(model, None).requires_grad_(False)
+            return copy_with(model).requires_grad_(False)
         return copy_with(model, self.of)
 
     def running(self) -> contextlib.AbstractContextManager[object]:

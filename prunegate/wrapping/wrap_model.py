@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import fnmatch
 import logging
 from collections.abc import Sequence
@@ -12,7 +11,7 @@ from torch import nn
 
 from prunegate.compaction import Mending, Trial
 from prunegate.errors import NothingToPruneError, TraceError
-from prunegate.groups import Analysis, ExampleInputs, Pin, Trace
+from prunegate.groups import Analysis, ExampleInputs, Pin, Trace, copy_with
 from prunegate.wrapping.gated_model import GatedModel
 from prunegate.wrapping.reach import Reach
 
@@ -83,7 +82,7 @@ def wrap(
     reach = {
         other.mending.backend: Reach.of(trace.analysis({**refused, **other.refused}), round_to) for other in others
     }
-    return GatedModel(copy.deepcopy(model), trace, analysis, inputs, round_to, trial.mending, reach)
+    return GatedModel(copy_with(model), trace, analysis, inputs, round_to, trial.mending, reach)
 
 
 def _followed(model: nn.Module, inputs: ExampleInputs, attention: str) -> tuple[Trace, Analysis]:

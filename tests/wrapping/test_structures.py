@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -128,6 +129,27 @@ def test_a_structure_is_gated_as_promised_and_compacts_without_loss(name: str, b
             with kernels, torch.no_grad():
                 a, b = gated.eval()(x), compact(x)
             assert float((a - b).abs().max()) <= 1e-9 * float(a.abs().max())
+
+
+def test_weights_that_a_hook_computes_before_each_forward() -> None:
+    with pytest.warns(FutureWarning, match="deprecated"):
+        first, second = (nn.utils.weight_norm(nn.Linear(*sizes)) for sizes in ((WIDTH, 16), (16, WIDTH)))
+    model = nn.Sequential(first, nn.ReLU(), second, nn.ReLU(), nn.Linear(WIDTH, 3)).double()
+    inputs = torch.randn(2, WIDTH).double()
+    model(inputs)  # leaves weights in attributes that carry gradients, which `copy.deepcopy` refuses
+    gated = prunegate.wrap(model, inputs)
+    assert [group.num_units for group in gated.groups] == [16, WIDTH]
+    gated.set_masks(random_masks(gated.groups, 0.5, 0))
+    compact = prunegate.compact(gated).model
+    assert compact[0].weight_v.shape == (int(gated.masks()[gated.groups[0].name].sum()), WIDTH)
+    torch.testing.assert_close(compact(inputs), gated(inputs), rtol=1e-9, atol=1e-12)
+
+
+def test_a_model_that_cannot_be_copied_is_refused_with_the_way_out() -> None:
+    model = Model(nn.ReLU())
+    model.lock = threading.Lock()
+    with pytest.raises(prunegate.TraceError, match="found cannot pickle .*; expected a model that copy.deepcopy takes"):
+        prunegate.wrap(model, torch.randn(2, WIDTH))
 
 
 def test_a_recurrent_layer_is_pinned_with_a_reason_and_advice() -> None:
