@@ -145,19 +145,19 @@ class Widely(TorchFunctionMode):
     """In a comparison in double precision, casts to single precision in the model's code become casts to double.
 
     Some code (normalisation layers of language models) casts to float32 whatever it is given; rounding there
-    would hide what the comparison is to show. Tensors that a forward makes are double as well.
+    would hide what the comparison is to show. Tensors that a forward makes are of the comparison's precision as well,
+    whatever the user's default is.
     """
 
     def __init__(self, dtype: torch.dtype) -> None:
         super().__init__()
-        self._wide = dtype is torch.float64
+        self._dtype, self._wide = dtype, dtype is torch.float64
         self._default = torch.get_default_dtype()
 
     def __enter__(self) -> Widely:
         super().__enter__()  # type: ignore[no-untyped-call]
         self._default = torch.get_default_dtype()
-        if self._wide:
-            torch.set_default_dtype(torch.float64)
+        torch.set_default_dtype(self._dtype)
         return self
 
     def __exit__(self, *exception: Any) -> None:
@@ -203,6 +203,10 @@ def outputs_of(model: nn.Module, inputs: ExampleInputs) -> list[torch.Tensor]:
 
 
 def random_like(inputs: ExampleInputs) -> ExampleInputs:
-    """Normal noise in place of every floating tensor; whole numbers (token ids, masks) stay as given."""
+    """Normal noise in single precision for every floating tensor; whole numbers (token ids, masks) stay as given."""
     generator = torch.Generator().manual_seed(0)
-    return inputs.map(lambda t: torch.randn(t.shape, generator=generator).to(t.device) if t.is_floating_point() else t)
+
+    def drawn(like: torch.Tensor) -> torch.Tensor:
+        return torch.randn(like.shape, generator=generator, dtype=torch.float32).to(like.device)
+
+    return inputs.map(lambda t: drawn(t) if t.is_floating_point() else t)

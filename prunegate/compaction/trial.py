@@ -217,13 +217,13 @@ def telling_copy(model: nn.Module, inputs: ExampleInputs) -> nn.Module:
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in copied.parameters():
-            drawn = torch.empty(parameter.shape)
+            drawn = torch.empty(parameter.shape, dtype=torch.float32)
             if parameter.dim() >= 2:
                 bound = math.sqrt(3 / max(parameter[0].numel(), 1))  # variance 1 / fan-in
                 drawn.uniform_(-bound, bound, generator=generator)
             else:
                 drawn.uniform_(0.5, 1.0, generator=generator)  # scales and biases alike, clear of zero
             parameter.copy_(drawn)
-    if all(torch.isfinite(t).all() for t in outputs_of(copied.float(), random_like(inputs))):
-        return copied
-    return copy_with(model).float()
+    with Widely(torch.float32):
+        outputs = outputs_of(copied.float(), random_like(inputs))
+    return copied if all(torch.isfinite(t).all() for t in outputs) else copy_with(model).float()

@@ -115,6 +115,7 @@ class Compaction:
         return len(expected) == len(found) and all(torch.equal(a, b) for a, b in zip(expected, found, strict=True))
 
 
+@torch.inference_mode(False)
 def compact(gated: GatedModel) -> Compaction:
     """Physically remove the units that the present hard masks drop.
 

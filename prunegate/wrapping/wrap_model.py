@@ -7,6 +7,7 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import nn
 
 from prunegate.compaction import Mending, Trial
@@ -21,6 +22,7 @@ BACKENDS = ("auto", "module", "graph")
 ATTENTION_UNITS = ("finest", "heads")
 
 
+@torch.inference_mode(False)
 def wrap(
     model: nn.Module,
     example_inputs: Any,
@@ -35,7 +37,8 @@ def wrap(
     the gated model works on a copy. What compaction could not honour is pinned, with the reason.
 
     Args:
-        model: Any module; its weights may be anything, also on the meta device.
+        model: Any module; its weights may be anything, also on the meta device. Of one that ``torch.compile`` has
+            made, the module that was compiled is wrapped.
         example_inputs: What the model is called with: a tensor, a tuple of positional arguments, or a
             dict of keyword arguments. Its leading size is taken as the batch size.
         exclude: Patterns (`fnmatch`) of channel group or tensor names that get no gate, e.g. ``"layer4.*"``.
@@ -52,7 +55,7 @@ def wrap(
         The gated model, in the model's own train or eval mode.
 
     Raises:
-        TraceError: The model does not run on the inputs.
+        TraceError: The model does not run on the inputs, or is none that can be taken apart.
         NothingToPruneError: Every channel is pinned.
     """
     if backend not in BACKENDS:
@@ -61,6 +64,7 @@ def wrap(
         raise TraceError(f"attention: found {attention!r}, expected one of {', '.join(ATTENTION_UNITS)}.")
     if not isinstance(round_to, int) or round_to < 1:
         raise TraceError(f"round_to: found {round_to!r}, expected a whole number of at least 1.")
+    model = _module(model)
     inputs = ExampleInputs.of(example_inputs)
     if not any(True for _ in model.parameters()):
         raise NothingToPruneError("the model: found no parameters, expected layers whose channels can be removed.")
@@ -83,6 +87,25 @@ def wrap(
         other.mending.backend: Reach.of(trace.analysis({**refused, **other.refused}), round_to) for other in others
     }
     return GatedModel(copy_with(model), trace, analysis, inputs, round_to, trial.mending, reach)
+
+
+def _module(model: nn.Module) -> nn.Module:
+    """The module whose layers are to be replaced."""
+    model = getattr(model, "_orig_mod", model)  # a compiled one: to import its class takes seconds
+    if not isinstance(model, nn.Module):
+        raise TraceError(f"model: found a {type(model).__name__}, expected a torch.nn.Module. Wrap its layers in one.")
+    if isinstance(model, GatedModel):
+        raise TraceError(
+            "model: found a gated model, expected a plain one. It has gates already. Train those, or wrap "
+            "gated.unwrap() to begin anew."
+        )
+    for path, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            raise TraceError(
+                f"model: found TorchScript in {path or 'the model'}, expected modules of Python code. The sizes in its "
+                "code are fixed. Wrap the model that it was made from, and convert the compact one instead."
+            )
+    return model
 
 
 def _followed(model: nn.Module, inputs: ExampleInputs, attention: str) -> tuple[Trace, Analysis]:
