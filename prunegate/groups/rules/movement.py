@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -98,19 +98,19 @@ def _repeat(call: Call, label: Ids) -> Ids:
 def _roll(call: Call) -> list[Labels]:
     source = call.inputs[0]
     rolled = {d % source.dim() for d in call["dims"]} if call["dims"] else set(range(source.dim()))
-    return [_unless_on(call, rolled, "rolled along the channels")]
+    return [unless_on(call, source, rolled, "rolled along the channels")]
 
 
 def _unfold(call: Call) -> list[Labels]:
     source = call.inputs[0]
-    kept = _unless_on(call, {call.dim("dimension", source.dim())}, "unfolded along the channels")
+    kept = unless_on(call, source, {call.dim("dimension", source.dim())}, "unfolded along the channels")
     return [tuple(label[..., None] for label in kept)]
 
 
-def _unless_on(call: Call, dims: set[int], why: str) -> Labels:
-    """The first input's labels that do not vary on ``dims``; the others are pinned."""
-    kept = []
-    for label in call.labels_of(call.inputs[0]):
+def unless_on(call: Call, tensor: torch.Tensor, dims: Iterable[int], why: str) -> Labels:
+    """The labels of a tensor that do not vary on ``dims``; the others are pinned."""
+    kept, dims = [], set(dims)
+    for label in call.labels_of(tensor):
         if dims.intersection(varying(label)):
             call.pin(label, why)
         else:
@@ -146,40 +146,7 @@ def _edge_pad(call: Call) -> list[Labels]:
     """Reflection and replication padding: dimensions that are padded cannot be labelled."""
     source = call.inputs[0]
     padded = {source.dim() - 1 - i for i in range(len(call["padding"]) // 2)}
-    return [_unless_on(call, padded, "padded along the channels by their own values")]
-
-
-def _index(call: Call) -> list[Labels]:
-    """Indexing by tensors: the positions are the code's own, so indexed dimensions are pinned."""
-    source = call.inputs[0]
-    indices = list(call["indices"])
-    indexed: list[int] = []
-    dim = 0
-    for index in indices:
-        if index is not None:
-            width = index.dim() if index.dtype in (torch.bool, torch.uint8) else 1
-            indexed += range(dim, dim + width)
-            dim += width
-        else:
-            dim += 1
-    for index in indices:
-        if index is not None:
-            call.pin(call.labels_of(index), "used as an index")
-    kept = _unless_on(call, set(indexed), "picked by an index tensor")
-    rest = [d for d in range(source.dim()) if d not in indexed]
-    adjacent = indexed == list(range(indexed[0], indexed[-1] + 1)) if indexed else True
-    inserted = len(call.shape) - len(rest)
-    first = indexed[0] if adjacent and indexed else 0
-    result = []
-    for label in kept:
-        sizes = [label.shape[d] for d in rest]
-        result.append(label.reshape(sizes[:first] + [1] * inserted + sizes[first:]))
-    return [tuple(result)]
-
-
-def _index_select(call: Call) -> list[Labels]:
-    source = call.inputs[0]
-    return [_unless_on(call, {call.dim("dim", source.dim())}, "picked by an index tensor")]
+    return [unless_on(call, source, padded, "padded along the channels by their own values")]
 
 
 def _as_strided(call: Call) -> list[Labels]:
@@ -261,8 +228,6 @@ RULES: RuleTable = {
     **table(_unfold, "unfold unfold_copy"),
     **table(_constant_pad, "constant_pad_nd"),
     **table(_edge_pad, " ".join(f"{kind}_pad{n}d" for kind in ("reflection", "replication") for n in (1, 2, 3))),
-    **table(_index, "index _unsafe_index"),
-    **table(_index_select, "index_select"),
     **table(_as_strided, "as_strided as_strided_copy"),
     **table(
         _same_operation,

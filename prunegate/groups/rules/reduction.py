@@ -66,12 +66,6 @@ def _along(call: Call) -> list[Labels]:
     return call.all_outputs((*along_it, *call.keep(_clear_of(call, beside, {dim}))))
 
 
-def _gather(call: Call) -> list[Labels]:
-    for tensor in call.inputs:
-        call.pin(call.labels_of(tensor), "picked or placed by an index tensor")
-    return call.all_outputs(())
-
-
 RULES: RuleTable = {
     **table(
         _reduce,
@@ -82,5 +76,4 @@ RULES: RuleTable = {
         _along,
         "_softmax _safe_softmax _log_softmax softmax log_softmax cumsum cumprod sort topk logcumsumexp",
     ),
-    **table(_gather, "gather scatter scatter_add scatter_reduce index_put index_add _index_put_impl take"),
 }

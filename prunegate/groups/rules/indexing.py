@@ -1,0 +1,138 @@
+"""Picking and placing by index tensors: what lies beside the indexed dimensions keeps its units.
+
+The positions in an index tensor are the code's own, so a unit along an indexed dimension is pinned.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import torch
+
+from prunegate.groups.labels import Labels, Shape, align, varying
+from prunegate.groups.rules.call import Call, RuleTable, table
+from prunegate.groups.rules.movement import unless_on
+from prunegate.groups.rules.pointwise import Operand, unite_operands
+
+_PICKED, _PLACED = "picked by an index tensor", "placed by an index tensor"
+
+
+def _index(call: Call) -> list[Labels]:
+    """``source[indices]``."""
+    source, indexed = call.inputs[0], _indexed(call)
+    result = []
+    for label in unless_on(call, source, indexed, _PICKED):
+        sizes = [size for d, size in enumerate(label.shape) if d not in indexed]
+        first, inserted = _place_of(indexed), len(call.shape) - len(sizes)
+        result.append(label.reshape(sizes[:first] + [1] * inserted + sizes[first:]))
+    return [tuple(result)]
+
+
+def _index_put(call: Call) -> list[Labels]:
+    """``source[indices] = values``: the values broadcast to what ``source[indices]`` gives."""
+    source, values, indexed = call.inputs[0], call.tensor("values"), _indexed(call)
+    rest = [d for d in range(source.dim()) if d not in indexed]
+    inserted = max(index.dim() if index.dtype not in _MASKS else 1 for index in call["indices"] if index is not None)
+    first, ndim = _place_of(indexed), len(rest) + inserted
+    shape = (1,) * (ndim - values.dim()) + call.shape_of(values)
+
+    def on_source(sizes: Sequence[int]) -> list[int]:
+        """Sizes over ``source[indices]`` laid over the source's own dimensions."""
+        beside = iter([*sizes[:first], *sizes[first + inserted :]])
+        return [1 if d in indexed else next(beside) for d in range(source.dim())]
+
+    placed = []
+    for label in call.labels_of(values):
+        label = align(label, ndim)
+        if any(first <= d < first + inserted for d in varying(label)):
+            call.pin(label, _PLACED)
+        else:
+            placed.append(label.reshape(on_source(label.shape)))
+    own = unless_on(call, source, indexed, _PLACED), _without(call.shape_of(source), indexed)
+    return [unite_operands(call, [own, (tuple(placed), tuple(on_source(shape)))], source.dim())]
+
+
+def _index_select(call: Call) -> list[Labels]:
+    source = call.inputs[0]
+    return [unless_on(call, source, {call.dim("dim", source.dim())}, _PICKED)]
+
+
+def _index_add(call: Call) -> list[Labels]:
+    """Slices of a source placed along one dimension of the first tensor, on it or in its stead."""
+    target = call.inputs[0]
+    dim = {call.dim("dim", target.dim())}
+    call.pin(call.labels_of(call.tensor("index")), "used as an index")
+    operands = [_operand(call, tensor, dim) for name in ("self", "source") for tensor in _given(call, name)]
+    return [unite_operands(call, operands, target.dim())]
+
+
+def _gather(call: Call) -> list[Labels]:
+    """``gather`` and the kinds of ``scatter``: the index has an entry for each entry that is moved.
+
+    Where the index has no units it has been spread over channels, and the code that did so will find as many as there
+    are. Were these other numbers for each channel, the trial would tell.
+    """
+    target, index = call.inputs[0], call.tensor("index")
+    ndim = target.dim()
+    dim = {call.dim("dim", ndim)}
+    index_labels = unless_on(call, index, dim, "used as an index")
+    covered = {d for label in index_labels for d in varying(label)}
+    spread = tuple(size if d in covered else 1 for d, size in enumerate(call.shape_of(index)))
+    operands = [(index_labels, spread)]
+    for name in ("self", "src"):
+        for tensor in _given(call, name):
+            cropped = {d for d in range(ndim) if call.shape_of(tensor)[d] != call.shape_of(index)[d]}
+            operands.append(_operand(call, tensor, dim | cropped))
+    return [unite_operands(call, operands, ndim)]
+
+
+def _take(call: Call) -> list[Labels]:
+    for tensor in call.inputs:
+        call.pin(call.labels_of(tensor), _PICKED)
+    return call.all_outputs(())
+
+
+_MASKS = (torch.bool, torch.uint8)
+
+
+def _indexed(call: Call) -> list[int]:
+    """The source's dimensions that ``indices`` picks from; units along the indices themselves are pinned."""
+    indexed: list[int] = []
+    dim = 0
+    for index in call["indices"]:
+        width = index.dim() if index is not None and index.dtype in _MASKS else 1
+        if index is not None:
+            call.pin(call.labels_of(index), "used as an index")
+            indexed += range(dim, dim + width)
+        dim += width
+    return indexed
+
+
+def _place_of(indexed: Sequence[int]) -> int:
+    """Where the dimensions of the index tensors come in the result: in place of adjacent ones, else in front."""
+    adjacent = bool(indexed) and list(indexed) == list(range(indexed[0], indexed[-1] + 1))
+    return indexed[0] if adjacent else 0
+
+
+def _given(call: Call, name: str) -> list[torch.Tensor]:
+    value = call.arguments.get(name)
+    return [value] if isinstance(value, torch.Tensor) else []
+
+
+def _operand(call: Call, tensor: torch.Tensor, dims: set[int]) -> Operand:
+    return unless_on(call, tensor, dims, _PLACED), _without(call.shape_of(tensor), dims)
+
+
+def _without(shape: Shape, dims: Iterable[int]) -> Shape:
+    dims = set(dims)
+    return tuple(1 if d in dims else size for d, size in enumerate(shape))
+
+
+RULES: RuleTable = {
+    **table(_index, "index _unsafe_index"),
+    **table(_index_put, "index_put _index_put_impl _unsafe_index_put"),
+    **table(_index_select, "index_select"),
+    **table(_index_add, "index_add index_copy index_fill index_reduce"),
+    **table(_gather, "gather scatter scatter_add scatter_reduce"),
+    **table(_take, "take put"),
+}
