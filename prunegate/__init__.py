@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from prunegate.builders import Builder
     from prunegate.checkpoint import load, load_plan
     from prunegate.groups import register_rule
-    from prunegate.training import Budget, GateSteps, TauSchedule
+    from prunegate.training import Budget, GateSteps, TauSchedule, recover
     from prunegate.wrapping import Compaction, GatedModel, compact, wrap
 
 __all__ = [
@@ -66,6 +66,7 @@ __all__ = [
     "compact",
     "load",
     "load_plan",
+    "recover",
     "register_rule",
     "wrap",
 ]
@@ -81,6 +82,7 @@ _HOMES = {
     "compact": "prunegate.wrapping",
     "load": "prunegate.checkpoint",
     "load_plan": "prunegate.checkpoint",
+    "recover": "prunegate.training",
     "register_rule": "prunegate.groups",
     "wrap": "prunegate.wrapping",
 }

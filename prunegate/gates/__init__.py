@@ -6,12 +6,13 @@ from prunegate.gates.estimators import ESTIMATORS, Estimator
 from prunegate.gates.gates import Gate, Gates
 from prunegate.gates.magnitude import standardised_magnitudes
 from prunegate.gates.relaxation import logistic_noise, soft_mask, straight_through
-from prunegate.gates.sites import SiteMap, install_sites, remove_sites
+from prunegate.gates.sites import GateSite, SiteMap, install_sites, remove_sites
 
 __all__ = [
     "ESTIMATORS",
     "Estimator",
     "Gate",
+    "GateSite",
     "Gates",
     "SiteMap",
     "install_sites",

@@ -173,6 +173,18 @@ class CheckpointSettings(Settings):
     keep: Annotated[int, Field(ge=1)] = Field(2, description="the last so many stay")
 
 
+class RecoverySettings(Settings):
+    """What follows hardening and needs no training: see `prunegate.training.recover`."""
+
+    refit: bool = Field(
+        True, description="refit layers to what they computed in the dense model, where that lowers the training loss"
+    )
+    samples: Annotated[int, Field(ge=2, le=1_000_000)] = Field(
+        1024,
+        description="training samples to refit on; large inputs, of which 64 million numbers are taken, give fewer",
+    )
+
+
 class DistillationSettings(Settings):
     """Learning from the dense model's outputs in the gate and finetune stages."""
 
@@ -238,6 +250,7 @@ class Recipe(Settings):
     trackers: list[Literal["csv", "tensorboard"]] = Field(
         default_factory=list, description="who else gets the metrics, beside metrics.jsonl"
     )
+    recovery: RecoverySettings = Field(RecoverySettings(), description="after hardening, before compaction")
     distillation: DistillationSettings = Field(DistillationSettings(), description="learning from the dense model")
     stages: StagesSettings = Field(description="dense, gate, finetune")
     output: OutputSettings = Field(OutputSettings(), description="where the run writes")

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import nn
 
@@ -34,9 +35,10 @@ from prunegate.training import (
     GateTraining,
     Loss,
     Processes,
+    Recovery,
     evaluate,
     random_states,
-    reestimate_batch_norm,
+    recover,
     set_random_states,
 )
 from prunegate.wrapping import Compaction, GatedModel, compact
@@ -151,13 +153,23 @@ class Stages:
     def _harden(self, gated: GatedModel, fraction: float) -> float:
         budgets = [Budget(metric, share) for metric, share in self.recipe.budget.shares(fraction).items()]
         gated.harden(*budgets)
-        # Every process averages over whole batches, so that all come to the same statistics.
-        batches = itertools.islice(self.data.train_batches(self.recipe.seed, 0), NORM_BATCHES)
-        reestimate_batch_norm(gated, (batch[0].to(self.processes.device) for batch in batches))
+        recovery = self._recover(gated)
         accuracy = self._accuracy(gated)
         kept = (f"{b.metric} {gated.realised_cost(b.metric) / gated.dense_cost(b.metric):.4f}" for b in budgets)
-        self._note(f"{'harden':9} {', '.join(kept)} of dense  accuracy {accuracy:.2%}")
+        refitted = f"  {recovery.layers} layers refitted" if recovery.refitted else ""
+        self._note(f"{'harden':9} {', '.join(kept)} of dense  accuracy {accuracy:.2%}{refitted}")
         return accuracy
+
+    def _recover(self, gated: GatedModel) -> Recovery:
+        settings = self.recipe.recovery
+
+        def batches() -> Iterator[Batch]:
+            """Whole batches in every process, so that all come to the same weights and statistics."""
+            for batch in itertools.islice(self.data.train_batches(self.recipe.seed, 0), NORM_BATCHES):
+                yield tuple(part.to(self.processes.device) for part in batch)
+
+        dense = self.dense.to(self.processes.device) if settings.refit else None
+        return recover(gated, batches, dense, settings.samples, self.loss or F.cross_entropy)
 
     # ---------------------------------------------------------------------------------------------
 

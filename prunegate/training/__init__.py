@@ -11,7 +11,9 @@ from prunegate.training.gate_steps import GateSteps
 from prunegate.training.health import GateHealth
 from prunegate.training.plans import GateTraining, TrainingPlan
 from prunegate.training.processes import Processes, random_states, set_random_states
+from prunegate.training.reconstruction import reconstruct
 from prunegate.training.records import EpochRecord
+from prunegate.training.recovery import Recovery, recover
 from prunegate.training.tau import TauSchedule, tau_at
 
 __all__ = [
@@ -25,11 +27,14 @@ __all__ = [
     "GateTraining",
     "Loss",
     "Processes",
+    "Recovery",
     "TauSchedule",
     "TrainingPlan",
     "evaluate",
     "fit",
     "random_states",
+    "reconstruct",
+    "recover",
     "reestimate_batch_norm",
     "set_random_states",
     "tau_at",

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from functools import partial
 
 from torch import nn
 
 import prunegate
 from accuracy.measure import macs_of
 from accuracy.tasks import Task, batches, data_of, example, train
+from prunegate.data import Batch
 from prunegate.recipe.gate_stage import NORM_BATCHES, gate_training
-from prunegate.recipe.schema import GatesSettings, GateStageSettings, TauSettings
-from prunegate.training import Budget, reestimate_batch_norm
+from prunegate.recipe.schema import GatesSettings, GateStageSettings, RecoverySettings, TauSettings
+from prunegate.training import Budget, recover
 
 # Epochs of the gate stage as a share of all.
 GATE_SHARE = 0.2
@@ -40,8 +42,11 @@ def pruned(
         plan = task.plan("gate", spent, defaults.final_learning_rate_fraction)
         train(gated, task, seed, plan, gates=gates, teacher=teacher)
         gated.harden(budget)
-        some = itertools.islice(batches(task, seed, 0), NORM_BATCHES)
-        reestimate_batch_norm(gated, (images for images, *_ in some))
+        recover(gated, partial(_norm_batches, task, seed), dense, RecoverySettings().samples)
         compact = prunegate.compact(gated).model
         assert macs_of(compact, task) <= budget.limit_for(dense_macs)
         yield fraction, compact, spent
+
+
+def _norm_batches(task: Task, seed: int) -> Iterator[Batch]:
+    return itertools.islice(batches(task, seed, 0), NORM_BATCHES)

@@ -1,0 +1,242 @@
+"""Refitting weights after hardening: what is left of a layer's inputs takes over the work of what has gone.
+
+A layer that has lost inputs no longer computes what it did. Least squares finds the weights with which it comes as
+close as it can, on some samples, to its outputs in the dense model. Layers are refitted in the order in which they
+run, each on the inputs that those before it really give it. Both models run once; there are no gradients and no labels.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any, TypeAlias, TypeGuard
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.nn.utils import parametrize
+
+from prunegate.errors import LoopError
+from prunegate.gates import GateSite
+from prunegate.wrapping import GatedModel
+
+Layer: TypeAlias = "nn.Linear | nn.Conv2d"
+
+# Samples of the least-squares problem: for each unknown of one output, at least, and the fewest that are of use.
+_ROWS_PER_UNKNOWN, _ROWS, _LEAST_ROWS_PER_UNKNOWN = 8, 16_384, 4
+# Pull towards the present weights, as a share of the inputs' mean square.
+_RIDGE = 1e-3
+# Numbers in the patches that are laid out, and rows that are multiplied, at a time.
+_NUMBERS_AT_ONCE, _ROWS_AT_ONCE = 1 << 24, 8192
+
+
+@torch.no_grad()
+def reconstruct(gated: GatedModel, dense: nn.Module, inputs: torch.Tensor) -> int:
+    """Refit the linear layers and 2d convolutions of a gated model with fixed masks, in place.
+
+    For each of them W minimises ``‖X Wᵀ − Y‖² + ridge ‖W − W₀‖²`` over the kept columns: X are its inputs in the gated
+    model, Y its outputs in the dense one, W₀ its present weights. BatchNorm layers normalise by the samples
+    themselves meanwhile, and their averages are not to be used before `reestimate_batch_norm` has made them anew.
+    Layers that run more than once or share their weights, that do not multiply them plainly (standardised or
+    normalised weights), or for which there are too few samples stay as they are.
+
+    Args:
+        gated: Its masks are fixed, by `harden` or `set_masks`.
+        dense: The model it was wrapped from, with the weights that it had then.
+        inputs: Samples as the model takes them, shape (samples, ...); all go through both models at once.
+
+    Returns:
+        How many layers have been refitted.
+
+    Raises:
+        LoopError: Masks are not fixed, or ``dense`` is not of the gated model's form.
+
+    Reference:
+        He, Zhang and Sun, "Channel Pruning for Accelerating Very Deep Neural Networks", 2017, arXiv:1707.06168,
+        section 3.1, for one layer at a time; Luo, Wu and Lin, "ThiNet", 2017, arXiv:1707.06342.
+    """
+    if not gated.gates.are_fixed:
+        raise LoopError(
+            "reconstruct: found masks that are drawn from the logits, expected fixed ones: which inputs are left is "
+            "not known yet. Call gated.harden(budget) first."
+        )
+    owners = Counter(map(id, _stored(gated.model)))
+    layers = {name: m for name, m in gated.model.named_modules() if _is_plain(m) and owners[id(_stored_weight(m))] == 1}
+    others = {name: m for name, m in dense.named_modules() if name in layers}
+    for name, layer in layers.items():
+        found = getattr(others.get(name), "weight", None)
+        if found is None or found.shape != layer.weight.shape:
+            shape = "there is none" if found is None else f"found a weight of shape {tuple(found.shape)}"
+            raise LoopError(
+                f"reconstruct: {name}: {shape} in the dense model, expected one of shape {tuple(layer.weight.shape)}. "
+                "Layers are compared by their names. Hand in the model that was wrapped."
+            )
+    targets = _targets(dense, others, inputs)
+    training = {module: module.training for module in gated.modules()}
+    gated.eval()
+    for module in gated.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.train()
+    hooks = [layers[name].register_forward_pre_hook(partial(_refit, rows, y)) for name, (rows, y) in targets.items()]
+    try:
+        gated(inputs)
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for module, mode in training.items():
+            module.training = mode
+    return len(hooks)
+
+
+def _is_plain(module: nn.Module) -> TypeGuard[Layer]:
+    """Whether the module's output is its weight, as stored but for masks, times its input."""
+    if isinstance(module, nn.Conv2d):
+        if type(module).forward is not nn.Conv2d.forward or module.padding_mode != "zeros":
+            return False
+        if isinstance(module.padding, str):
+            return False
+    elif not isinstance(module, nn.Linear) or type(module).forward is not nn.Linear.forward:
+        return False
+    if parametrize.is_parametrized(module):
+        chains: Any = module.parametrizations
+        return set(chains) == {"weight"} and all(isinstance(one, GateSite) for one in chains["weight"])
+    return isinstance(module._parameters.get("weight"), nn.Parameter)
+
+
+def _targets(
+    dense: nn.Module, layers: dict[str, nn.Module], inputs: torch.Tensor
+) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    """By layer which rows of its calls to compare, and its outputs there; of layers that run once on enough rows."""
+    calls: dict[str, int] = dict.fromkeys(layers, 0)
+    found: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
+    generator = torch.Generator().manual_seed(0)
+
+    def note(name: str, layer: Layer, _: Any, output: torch.Tensor) -> None:
+        calls[name] += 1
+        if calls[name] > 1:
+            found.pop(name, None)
+            return
+        if isinstance(layer, nn.Conv2d) and output.dim() != 4:
+            return
+        unknowns = layer.weight[0].numel()
+        count = output.numel() // output.shape[1 if isinstance(layer, nn.Conv2d) else -1]
+        if count < _LEAST_ROWS_PER_UNKNOWN * unknowns:
+            return
+        rows = torch.randperm(count, generator=generator)[: max(_ROWS, _ROWS_PER_UNKNOWN * unknowns)]
+        rows = rows.sort().values.to(output.device)
+        found[name] = (rows, _rows_of_output(layer, output, rows))
+
+    hooks: list[Any] = []
+    training = {module: module.training for module in dense.modules()}
+    dense.eval()
+    try:
+        for name, layer in layers.items():
+            hook: Callable[..., None] = partial(note, name)
+            hooks.append(layer.register_forward_hook(hook))
+        dense(inputs)
+    finally:
+        for each in hooks:
+            each.remove()
+        for module, mode in training.items():
+            module.training = mode
+    return found
+
+
+def _rows_of_output(layer: Layer, output: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    """Outputs of single positions, shape (rows, outputs)."""
+    if isinstance(layer, nn.Linear):
+        return output.reshape(-1, output.shape[-1])[rows]
+    positions = output.shape[2] * output.shape[3]
+    return output.flatten(2)[rows // positions, :, rows % positions]
+
+
+def _rows_of_input(layer: Layer, x: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    """What single positions are computed from, shape (rows, inputs): values, or patches of channels and kernel."""
+    if isinstance(layer, nn.Linear):
+        return x.reshape(-1, x.shape[-1])[rows]
+    geometry: Any = (layer.kernel_size, layer.dilation, layer.padding, layer.stride)
+    width, positions = F.unfold(x[:1], *geometry).shape[1:]
+    at_once = max(1, _NUMBERS_AT_ONCE // (width * positions))
+    parts = []
+    for first in range(0, len(x), at_once):
+        patches = F.unfold(x[first : first + at_once], *geometry)
+        some = rows - first * positions
+        some = some[(some >= 0) & (some < len(patches) * positions)]
+        parts.append(patches[some // positions, :, some % positions])
+    return torch.cat(parts)
+
+
+def _refit(rows: torch.Tensor, outputs: torch.Tensor, layer: Layer, args: tuple[torch.Tensor, ...]) -> None:
+    """Before a layer runs: give it the weights with which these inputs come closest to those outputs."""
+    if not args:  # called by keyword
+        return
+    weight, bias = _stored_weight(layer), layer.bias
+    groups = layer.groups if isinstance(layer, nn.Conv2d) else 1
+    kept = _kept_columns(layer, weight)
+    x = _rows_of_input(layer, args[0], rows)
+    x = x.reshape(len(rows), groups, -1).transpose(0, 1)[:, :, kept]  # groups, rows, inputs
+    y = outputs.reshape(len(rows), groups, -1).transpose(0, 1)  # groups, rows, outputs
+    stored = weight.reshape(groups, -1, kept.numel()).transpose(1, 2)  # groups, inputs, outputs
+    present = stored[:, kept]
+    if bias is not None:
+        x = torch.cat([x, x.new_ones(*x.shape[:2], 1)], 2)
+        present = torch.cat([present, bias.reshape(groups, 1, -1)], 1)
+    new = _solve(x, y, present)
+    if not bool(torch.isfinite(new).all()):
+        return
+    if bias is not None:
+        bias.copy_(new[:, -1].flatten())
+        new = new[:, :-1]
+    refitted = stored.clone()
+    refitted[:, kept] = new.to(stored)
+    weight.copy_(refitted.transpose(1, 2).reshape(weight.shape))
+
+
+def _solve(x: torch.Tensor, y: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
+    """Ridge regression in each group: (groups, rows, inputs) and (groups, rows, outputs) to (groups, inputs, outputs).
+
+    On the CPU in float64, which not every device has: the normal equations square the condition of the problem.
+    """
+    groups, count, width = x.shape
+    gram = torch.zeros(groups, width, width, dtype=torch.float64)
+    moment = torch.zeros(groups, width, y.shape[2], dtype=torch.float64)
+    for first in range(0, count, _ROWS_AT_ONCE):
+        some = slice(first, first + _ROWS_AT_ONCE)
+        part = x[:, some].cpu().double()
+        gram += part.mT @ part
+        moment += part.mT @ y[:, some].cpu().double()
+    ridge = _RIDGE * gram.diagonal(dim1=1, dim2=2).mean(1)[:, None, None] + torch.finfo(torch.float64).tiny
+    factor, _ = torch.linalg.cholesky_ex(gram + ridge * torch.eye(width, dtype=torch.float64))
+    return torch.cholesky_solve(moment + ridge * present.cpu().double(), factor).to(x.device)
+
+
+def _stored(model: nn.Module) -> Iterator[nn.Parameter]:
+    """All parameters, those that modules share once for each."""
+    return (
+        parameter for module in model.modules() for parameter in module._parameters.values() if parameter is not None
+    )
+
+
+def _stored_weight(layer: Layer) -> torch.Tensor:
+    """The weight before its mask."""
+    if not parametrize.is_parametrized(layer):
+        return layer.weight
+    chains: Any = layer.parametrizations
+    stored: torch.Tensor = chains["weight"].original
+    return stored
+
+
+def _kept_columns(layer: Layer, weight: torch.Tensor) -> torch.Tensor:
+    """Which inputs of one output the masks leave, bool, shape (inputs,)."""
+    mask = torch.ones(weight.shape[1:], dtype=torch.bool, device=weight.device)
+    if parametrize.is_parametrized(layer):
+        chains: Any = layer.parametrizations
+        for site in chains["weight"]:
+            for axis, along in zip(site.axes, site.masks, strict=True):
+                if axis == 0:
+                    continue
+                shape = [1] * mask.dim()
+                shape[axis - 1] = -1
+                mask = mask & along.bool().reshape(shape)
+    return mask.flatten()

@@ -1,0 +1,101 @@
+"""What can be had back after hardening without training: refitted weights, and BatchNorm statistics of their own."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from prunegate.training.batch_norm import reestimate_batch_norm
+from prunegate.training.fit import Batch, Loss
+from prunegate.training.reconstruction import reconstruct
+from prunegate.wrapping import GatedModel
+
+# Numbers that the inputs of a reconstruction may hold, however many samples are asked for: models run on all at once.
+_INPUT_NUMBERS = 1 << 26
+
+
+@dataclass(frozen=True)
+class Recovery:
+    """What came of it; losses are means over samples that nothing was fitted on.
+
+    Attributes:
+        refitted: Whether the refitted weights were taken.
+        layers: How many layers were refitted, taken or not.
+        loss: With the weights as training left them, or NaN where nothing was compared.
+        refitted_loss: With refitted ones, or NaN.
+    """
+
+    refitted: bool = False
+    layers: int = 0
+    loss: float = float("nan")
+    refitted_loss: float = float("nan")
+
+
+def recover(
+    gated: GatedModel,
+    batches: Callable[[], Iterable[Batch]],
+    dense: nn.Module | None = None,
+    samples: int = 1024,
+    loss: Loss = F.cross_entropy,
+) -> Recovery:
+    """Re-estimate BatchNorm under the fixed masks, and refit weights where that lowers the loss.
+
+    Networks that normalise each sample, such as transformers, get nearly all back that hardening cost them. Where the
+    gate stage has taught weights to do without what goes, these are often the better ones: the loss decides, on
+    samples that nothing was fitted on.
+
+    Args:
+        gated: Its masks are fixed.
+        batches: Gives the same (inputs, labels, ...) at each call, on the model's device.
+        dense: The model it was wrapped from; without it nothing is refitted.
+        samples: Refit on at most so many, and compare on as many others.
+        loss: Of (scores, labels), 0-d.
+
+    Raises:
+        LoopError: ``dense`` is not of the gated model's form.
+    """
+    reestimate_batch_norm(gated, (batch[0] for batch in batches()))
+    if dense is None:
+        return Recovery()
+    inputs, labels = _first(batches(), 2 * samples)
+    half = len(inputs) // 2
+    if half < 2:  # a norm over the batch needs two
+        return Recovery()
+    before = _loss(gated, inputs[half:], labels[half:], loss)
+    trained = copy.deepcopy(gated.model.state_dict())
+    layers = reconstruct(gated, dense, inputs[:half])
+    reestimate_batch_norm(gated, (batch[0] for batch in batches()))
+    after = _loss(gated, inputs[half:], labels[half:], loss)
+    better = after < before
+    if not better:
+        gated.model.load_state_dict(trained)
+    return Recovery(better, layers, before, after)
+
+
+@torch.no_grad()
+def _loss(model: nn.Module, inputs: torch.Tensor, labels: torch.Tensor, loss: Loss) -> float:
+    """The mean loss in eval mode."""
+    training = model.training
+    model.eval()
+    value = float(loss(model(inputs), labels))
+    model.train(training)
+    return value
+
+
+def _first(batches: Iterable[Batch], count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The first samples' inputs and labels, at most ``count``; batches that are not finite are left out."""
+    parts: list[Batch] = []
+    for inputs, labels, *_ in batches:
+        left = min(count, 2 * _INPUT_NUMBERS // inputs[0].numel()) - sum(len(part[0]) for part in parts)
+        if left <= 0:
+            break
+        if bool(torch.isfinite(inputs).all()):
+            parts.append((inputs[:left], labels[:left]))
+    if not parts:
+        return torch.zeros(0), torch.zeros(0)
+    return torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
