@@ -258,3 +258,25 @@ def test_two_metrics_are_held_at_once(tmp_path: Path) -> None:
 def test_metric_given_twice_is_refused() -> None:
     with pytest.raises(ValueError, match="found macs as the metric and again under also"):
         recipe(budget={"also": {"macs": 0.4}})
+
+
+def test_hardened_weights_are_refitted_unless_the_recipe_says_no(tmp_path: Path) -> None:
+    small = {"img_size": 16, "patch_size": 4, "in_chans": 1, "num_classes": 10, "embed_dim": 32, "depth": 2}
+    accuracies, notes = [], []
+    for refit in (True, False):
+        changed = recipe(
+            model={"name": "timm/vit_tiny_patch16_224", "arguments": small | {"num_heads": 2}},
+            optimizer={"name": "adamw", "weight_decay": 0.05},
+            recovery={"refit": refit, "samples": 200},
+            stages={
+                "dense": {"epochs": 25, "learning_rate": 3e-3},
+                "gate": {"epochs": 1, "learning_rate": 1e-3},
+                "finetune": {"epochs": 0, "learning_rate": 1e-3},
+            },
+        )
+        recorder = Recorder()
+        accuracies.append(run(changed, tmp_path / str(refit), recorder).accuracy_after_hardening)
+        notes.append(next(note for note in recorder.notes if note.startswith("harden")))
+    assert accuracies[0] > accuracies[1]
+    assert "10 layers refitted" in notes[0]
+    assert "refitted" not in notes[1]
