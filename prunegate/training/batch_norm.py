@@ -11,6 +11,8 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from prunegate.training.modes import eval_mode
+
 
 @torch.no_grad()
 def reestimate_batch_norm(model: nn.Module, batches: Iterable[torch.Tensor]) -> int:
@@ -26,22 +28,19 @@ def reestimate_batch_norm(model: nn.Module, batches: Iterable[torch.Tensor]) -> 
     norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
     if not norms:
         return 0
-    modes = {module: module.training for module in model.modules()}
     momenta = {norm: norm.momentum for norm in norms}
-    model.eval()
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # a cumulative average
-        norm.train()
     count = 0
-    try:
-        for batch in batches:
-            if bool(torch.isfinite(batch).all()):
-                model(batch)
-                count += 1
-    finally:
-        for norm in norms:
-            norm.momentum = momenta[norm]
-        for module, mode in modes.items():
-            module.training = mode
+    with eval_mode(model):
+        try:
+            for norm in norms:
+                norm.reset_running_stats()
+                norm.momentum = None  # a cumulative average
+                norm.train()
+            for batch in batches:
+                if bool(torch.isfinite(batch).all()):
+                    model(batch)
+                    count += 1
+        finally:
+            for norm in norms:
+                norm.momentum = momenta[norm]
     return count

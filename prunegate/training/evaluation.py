@@ -7,6 +7,7 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
+from prunegate.training.modes import eval_mode
 from prunegate.training.processes import Processes
 
 
@@ -20,15 +21,13 @@ def evaluate(
         batches: (inputs, class indices), and what else there is.
         processes: Given, each of them has a part of the batches, and all get the accuracy on the whole.
     """
-    training = model.training
-    model.eval()
     device = next(iter(model.parameters())).device
     correct = count = 0
-    for inputs, labels, *_ in batches:
-        predicted = model(inputs.to(device)).argmax(dim=1)
-        correct += int((predicted == labels.to(device)).sum())
-        count += len(labels)
-    model.train(training)
+    with eval_mode(model):
+        for inputs, labels, *_ in batches:
+            predicted = model(inputs.to(device)).argmax(dim=1)
+            correct += int((predicted == labels.to(device)).sum())
+            count += len(labels)
     if processes is not None:
         correct, count = (int(sum(parts)) for parts in processes.gathered(correct, count))
     return correct / max(count, 1)

@@ -9,16 +9,19 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from functools import partial
 from typing import Any, TypeAlias, TypeGuard
 
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils import parametrize
 
 from prunegate.errors import LoopError
 from prunegate.gates import GateSite
+from prunegate.training.modes import eval_mode
 from prunegate.wrapping import GatedModel
 
 Layer: TypeAlias = "nn.Linear | nn.Conv2d"
@@ -73,20 +76,14 @@ def reconstruct(gated: GatedModel, dense: nn.Module, inputs: torch.Tensor) -> in
                 "Layers are compared by their names. Hand in the model that was wrapped."
             )
     targets = _targets(dense, others, inputs)
-    training = {module: module.training for module in gated.modules()}
-    gated.eval()
-    for module in gated.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            module.train()
-    hooks = [layers[name].register_forward_pre_hook(partial(_refit, rows, y)) for name, (rows, y) in targets.items()]
-    try:
+    with eval_mode(gated), ExitStack() as hooks:
+        for module in gated.modules():
+            if isinstance(module, _BatchNorm):
+                module.train()
+        for name, (rows, outputs) in targets.items():
+            hooks.enter_context(layers[name].register_forward_pre_hook(partial(_refit, rows, outputs)))
         gated(inputs)
-    finally:
-        for hook in hooks:
-            hook.remove()
-        for module, mode in training.items():
-            module.training = mode
-    return len(hooks)
+    return len(targets)
 
 
 def _is_plain(module: nn.Module) -> TypeGuard[Layer]:
@@ -127,19 +124,11 @@ def _targets(
         rows = rows.sort().values.to(output.device)
         found[name] = (rows, _rows_of_output(layer, output, rows))
 
-    hooks: list[Any] = []
-    training = {module: module.training for module in dense.modules()}
-    dense.eval()
-    try:
+    with eval_mode(dense), ExitStack() as hooks:
         for name, layer in layers.items():
             hook: Callable[..., None] = partial(note, name)
-            hooks.append(layer.register_forward_hook(hook))
+            hooks.enter_context(layer.register_forward_hook(hook))
         dense(inputs)
-    finally:
-        for each in hooks:
-            each.remove()
-        for module, mode in training.items():
-            module.training = mode
     return found
 
 

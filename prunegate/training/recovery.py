@@ -12,6 +12,7 @@ from torch import nn
 
 from prunegate.training.batch_norm import reestimate_batch_norm
 from prunegate.training.fit import Batch, Loss
+from prunegate.training.modes import eval_mode
 from prunegate.training.reconstruction import reconstruct
 from prunegate.wrapping import GatedModel
 
@@ -80,11 +81,8 @@ def recover(
 @torch.no_grad()
 def _loss(model: nn.Module, inputs: torch.Tensor, labels: torch.Tensor, loss: Loss) -> float:
     """The mean loss in eval mode."""
-    training = model.training
-    model.eval()
-    value = float(loss(model(inputs), labels))
-    model.train(training)
-    return value
+    with eval_mode(model):
+        return float(loss(model(inputs), labels))
 
 
 def _first(batches: Iterable[Batch], count: int) -> tuple[torch.Tensor, torch.Tensor]:
