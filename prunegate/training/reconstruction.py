@@ -26,8 +26,9 @@ from prunegate.wrapping import GatedModel
 
 Layer: TypeAlias = "nn.Linear | nn.Conv2d"
 
-# Samples of the least-squares problem: for each unknown of one output, at least, and the fewest that are of use.
-_ROWS_PER_UNKNOWN, _ROWS, _LEAST_ROWS_PER_UNKNOWN = 8, 16_384, 4
+# Rows of the least-squares problem for each unknown of one output; where there are fewer, a layer stays as it is. Small
+# problems have more.
+_ROWS_PER_UNKNOWN, _ROWS = 4, 16_384
 # Pull towards the present weights, as a share of the inputs' mean square.
 _RIDGE = 1e-3
 # Numbers in the patches that are laid out, and rows that are multiplied, at a time.
@@ -118,7 +119,7 @@ def _targets(
             return
         unknowns = layer.weight[0].numel()
         count = output.numel() // output.shape[1 if isinstance(layer, nn.Conv2d) else -1]
-        if count < _LEAST_ROWS_PER_UNKNOWN * unknowns:
+        if count < _ROWS_PER_UNKNOWN * unknowns:
             return
         rows = torch.randperm(count, generator=generator)[: max(_ROWS, _ROWS_PER_UNKNOWN * unknowns)]
         rows = rows.sort().values.to(output.device)
