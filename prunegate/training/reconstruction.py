@@ -21,6 +21,7 @@ from torch.nn.utils import parametrize
 
 from prunegate.errors import LoopError
 from prunegate.gates import GateSite
+from prunegate.groups import ExampleInputs
 from prunegate.training.modes import eval_mode
 from prunegate.wrapping import GatedModel
 
@@ -36,7 +37,7 @@ _NUMBERS_AT_ONCE, _ROWS_AT_ONCE = 1 << 24, 8192
 
 
 @torch.no_grad()
-def reconstruct(gated: GatedModel, dense: nn.Module, inputs: torch.Tensor) -> int:
+def reconstruct(gated: GatedModel, dense: nn.Module, inputs: Any) -> int:
     """Refit the linear layers and 2d convolutions of a gated model with fixed masks, in place.
 
     For each of them W minimises ``‖X Wᵀ − Y‖² + ridge ‖W − W₀‖²`` over the kept columns: X are its inputs in the gated
@@ -48,13 +49,14 @@ def reconstruct(gated: GatedModel, dense: nn.Module, inputs: torch.Tensor) -> in
     Args:
         gated: Its masks are fixed, by `harden` or `set_masks`.
         dense: The model it was wrapped from, with the weights that it had then.
-        inputs: Samples as the model takes them, shape (samples, ...); all go through both models at once.
+        inputs: Samples, in the forms that `wrap` takes example inputs in; all go through both models at once.
 
     Returns:
         How many layers have been refitted.
 
     Raises:
         LoopError: Masks are not fixed, or ``dense`` is not of the gated model's form.
+        TraceError: The inputs are of another form.
 
     Reference:
         He, Zhang and Sun, "Channel Pruning for Accelerating Very Deep Neural Networks", 2017, arXiv:1707.06168,
@@ -76,14 +78,15 @@ def reconstruct(gated: GatedModel, dense: nn.Module, inputs: torch.Tensor) -> in
                 f"reconstruct: {name}: {shape} in the dense model, expected one of shape {tuple(layer.weight.shape)}. "
                 "Layers are compared by their names. Hand in the model that was wrapped."
             )
-    targets = _targets(dense, others, inputs)
+    given = ExampleInputs.of(inputs)
+    targets = _targets(dense, others, given)
     with eval_mode(gated), ExitStack() as hooks:
         for module in gated.modules():
             if isinstance(module, _BatchNorm):
                 module.train()
         for name, (rows, outputs) in targets.items():
             hooks.enter_context(layers[name].register_forward_pre_hook(partial(_refit, rows, outputs)))
-        gated(inputs)
+        gated(*given.args, **given.kwargs)
     return len(targets)
 
 
@@ -103,7 +106,7 @@ def _is_plain(module: nn.Module) -> TypeGuard[Layer]:
 
 
 def _targets(
-    dense: nn.Module, layers: dict[str, nn.Module], inputs: torch.Tensor
+    dense: nn.Module, layers: dict[str, nn.Module], inputs: ExampleInputs
 ) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
     """By layer which rows of its calls to compare, and its outputs there; of layers that run once on enough rows."""
     calls: dict[str, int] = dict.fromkeys(layers, 0)
@@ -129,7 +132,7 @@ def _targets(
         for name, layer in layers.items():
             hook: Callable[..., None] = partial(note, name)
             hooks.enter_context(layer.register_forward_hook(hook))
-        dense(inputs)
+        dense(*inputs.args, **inputs.kwargs)
     return found
 
 

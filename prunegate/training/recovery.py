@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from prunegate.errors import LoopError
 from prunegate.training.batch_norm import reestimate_batch_norm
 from prunegate.training.fit import Batch, Loss
 from prunegate.training.modes import eval_mode
@@ -58,19 +59,24 @@ def recover(
         loss: Of (scores, labels), 0-d.
 
     Raises:
-        LoopError: ``dense`` is not of the gated model's form.
+        LoopError: Masks are not fixed, batches are not of tensors, or ``dense`` is not of the gated model's form.
     """
-    reestimate_batch_norm(gated, (batch[0] for batch in batches()))
+    if not gated.gates.are_fixed:
+        raise LoopError(
+            "recover: found masks that are drawn from the logits, expected fixed ones. There is nothing to recover "
+            "from yet. Call gated.harden(budget) first."
+        )
+    reestimate_batch_norm(gated, (inputs for inputs, _ in _pairs(batches())))
     if dense is None:
         return Recovery()
-    inputs, labels = _first(batches(), 2 * samples)
+    inputs, labels = _first(_pairs(batches()), 2 * samples)
     half = len(inputs) // 2
     if half < 2:  # a norm over the batch needs two
         return Recovery()
     before = _loss(gated, inputs[half:], labels[half:], loss)
     trained = copy.deepcopy(gated.model.state_dict())
     layers = reconstruct(gated, dense, inputs[:half])
-    reestimate_batch_norm(gated, (batch[0] for batch in batches()))
+    reestimate_batch_norm(gated, (inputs for inputs, _ in _pairs(batches())))
     after = _loss(gated, inputs[half:], labels[half:], loss)
     better = after < before
     if not better:
@@ -85,10 +91,22 @@ def _loss(model: nn.Module, inputs: torch.Tensor, labels: torch.Tensor, loss: Lo
         return float(loss(model(inputs), labels))
 
 
-def _first(batches: Iterable[Batch], count: int) -> tuple[torch.Tensor, torch.Tensor]:
+def _pairs(batches: Iterable[Batch]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    for batch in batches:
+        parts = tuple(batch[:2]) if isinstance(batch, (tuple, list)) else ()
+        if len(parts) < 2 or not all(isinstance(part, torch.Tensor) for part in parts):
+            raise LoopError(
+                f"recover: found a batch that is a {type(batch).__name__} of "
+                f"{', '.join(type(part).__name__ for part in batch)}, expected (inputs, labels), both tensors. Hand in "
+                "batches of that form; for a model of several inputs there is prunegate.training.reconstruct."
+            )
+        yield parts[0], parts[1]
+
+
+def _first(batches: Iterable[tuple[torch.Tensor, torch.Tensor]], count: int) -> tuple[torch.Tensor, torch.Tensor]:
     """The first samples' inputs and labels, at most ``count``; batches that are not finite are left out."""
-    parts: list[Batch] = []
-    for inputs, labels, *_ in batches:
+    parts: list[tuple[torch.Tensor, torch.Tensor]] = []
+    for inputs, labels in batches:
         left = min(count, 2 * _INPUT_NUMBERS // inputs[0].numel()) - sum(len(part[0]) for part in parts)
         if left <= 0:
             break

@@ -145,6 +145,21 @@ def test_nothing_changes_where_nothing_is_masked() -> None:
         torch.testing.assert_close(parameter, net.get_parameter(name))
 
 
+def test_a_language_model_is_refitted_on_inputs_by_name() -> None:
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+    net = randomise(transformers.BertModel(transformers.BertConfig(vocab_size=100, **sizes))).double().eval()
+    tokens = torch.randint(100, (60, 12), generator=torch.Generator().manual_seed(0))
+    inputs = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
+    gated = prunegate.wrap(net, {name: tensor[:2] for name, tensor in inputs.items()})
+    gated.set_masks(random_masks(gated.groups, 0.5, 0))
+    dense = net(**inputs).last_hidden_state.detach()
+    before = (gated(**inputs).last_hidden_state - dense).norm()
+    assert reconstruct(gated, net, inputs) == 12  # six in each layer; the pooler has one token of each text
+    assert (gated(**inputs).last_hidden_state - dense).norm() < 0.9 * before
+
+
 class Twice(nn.Module):
     """The second layer runs twice, or its weights serve another, or they are no plain factor."""
 

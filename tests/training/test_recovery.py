@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from timm.models import VisionTransformer
 from torch import nn
 
 import prunegate
+from prunegate import LoopError
 from prunegate.data import Data, DataSettings, load_data
 from prunegate.training import TrainingPlan, evaluate, fit
 from tests.conftest import SmallNet
@@ -90,6 +92,27 @@ def test_batches_that_are_not_finite_are_passed_over() -> None:
         found.append(prunegate.recover(gated, lambda batches=batches: batches, net))
         assert all(bool(torch.isfinite(p).all()) for p in gated.parameters())
     assert found[0] == found[1]
+
+
+@pytest.mark.parametrize(
+    ("batch", "found"),
+    [
+        ({"pixel_values": images(0)[0], "labels": images(0)[1]}, "dict of str, str"),
+        ((images(0)[0],), "tuple of Tensor"),
+        ([images(0)[0], "three"], "list of Tensor, str"),
+    ],
+)
+def test_batches_that_are_no_pairs_of_tensors_are_refused(batch: Any, found: str) -> None:
+    gated = prunegate.wrap(SmallNet(), torch.zeros(2, 3, 8, 8))
+    gated.harden(prunegate.Budget("macs", 0.5))
+    with pytest.raises(LoopError, match=f"recover: found a batch that is a {found}, expected"):
+        prunegate.recover(gated, lambda: [batch])
+
+
+def test_masks_that_are_drawn_are_refused() -> None:
+    gated = prunegate.wrap(SmallNet(), torch.zeros(2, 3, 8, 8))
+    with pytest.raises(LoopError, match=r"recover: found masks that are drawn.*gated\.harden"):
+        prunegate.recover(gated, lambda: [images(0)])
 
 
 def test_it_fits_on_at_most_so_many_samples_and_compares_on_others() -> None:
