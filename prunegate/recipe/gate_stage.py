@@ -1,11 +1,15 @@
-"""What a recipe's gate stage sets up, for `prunegate.recipe.run` and for benchmarks of the defaults."""
+"""What a recipe's gate stage sets up and ends with, for `prunegate.recipe.run` and for benchmarks of the defaults."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 
-from prunegate.recipe.schema import GatesSettings, TauSettings
-from prunegate.training import Budget, GateTraining, TauSchedule
+import torch.nn.functional as F
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from prunegate.recipe.schema import GatesSettings, RecoverySettings, TauSettings
+from prunegate.training import Batch, Budget, GateTraining, Loss, Recovery, TauSchedule, recover
 from prunegate.training.gate_steps import LOGIT_TRAVEL
 from prunegate.wrapping import GatedModel
 
@@ -39,3 +43,16 @@ def gate_training(
     schedule = TauSchedule(gated, tau.start, tau.end, steps, tau.schedule)
     first, *others = budgets
     return GateTraining(first, schedule, gates.learning_rate or LOGIT_TRAVEL / steps, tuple(others))
+
+
+def recovery(
+    gated: GatedModel,
+    dense: nn.Module,
+    batches: Callable[[], Iterable[Batch]],
+    settings: RecoverySettings,
+    loss: Loss = F.cross_entropy,
+) -> Recovery:
+    """What a recipe does right after hardening; see `prunegate.training.recover`."""
+    has_norms = any(isinstance(module, _BatchNorm) for module in dense.modules())
+    refits = settings.refit == "always" or (settings.refit == "auto" and not has_norms)
+    return recover(gated, batches, dense if refits else None, settings.samples, loss)

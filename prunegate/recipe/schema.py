@@ -176,8 +176,10 @@ class CheckpointSettings(Settings):
 class RecoverySettings(Settings):
     """What follows hardening and needs no training: see `prunegate.training.recover`."""
 
-    refit: bool = Field(
-        True, description="refit layers to what they computed in the dense model, where that lowers the training loss"
+    refit: Literal["auto", "always", "never"] = Field(
+        "auto",
+        description="refit layers to what they computed in the dense model, where that lowers the training loss; auto "
+        "leaves models with BatchNorm alone, whose weights are better finetuned as the gate stage leaves them",
     )
     samples: Annotated[int, Field(ge=2, le=1_000_000)] = Field(
         1024,

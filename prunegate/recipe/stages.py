@@ -19,7 +19,7 @@ from prunegate.errors import DivergedError, PrunegateError, RunStoppedError
 from prunegate.own_code import OwnBuilder
 from prunegate.recipe import folder as files
 from prunegate.recipe.folder import RunFolder
-from prunegate.recipe.gate_stage import NORM_BATCHES, gate_training
+from prunegate.recipe.gate_stage import NORM_BATCHES, gate_training, recovery
 from prunegate.recipe.listener import Listener, RunSummary
 from prunegate.recipe.plans import plan_of
 from prunegate.recipe.results import Results
@@ -38,7 +38,6 @@ from prunegate.training import (
     Recovery,
     evaluate,
     random_states,
-    recover,
     set_random_states,
 )
 from prunegate.wrapping import Compaction, GatedModel, compact
@@ -153,23 +152,21 @@ class Stages:
     def _harden(self, gated: GatedModel, fraction: float) -> float:
         budgets = [Budget(metric, share) for metric, share in self.recipe.budget.shares(fraction).items()]
         gated.harden(*budgets)
-        recovery = self._recover(gated)
+        found = self._recover(gated)
         accuracy = self._accuracy(gated)
         kept = (f"{b.metric} {gated.realised_cost(b.metric) / gated.dense_cost(b.metric):.4f}" for b in budgets)
-        refitted = f"  {recovery.layers} layers refitted" if recovery.refitted else ""
+        refitted = f"  {found.layers} layers refitted" if found.refitted else ""
         self._note(f"{'harden':9} {', '.join(kept)} of dense  accuracy {accuracy:.2%}{refitted}")
         return accuracy
 
     def _recover(self, gated: GatedModel) -> Recovery:
-        settings = self.recipe.recovery
-
         def batches() -> Iterator[Batch]:
             """Whole batches in every process, so that all come to the same weights and statistics."""
             for batch in itertools.islice(self.data.train_batches(self.recipe.seed, 0), NORM_BATCHES):
                 yield tuple(part.to(self.processes.device) for part in batch)
 
-        dense = self.dense.to(self.processes.device) if settings.refit else None
-        return recover(gated, batches, dense, settings.samples, self.loss or F.cross_entropy)
+        dense = self.dense.to(self.processes.device)
+        return recovery(gated, dense, batches, self.recipe.recovery, self.loss or F.cross_entropy)
 
     # ---------------------------------------------------------------------------------------------
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -16,8 +16,11 @@ from prunegate import BudgetError, DataError, ModelNameError, NothingToPruneErro
 from prunegate.builders import Builder
 from prunegate.compaction.plan import Plan
 from prunegate.recipe import Recipe, run
+from prunegate.recipe.gate_stage import recovery
 from prunegate.recipe.listener import RunSummary
+from prunegate.recipe.schema import RecoverySettings
 from prunegate.report import Comparison, counted_macs
+from tests.conftest import SmallNet
 
 BASE: dict[str, Any] = {
     "name": "small",
@@ -260,10 +263,24 @@ def test_metric_given_twice_is_refused() -> None:
         recipe(budget={"also": {"macs": 0.4}})
 
 
+@pytest.mark.parametrize(("refit", "refits"), [("auto", False), ("always", True), ("never", False)])
+def test_models_with_batch_norm_are_refitted_only_when_the_recipe_insists(
+    refit: Literal["auto", "always", "never"], refits: bool
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    batch = (torch.randn(64, 3, 8, 8, generator=generator), torch.randint(4, (64,), generator=generator))
+    dense = SmallNet()
+    gated = prunegate.wrap(dense, batch[0][:2])
+    gated.harden(prunegate.Budget("macs", 0.5))
+    found = recovery(gated, dense, lambda: [batch], RecoverySettings(refit=refit))
+    assert (found.layers > 0) == refits
+    assert float(gated.model.norm.running_mean.abs().sum()) > 0  # its statistics are made anew in any case
+
+
 def test_hardened_weights_are_refitted_unless_the_recipe_says_no(tmp_path: Path) -> None:
     small = {"img_size": 16, "patch_size": 4, "in_chans": 1, "num_classes": 10, "embed_dim": 32, "depth": 2}
     accuracies, notes = [], []
-    for refit in (True, False):
+    for refit in ("auto", "never"):
         changed = recipe(
             model={"name": "timm/vit_tiny_patch16_224", "arguments": small | {"num_heads": 2}},
             optimizer={"name": "adamw", "weight_decay": 0.05},
@@ -275,7 +292,7 @@ def test_hardened_weights_are_refitted_unless_the_recipe_says_no(tmp_path: Path)
             },
         )
         recorder = Recorder()
-        accuracies.append(run(changed, tmp_path / str(refit), recorder).accuracy_after_hardening)
+        accuracies.append(run(changed, tmp_path / refit, recorder).accuracy_after_hardening)
         notes.append(next(note for note in recorder.notes if note.startswith("harden")))
     assert accuracies[0] > accuracies[1]
     assert "10 layers refitted" in notes[0]

@@ -12,9 +12,9 @@ import prunegate
 from accuracy.measure import macs_of
 from accuracy.tasks import Task, batches, data_of, example, train
 from prunegate.data import Batch
-from prunegate.recipe.gate_stage import NORM_BATCHES, gate_training
+from prunegate.recipe.gate_stage import NORM_BATCHES, gate_training, recovery
 from prunegate.recipe.schema import GatesSettings, GateStageSettings, RecoverySettings, TauSettings
-from prunegate.training import Budget, recover
+from prunegate.training import Budget
 
 # Epochs of the gate stage as a share of all.
 GATE_SHARE = 0.2
@@ -42,7 +42,7 @@ def pruned(
         plan = task.plan("gate", spent, defaults.final_learning_rate_fraction)
         train(gated, task, seed, plan, gates=gates, teacher=teacher)
         gated.harden(budget)
-        recover(gated, partial(_norm_batches, task, seed), dense, RecoverySettings().samples)
+        recovery(gated, dense, partial(_norm_batches, task, seed), RecoverySettings())
         compact = prunegate.compact(gated).model
         assert macs_of(compact, task) <= budget.limit_for(dense_macs)
         yield fraction, compact, spent
