@@ -95,10 +95,10 @@ def _pairs(batches: Iterable[Batch]) -> Iterator[tuple[torch.Tensor, torch.Tenso
     for batch in batches:
         parts = tuple(batch[:2]) if isinstance(batch, (tuple, list)) else ()
         if len(parts) < 2 or not all(isinstance(part, torch.Tensor) for part in parts):
+            of = f" of {', '.join(type(part).__name__ for part in parts)}" if parts else ""
             raise LoopError(
-                f"recover: found a batch that is a {type(batch).__name__} of "
-                f"{', '.join(type(part).__name__ for part in batch)}, expected (inputs, labels), both tensors. Hand in "
-                "batches of that form; for a model of several inputs there is prunegate.training.reconstruct."
+                f"recover: found a batch that is a {type(batch).__name__}{of}, expected (inputs, labels), both "
+                "tensors. Hand in such batches; for a model of several inputs there is prunegate.training.reconstruct."
             )
         yield parts[0], parts[1]
 
