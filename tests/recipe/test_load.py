@@ -77,7 +77,7 @@ def test_recipe_of_the_repository_is_valid(path: Path) -> None:
 
 def test_every_key_is_described() -> None:
     found = {section.__name__: section for section in sections()}
-    assert len(found) == 17
+    assert len(found) == 18
     missing = [
         f"{name}.{key}"
         for name, section in found.items()
