@@ -14,6 +14,7 @@ ROOT = Path(prunegate.__file__).parent
 LEVELS = {
     "errors": 0,
     "files": 0,
+    "modes": 0,
     "version": 0,
     "settings": 0,
     "cifar_resnet": 0,

@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_leaves
 from prunegate.errors import CompactionError
 from prunegate.groups import ExampleInputs, copy_with, in_place_of
 from prunegate.groups.trace import plain_outputs
+from prunegate.modes import eval_mode
 
 # Largest relative difference, max|compact − gated| / max|gated|, at which a compaction is handed out.
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3}
@@ -178,17 +179,11 @@ class Widely(TorchFunctionMode):
 @contextmanager
 def evaluating(model: nn.Module, dtype: torch.dtype, not_weights: Iterable[nn.Parameter] = ()) -> Iterator[nn.Module]:
     """The model in eval mode and in ``dtype``: itself where it already is, a copy where it is not."""
-    training = {module: module.training for module in model.modules()}
     skipped = {id(parameter) for parameter in not_weights}
     tensors = [t for t in (*model.parameters(), *model.buffers()) if id(t) not in skipped]
     floats = {t.dtype for t in tensors if t.is_floating_point()}
-    try:
-        if floats - {dtype}:
-            model = copy_with(model, partial(_converted, dtype=dtype))
-        yield model.eval()
-    finally:
-        for module, mode in training.items():
-            module.training = mode
+    with eval_mode(model):
+        yield copy_with(model, partial(_converted, dtype=dtype)) if floats - {dtype} else model
 
 
 def _converted(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

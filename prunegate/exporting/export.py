@@ -20,6 +20,7 @@ from prunegate.exporting import onnx, pt2
 from prunegate.exporting.target import Target
 from prunegate.files import replacing
 from prunegate.groups import ExampleInputs, copy_with
+from prunegate.modes import eval_mode
 
 logger = logging.getLogger(__name__)
 
@@ -73,15 +74,10 @@ def export_model(
     target.require()
     if dynamic_batch and inputs.batch_size() == 1:
         inputs = inputs.doubled()  # with one sample an exporter takes the batch for a constant
-    training = {module: module.training for module in model.modules()}
-    try:
-        with _quietly(), torch.no_grad(), replacing(path) as temporary:
-            _write(target, model.eval(), inputs, temporary, dynamic_batch, opset)
-            cases = [inputs, _more_samples(inputs)] if dynamic_batch else [inputs]
-            worst = _difference(target, model, cases, temporary)
-    finally:
-        for module, mode in training.items():
-            module.training = mode
+    with eval_mode(model), _quietly(), torch.no_grad(), replacing(path) as temporary:
+        _write(target, model, inputs, temporary, dynamic_batch, opset)
+        cases = [inputs, _more_samples(inputs)] if dynamic_batch else [inputs]
+        worst = _difference(target, model, cases, temporary)
     return Exported(path, format, worst, tuple(case.batch_size() for case in cases))
 
 

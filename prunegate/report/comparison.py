@@ -14,6 +14,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from prunegate.modes import eval_mode
 from prunegate.report.latency import Latency, measure_latency
 
 
@@ -93,16 +94,14 @@ class Comparison:
 def counted_macs(model: nn.Module, shape: Sequence[int]) -> int:
     """MACs per sample, by torch's own counter on one forward."""
     device = next(iter(model.parameters())).device
-    training, fast = model.training, torch.backends.mha.get_fastpath_enabled()
-    model.eval()
+    fast = torch.backends.mha.get_fastpath_enabled()
     # The counter knows attention by its matrix products, not by the fused kernels of CPUs and of nn.MultiheadAttention.
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        with eval_mode(model), torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
             model(torch.zeros(1, *shape, device=device))
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
-        model.train(training)
     return int(counter.get_total_flops() // 2)
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from prunegate.training.modes import eval_mode
+from prunegate.modes import eval_mode
 
 
 @torch.no_grad()

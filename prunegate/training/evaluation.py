@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
-from prunegate.training.modes import eval_mode
+from prunegate.modes import eval_mode
 from prunegate.training.processes import Processes
 
 

@@ -22,7 +22,7 @@ from torch.nn.utils import parametrize
 from prunegate.errors import LoopError
 from prunegate.gates import GateSite
 from prunegate.groups import ExampleInputs
-from prunegate.training.modes import eval_mode
+from prunegate.modes import eval_mode
 from prunegate.wrapping import GatedModel
 
 Layer: TypeAlias = "nn.Linear | nn.Conv2d"
@@ -222,14 +222,9 @@ def _stored_weight(layer: Layer) -> torch.Tensor:
 
 def _kept_columns(layer: Layer, weight: torch.Tensor) -> torch.Tensor:
     """Which inputs of one output the masks leave, bool, shape (inputs,)."""
-    mask = torch.ones(weight.shape[1:], dtype=torch.bool, device=weight.device)
+    mask = torch.ones_like(weight)
     if parametrize.is_parametrized(layer):
         chains: Any = layer.parametrizations
         for site in chains["weight"]:
-            for axis, along in zip(site.axes, site.masks, strict=True):
-                if axis == 0:
-                    continue
-                shape = [1] * mask.dim()
-                shape[axis - 1] = -1
-                mask = mask & along.bool().reshape(shape)
-    return mask.flatten()
+            mask = site(mask)
+    return mask.amax(0).flatten().bool()

@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from prunegate.errors import LoopError
+from prunegate.modes import eval_mode
 from prunegate.training.batch_norm import reestimate_batch_norm
 from prunegate.training.fit import Batch, Loss
-from prunegate.training.modes import eval_mode
 from prunegate.training.reconstruction import reconstruct
 from prunegate.wrapping import GatedModel
 

@@ -34,6 +34,7 @@ from prunegate.compaction import (
 from prunegate.errors import CompactionError, TraceError
 from prunegate.groups import ExampleInputs, copy_with, in_place_of, on_meta
 from prunegate.identify import identify
+from prunegate.modes import eval_mode
 from prunegate.wrapping.gated_model import GatedModel
 
 
@@ -102,16 +103,12 @@ class Compaction:
 
     def _loads_back(self, path: Path) -> bool:
         """Whether the file, loaded by name alone, computes bit for bit what `model` computes."""
-        modes = {module: module.training for module in self.model.modules()}
         first = next(iter(self.model.parameters()))
         # The weights may have been moved or converted since.
         inputs = self._example_inputs.map(lambda t: t.to(first.device, first.dtype if t.is_floating_point() else None))
-        try:
-            expected = outputs_of(self.model.eval(), inputs)
-            found = outputs_of(checkpoint.load(path).to(first.device), inputs)
-        finally:
-            for module, mode in modes.items():
-                module.training = mode
+        with eval_mode(self.model):
+            expected = outputs_of(self.model, inputs)
+        found = outputs_of(checkpoint.load(path).to(first.device), inputs)
         return len(expected) == len(found) and all(torch.equal(a, b) for a, b in zip(expected, found, strict=True))
 
 

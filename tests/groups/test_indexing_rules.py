@@ -43,7 +43,7 @@ def wide(places: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
 
 
 # name: (what stands between the layers, the groups and their units)
-TOGETHER, ALONE = {"a": HIDDEN}, {"a": HIDDEN, "b": HIDDEN}
+TOGETHER = {"a": HIDDEN}
 CASES: dict[str, tuple[Callable[[torch.Tensor, torch.Tensor], torch.Tensor], dict[str, int]]] = {
     "index": (lambda a, b: a[OTHERS] + b, TOGETHER),
     "index of two dimensions": (lambda a, b: a[torch.arange(NODES)[:, None], PLACES] + b[:, :2], TOGETHER),
@@ -64,7 +64,7 @@ CASES: dict[str, tuple[Callable[[torch.Tensor, torch.Tensor], torch.Tensor], dic
     "put a number": (lambda a, b: put(a, (MASK,), torch.tensor(1.0).to(a)) + b, TOGETHER),
     "accumulate": (lambda a, b: a.index_put((OTHERS,), b, accumulate=True), TOGETHER),
     "gather": (lambda a, b: a.gather(1, wide(PLACES, a)) + b[:, :2], TOGETHER),
-    "gather by an expanded index": (lambda a, b: a.gather(1, PLACES[..., None].expand(-1, -1, a.shape[-1])), {"a": 8}),
+    "gather by an expanded index": (lambda a, b: a.gather(1, PLACES[..., None].expand(-1, -1, a.shape[-1])), TOGETHER),
     "sort each channel": (lambda a, b: a.gather(1, b.argsort(1)), TOGETHER),
     "scatter": (lambda a, b: a.scatter(1, wide(PLACES, a), b[:, :2]), TOGETHER),
     "scatter a number": (lambda a, b: a.scatter(1, wide(PLACES, a), 0.5) + b, TOGETHER),
