@@ -24,10 +24,10 @@ def table() -> ModuleType:
     return module
 
 
-def rows(method: str, accuracies: dict[int, float], distilled: bool = False) -> list[dict[str, Any]]:
+def rows(method: str, accuracies: dict[int, float], distilled: bool = False, task: str = "t") -> list[dict[str, Any]]:
     return [
         {
-            "task": "t", "seed": seed, "method": method, "distilled": distilled, "budget": 0.5, "phase": phase,
+            "task": task, "seed": seed, "method": method, "distilled": distilled, "budget": 0.5, "phase": phase,
             "dense_accuracy": 0.9, "dense_macs": 1000, "macs": 499, "accuracy": accuracy - (phase == "hardened") / 10,
             "train_macs": 1e12,
         }
@@ -69,3 +69,25 @@ def test_distilled_rows_have_tables_of_their_own(table: ModuleType) -> None:
     assert claim(before)[8] == "+10.00"
     assert claim(after)[8] == "+30.00"
     assert "With distillation" not in table.tables(plain)
+
+
+def test_lead_over_each_criterion_weighs_tasks_alike_on_the_seeds_that_both_have(table: ModuleType) -> None:
+    made = table.tables(
+        rows("prunegate", {0: 0.8, 1: 0.8, 2: 0.1})
+        + rows("prunegate", dict.fromkeys(range(8), 0.7), task="u")
+        + rows("a", {0: 0.7, 1: 0.6})
+        + rows("a", dict.fromkeys(range(8), 0.8), task="u")
+        + rows("b", {1: 0.9})
+    )
+    # Leads of 10 and 20 points in one task, of -10 in each of eight seeds of the other.
+    assert "| a | 2 | +2.50 ± 2.50 |" in made
+    assert "| b | 1 | -10.00 |" in made  # a single seed has no error
+    assert "| prunegate | 2 |" not in made
+
+
+def test_lead_over_each_criterion_leaves_out_what_nobody_has_run(table: ModuleType) -> None:
+    tighter = [{**row, "budget": 0.1} for row in rows("prunegate", {0: 0.8}) + rows("b", {0: 0.5})]
+    made = table.tables(rows("prunegate", {0: 0.8}) + rows("a", {0: 0.7}) + tighter)
+    assert "| lead over | tasks | at 0.5 | at 0.1 |" in made
+    assert "| a | 1 | +10.00 |  |" in made
+    assert "| b | 1 |  | +30.00 |" in made
