@@ -32,8 +32,8 @@ Layer: TypeAlias = "nn.Linear | nn.Conv2d"
 _ROWS_PER_UNKNOWN, _ROWS = 4, 16_384
 # Pull towards the present weights, as a share of the inputs' mean square.
 _RIDGE = 1e-3
-# Numbers in the patches that are laid out, and rows that are multiplied, at a time.
-_NUMBERS_AT_ONCE, _ROWS_AT_ONCE = 1 << 24, 8192
+# Rows that are multiplied at a time.
+_ROWS_AT_ONCE = 8192
 
 
 @torch.no_grad()
@@ -148,16 +148,22 @@ def _rows_of_input(layer: Layer, x: torch.Tensor, rows: torch.Tensor) -> torch.T
     """What single positions are computed from, shape (rows, inputs): values, or patches of channels and kernel."""
     if isinstance(layer, nn.Linear):
         return x.reshape(-1, x.shape[-1])[rows]
-    geometry: Any = (layer.kernel_size, layer.dilation, layer.padding, layer.stride)
-    width, positions = F.unfold(x[:1], *geometry).shape[1:]
-    at_once = max(1, _NUMBERS_AT_ONCE // (width * positions))
-    parts = []
-    for first in range(0, len(x), at_once):
-        patches = F.unfold(x[first : first + at_once], *geometry)
-        some = rows - first * positions
-        some = some[(some >= 0) & (some < len(patches) * positions)]
-        parts.append(patches[some // positions, :, some % positions])
-    return torch.cat(parts)
+    # Patches of these positions only: unfold lays out all of them, often hundreds of times as many.
+    down, across = (_looks_at(layer, dimension, size).to(x.device) for dimension, size in enumerate(x.shape[2:]))
+    sample, position = rows // (len(down) * len(across)), rows % (len(down) * len(across))
+    height = down[position // len(across)][:, :, None]
+    width = across[position % len(across)][:, None, :]
+    vertical, horizontal = map(int, layer.padding)
+    padded = F.pad(x, (horizontal, horizontal, vertical, vertical)) if vertical or horizontal else x
+    return padded[sample[:, None, None], :, height, width].permute(0, 3, 1, 2).flatten(1)
+
+
+def _looks_at(layer: nn.Conv2d, dimension: int, size: int) -> torch.Tensor:
+    """Where in the padded input each output looks, along one dimension, shape (outputs, kernel)."""
+    kernel, stride, dilation = (given[dimension] for given in (layer.kernel_size, layer.stride, layer.dilation))
+    reach = dilation * (kernel - 1) + 1
+    outputs = (size + 2 * int(layer.padding[dimension]) - reach) // stride + 1
+    return stride * torch.arange(outputs)[:, None] + dilation * torch.arange(kernel)
 
 
 def _refit(rows: torch.Tensor, outputs: torch.Tensor, layer: Layer, args: tuple[torch.Tensor, ...]) -> None:
