@@ -148,22 +148,14 @@ def _rows_of_input(layer: Layer, x: torch.Tensor, rows: torch.Tensor) -> torch.T
     """What single positions are computed from, shape (rows, inputs): values, or patches of channels and kernel."""
     if isinstance(layer, nn.Linear):
         return x.reshape(-1, x.shape[-1])[rows]
-    # Patches of these positions only: unfold lays out all of them, often hundreds of times as many.
-    down, across = (_looks_at(layer, dimension, size).to(x.device) for dimension, size in enumerate(x.shape[2:]))
-    sample, position = rows // (len(down) * len(across)), rows % (len(down) * len(across))
-    height = down[position // len(across)][:, :, None]
-    width = across[position % len(across)][:, None, :]
     vertical, horizontal = map(int, layer.padding)
-    padded = F.pad(x, (horizontal, horizontal, vertical, vertical)) if vertical or horizontal else x
-    return padded[sample[:, None, None], :, height, width].permute(0, 3, 1, 2).flatten(1)
-
-
-def _looks_at(layer: nn.Conv2d, dimension: int, size: int) -> torch.Tensor:
-    """Where in the padded input each output looks, along one dimension, shape (outputs, kernel)."""
-    kernel, stride, dilation = (given[dimension] for given in (layer.kernel_size, layer.stride, layer.dilation))
-    reach = dilation * (kernel - 1) + 1
-    outputs = (size + 2 * int(layer.padding[dimension]) - reach) // stride + 1
-    return stride * torch.arange(outputs)[:, None] + dilation * torch.arange(kernel)
+    patches = F.pad(x, (horizontal, horizontal, vertical, vertical)) if vertical or horizontal else x
+    for dimension in (2, 3):  # views: only the patches of these positions are ever laid out
+        kernel, stride, step = (given[dimension - 2] for given in (layer.kernel_size, layer.stride, layer.dilation))
+        patches = patches.unfold(dimension, step * (kernel - 1) + 1, stride)[..., ::step]
+    height, width = patches.shape[2:4]
+    position = rows % (height * width)
+    return patches[rows // (height * width), :, position // width, position % width].flatten(1)
 
 
 def _refit(rows: torch.Tensor, outputs: torch.Tensor, layer: Layer, args: tuple[torch.Tensor, ...]) -> None:

@@ -46,7 +46,7 @@ def _claims(rows: Iterable[Row]) -> list[str]:
         if own is None:
             continue
         # Seeds that ours and every criterion have; one that has hardly begun is left out.
-        of_method = {m: {row["seed"] for row in phases["finetuned"]} for m, phases in methods.items() if m != HALF}
+        of_method = {m: _seeds(phases["finetuned"]) for m, phases in methods.items() if m != HALF}
         most = max(len(seeds) for seeds in of_method.values())
         of_method = {m: seeds for m, seeds in of_method.items() if m == OURS or len(seeds) >= most / 2}
         seeds = set.intersection(*of_method.values())
@@ -55,7 +55,7 @@ def _claims(rows: Iterable[Row]) -> list[str]:
         finetuned = {m: _accuracies(_of(methods[m]["finetuned"], seeds)) for m in of_method}
         ours = finetuned.pop(OURS)
         best = max(finetuned, key=lambda method: sum(finetuned[method]))
-        leads = [a - b for a, b in zip(ours, finetuned[best], strict=True)]
+        leads = _differences(ours, finetuned[best])
         halved = _accuracies(_of(methods[HALF]["finetuned"], seeds)) if HALF in methods else []
         half = _mean(halved) if halved else ""
         dense = _mean([row["dense_accuracy"] for row in _of(own["finetuned"], seeds)])
@@ -75,11 +75,11 @@ def _leads(rows: Iterable[Row]) -> list[str]:
     """
     leads: dict[str, dict[float, list[list[float]]]] = defaultdict(lambda: defaultdict(list))
     for (_, budget), methods in _cells(rows).items():
-        own = {row["seed"]: row["accuracy"] for row in methods[OURS]["finetuned"]} if OURS in methods else {}
+        ours = methods[OURS]["finetuned"]
         for method in methods.keys() - {OURS, HALF}:
-            theirs = {row["seed"]: row["accuracy"] for row in methods[method]["finetuned"]}
-            if both := sorted(own.keys() & theirs.keys()):
-                leads[method][budget].append([own[seed] - theirs[seed] for seed in both])
+            theirs = methods[method]["finetuned"]
+            if both := _seeds(ours) & _seeds(theirs):
+                leads[method][budget].append(_differences(*(_accuracies(_of(some, both)) for some in (ours, theirs))))
     budgets = sorted({budget for by_budget in leads.values() for budget in by_budget}, reverse=True)
     lines = [
         f"| lead over | tasks | {' | '.join(f'at {budget}' for budget in budgets)} |",
@@ -114,8 +114,17 @@ def _of(rows: Iterable[Row], seeds: set[int]) -> list[Row]:
     return [row for row in rows if row["seed"] in seeds]
 
 
+def _seeds(rows: Iterable[Row]) -> set[int]:
+    return {row["seed"] for row in rows}
+
+
 def _accuracies(rows: Iterable[Row]) -> list[float]:
     return [row["accuracy"] for row in rows]
+
+
+def _differences(ours: Sequence[float], theirs: Sequence[float]) -> list[float]:
+    """Seed by seed."""
+    return [a - b for a, b in zip(ours, theirs, strict=True)]
 
 
 def _mean(values: Sequence[float], sign: str = "") -> str:
