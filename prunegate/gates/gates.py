@@ -97,10 +97,13 @@ class Gates(nn.Module):
         """One mask for the whole model, shape (units,), float32, exactly 0.0 or 1.0.
 
         Fixed masks come first. In eval mode it is the deterministic hard mask, in training mode a
-        sample whose gradient is that of the soft mask at the present tau.
+        sample whose gradient is that of the soft mask at the present tau; that of fixed masks is zero.
         """
-        if self._fixed is not None or not self.training:
+        if not self.training:
             return self.hard_mask().float()
+        if self._fixed is not None:
+            # Zero and not none: what averages gradients over processes waits for one of every parameter.
+            return self.hard_mask().float() + 0.0 * self.logits.float()
         mask = self._opened(ESTIMATORS[self._estimator](self.logits, self.tau, self.generator).float())
         # One that must stay is 1 whatever was drawn, and still has the draw's gradient.
         return mask + (1.0 - mask.detach()) * self._always_kept()

@@ -28,9 +28,10 @@ class PruningCallback(pl.Callback):
     Args:
         budget: A `Budget`, or a fraction of the dense MACs.
         steps: Length of the gate stage in steps of that optimiser; the whole fit if not given.
+        frozen: Share of these steps, the last, in which the gates are frozen, in [0, 1).
         tau_start: Tau at the first step, > 0.
-        tau_end: Tau at the last step, in (0, tau_start].
-        learning_rate: Of the logits; 30 / steps if not given.
+        tau_end: Tau at the last step before the gates are frozen, in (0, tau_start].
+        learning_rate: Of the logits; if not given, 30 / steps before the gates are frozen.
 
     Raises:
         LoopError: In ``fit``: no gated model or several, or a trainer in which gates cannot be trained.
@@ -41,12 +42,13 @@ class PruningCallback(pl.Callback):
         budget: Budget | float = 0.5,
         *,
         steps: int | None = None,
+        frozen: float = 0.4,
         tau_start: float = 2.0,
         tau_end: float = 0.1,
         learning_rate: float | None = None,
     ) -> None:
         self.budget, self.steps, self.learning_rate = budget, steps, learning_rate
-        self.tau_start, self.tau_end = tau_start, tau_end
+        self.frozen, self.tau_start, self.tau_end = frozen, tau_start, tau_end
         self.gates: GateSteps | None = None
         self._saved: dict[str, Any] | None = None
         self._optimizer: Optimizer | None = None
@@ -64,6 +66,7 @@ class PruningCallback(pl.Callback):
             gated,
             self.budget,
             steps=self.steps or _steps_of(trainer),
+            frozen=self.frozen,
             tau_start=self.tau_start,
             tau_end=self.tau_end,
             learning_rate=self.learning_rate,

@@ -35,9 +35,10 @@ class PruningCallback(TrainerCallback, ExportableState):
         gated: The Trainer's model.
         budget: A `Budget`, or a fraction of the dense MACs.
         steps: Length of the gate stage in optimiser steps; the whole training if not given.
+        frozen: Share of these steps, the last, in which the gates are frozen, in [0, 1).
         tau_start: Tau at the first step, > 0.
-        tau_end: Tau at the last step, in (0, tau_start].
-        learning_rate: Of the logits; 30 / steps if not given.
+        tau_end: Tau at the last step before the gates are frozen, in (0, tau_start].
+        learning_rate: Of the logits; if not given, 30 / steps before the gates are frozen.
 
     Raises:
         LoopError: A model that is not gated; in the Trainer: another model, or settings in which gates cannot be
@@ -50,6 +51,7 @@ class PruningCallback(TrainerCallback, ExportableState):
         budget: Budget | float = 0.5,
         *,
         steps: int | None = None,
+        frozen: float = 0.4,
         tau_start: float = 2.0,
         tau_end: float = 0.1,
         learning_rate: float | None = None,
@@ -61,7 +63,7 @@ class PruningCallback(TrainerCallback, ExportableState):
             )
         answer_trainer(gated)
         self.gated, self.budget, self.steps, self.learning_rate = gated, budget, steps, learning_rate
-        self.tau_start, self.tau_end = tau_start, tau_end
+        self.frozen, self.tau_start, self.tau_end = frozen, tau_start, tau_end
         self.gates: GateSteps | None = None
         self._in_trainer = False
 
@@ -98,6 +100,7 @@ class PruningCallback(TrainerCallback, ExportableState):
             self.gated,
             self.budget,
             steps=self.steps or state.max_steps,
+            frozen=self.frozen,
             tau_start=self.tau_start,
             tau_end=self.tau_end,
             learning_rate=self.learning_rate,

@@ -10,7 +10,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from prunegate.recipe.schema import GatesSettings, RecoverySettings, TauSettings
 from prunegate.training import Batch, Budget, GateTraining, Loss, Recovery, TauSchedule, recover
-from prunegate.training.gate_steps import LOGIT_TRAVEL
+from prunegate.training.gate_steps import LOGIT_TRAVEL, steps_drawn
 from prunegate.wrapping import GatedModel
 
 # Batches over which BatchNorm statistics are averaged again after hardening.
@@ -23,6 +23,7 @@ def gate_training(
     gates: GatesSettings,
     tau: TauSettings,
     steps: int,
+    frozen: float,
     seed: int,
     rank: int = 0,
 ) -> GateTraining:
@@ -33,6 +34,7 @@ def gate_training(
     Args:
         budgets: All are held; records tell of the first.
         steps: Optimisation steps of the gate stage.
+        frozen: Share of these, at the end, in which the gates are frozen.
         seed: Of the noise that masks are drawn with.
         rank: Of this process; each draws its own noise.
     """
@@ -40,9 +42,10 @@ def gate_training(
         scores = gated.magnitudes() if gates.initial == "magnitude" else None
         gated.gates.start_at(gates.initial_keep_probability, scores, gates.initial_spread)
         gated.gates.generator.manual_seed(seed + rank * 1_000_003)
-    schedule = TauSchedule(gated, tau.start, tau.end, steps, tau.schedule)
+    drawn = steps_drawn(steps, frozen)
+    schedule = TauSchedule(gated, tau.start, tau.end, drawn, tau.schedule)
     first, *others = budgets
-    return GateTraining(first, schedule, gates.learning_rate or LOGIT_TRAVEL / steps, tuple(others))
+    return GateTraining(first, schedule, gates.learning_rate or LOGIT_TRAVEL / drawn, tuple(others), drawn)
 
 
 def recovery(

@@ -45,7 +45,7 @@ class GatesSettings(Settings):
         1.0, description="logit that a standard deviation of the magnitudes is worth"
     )
     learning_rate: Rate | None = Field(
-        None, description="of the logits, by Adam; if not given, 30 / steps of the gate stage"
+        None, description="of the logits, by Adam; if not given, 30 / steps in which gates are not frozen"
     )
 
 
@@ -92,7 +92,7 @@ class TauSettings(Settings):
     """Relaxation temperature over the gate stage."""
 
     start: Annotated[float, Field(gt=0.0, le=100.0)] = Field(2.0, description="tau at the first step")
-    end: Annotated[float, Field(gt=0.0, le=100.0)] = Field(0.1, description="tau at the last step, at most start")
+    end: Annotated[float, Field(gt=0.0, le=100.0)] = Field(0.1, description="tau when gates are frozen, at most start")
     schedule: Literal["exponential", "linear", "constant"] = Field(
         "exponential", description="how tau gets from start to end; constant stays at start"
     )
@@ -213,9 +213,23 @@ class GateStageSettings(StageSettings):
     target_ramp: Annotated[float, Field(ge=0.0, le=1.0)] = Field(
         0.5, description="fraction of the stage over which the target comes down from the dense cost"
     )
+    frozen: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(
+        0.4,
+        description="fraction of the stage, its last, in which gates are frozen: masks that meet the budget are fixed, "
+        "and weights train on under them",
+    )
     final_learning_rate_fraction: Annotated[float, Field(ge=0.0, le=1.0)] = Field(
         0.05, description="the weights' rate at the end of this stage, as a fraction of its highest"
     )
+
+    @model_validator(mode="after")
+    def _reaches_its_target(self) -> GateStageSettings:
+        if self.target_ramp + self.frozen > 1 + 1e-9:
+            raise ValueError(
+                f"found target_ramp {self.target_ramp} and frozen {self.frozen}, expected at most 1 together: the "
+                "target comes down before the gates are frozen"
+            )
+        return self
 
 
 class StagesSettings(Settings):

@@ -145,7 +145,14 @@ class Stages:
             for metric, share in self.recipe.budget.shares(fraction).items()
         ]
         gates = gate_training(
-            gated, budgets, self.recipe.gates, self.recipe.tau, steps, self.recipe.seed, self.processes.rank
+            gated,
+            budgets,
+            self.recipe.gates,
+            self.recipe.tau,
+            steps,
+            stage.frozen,
+            self.recipe.seed,
+            self.processes.rank,
         )
         self._train("gate", gated, {"gated": gated}, gates)
 

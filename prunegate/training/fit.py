@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves
 
 from prunegate.errors import DivergedError
 from prunegate.training.distillation import Distillation
-from prunegate.training.health import GateHealth
+from prunegate.training.health import GateHealth, gate_figures
 from prunegate.training.optimizers import logit_optimizer, rate_scheduler, weight_average, weight_optimizer
 from prunegate.training.plans import GateTraining, TrainingPlan
 from prunegate.training.processes import Processes, random_states, set_random_states
@@ -137,8 +137,28 @@ class Fit:
 
     # ---------------------------------------------------------------------------------------------
 
+    def _drawn(self) -> tuple[GatedModel, GateTraining] | None:
+        """The gated model and what trains its gates, as long as masks are drawn from them."""
+        if self._gated is None or self.gates is None or self._gated.gates.are_fixed:
+            return None
+        return self._gated, self.gates
+
+    def _freeze(self, gated: GatedModel, gates: GateTraining) -> None:
+        """Fix masks that meet the budgets. How the gates were doing is judged before that."""
+        health = GateHealth.of(gated, gates.budget.metric, gates.budget.target(gated), self._hard)
+        self._warn_of(health)
+        gated.harden(*gates.budgets)
+
+    def _warn_of(self, health: GateHealth) -> None:
+        for text in health.warnings() if self.processes.is_first else ():
+            logger.warning(text)
+
     def _train_on(self, batch: Batch, epoch: int) -> None:
         """One step of the optimisers, or none where the loss is not finite and that is allowed."""
+        drawn = self._drawn()
+        if drawn is not None and self.step == drawn[1].freeze_after:
+            self._freeze(*drawn)
+            drawn = None
         self._scheduler.step_update(self.step)
         device = self.processes.device
         inputs, labels = batch[0].to(device), batch[1].to(device)
@@ -158,12 +178,13 @@ class Fit:
                 share = len(some_inputs) / len(inputs)
                 value += share * sum(values) / len(values)
                 loss = loss if len(parts) == 1 else loss * share
-                if last and self._gated is not None and self.gates is not None:
-                    for budget in self.gates.budgets:
-                        loss = loss + budget.penalty(self._gated)
+                if last and drawn is not None:
+                    gated, gates = drawn
+                    for budget in gates.budgets:
+                        loss = loss + budget.penalty(gated)
                 self.processes.backward(loss)
         else:
-            self._update()
+            self._update(drawn)
             self._loss_sum += value * len(inputs)
             self._samples += len(inputs)
         if self.gates is not None:
@@ -178,16 +199,17 @@ class Fit:
             loss = F.cross_entropy(scores, labels, label_smoothing=self.plan.label_smoothing)
         return loss if self._distillation is None else self._distillation.loss(inputs, scores, loss)
 
-    def _update(self) -> None:
+    def _update(self, drawn: tuple[GatedModel, GateTraining] | None) -> None:
         if self.plan.clip_norm is not None:
             self.processes.clip(self._weights, self.plan.clip_norm)
-        for optimizer in self._optimizers:
+        for optimizer in self._optimizers[:1] if drawn is None else self._optimizers:  # the weights' is the first
             optimizer.step()
         if self._average is not None:
             self._average.update(self.model, self.step)
-        if self._gated is not None and self.gates is not None:
-            self._gated.gates.clamp_()
-            for budget in self.gates.budgets:
+        if drawn is not None:
+            gated, gates = drawn
+            gated.gates.clamp_()
+            for budget in gates.budgets:
                 budget.step()
 
     def _not_finite(self, values: list[float], batch: Batch, epoch: int, before: list[torch.Tensor] | None) -> None:
@@ -253,9 +275,9 @@ class Fit:
             gated, metric = self._gated, self.gates.budget.metric
             health = GateHealth.of(gated, metric, self.gates.budget.target(gated), self._hard)
             self._hard = gated.gates.hard_mask().clone()
-            costs = _costs(gated, self.gates, health)
-            for text in health.warnings() if epoch == self.plan.epochs - 1 and self.processes.is_first else ():
-                logger.warning(text)
+            costs = gate_figures(gated, self.gates, health)
+            if epoch == self.plan.epochs - 1 and self._drawn() is not None:
+                self._warn_of(health)
         mean = self._loss_sum / max(self._samples, 1)
         return EpochRecord(self.plan.stage, epoch + 1, self.step, mean, accuracy(measured), rate, **costs)
 
@@ -276,19 +298,3 @@ def fit(
 ) -> Iterator[EpochRecord]:
     """Train from the first step to the last; give a record after each epoch. `Fit` tells what the arguments are."""
     return Fit(model, plan, steps_per_epoch, gates, distillation).epochs(lambda epoch, _: batches(epoch), accuracy)
-
-
-def _costs(gated: GatedModel, gates: GateTraining, health: GateHealth) -> dict[str, Any]:
-    """What the record of a gate epoch has besides: costs in MACs per sample whatever the budget counts."""
-    in_macs = gates.budget.metric == "macs"
-    return {
-        "tau": gated.tau,
-        "expected_macs": float(gated.expected_cost("macs").detach()),
-        "realised_macs": gated.realised_cost("macs"),
-        "sampled_macs": gated.sampled_cost("macs"),
-        "target_macs": health.target if in_macs else None,
-        "multiplier": gates.budget.multiplier,
-        "undecided_share": health.undecided_share,
-        "flipped_share": health.flipped_share,
-        "collapsed_groups": len(health.collapsed),
-    }

@@ -7,18 +7,26 @@ from typing import Any
 
 import torch
 
-from prunegate.errors import LoopError
+from prunegate.errors import BudgetError, LoopError
 from prunegate.training.batch_norm import reestimate_batch_norm
 from prunegate.training.budget import Budget
 from prunegate.training.optimizers import logit_optimizer
 from prunegate.training.tau import Schedule, TauSchedule
 from prunegate.wrapping import GatedModel
+from prunegate.wrapping.gated_model import unreachable
 
 # How far a logit gets that is pushed one way all through the gate stage; from one limit to the other it is 9.2.
 LOGIT_TRAVEL = 30.0
-# Where units start, and over which part of the steps the target comes down: the defaults of recipes.
+# Where units start, over which part of the steps the target comes down, and in which part of them, the last, gates are
+# frozen: the defaults of recipes.
 _KEEP_PROBABILITY = 0.99
 _RAMP = 0.5
+_FROZEN = 0.4
+
+
+def steps_drawn(steps: int, frozen: float) -> int:
+    """How many of ``steps`` draw masks, at least the first, when a share ``frozen`` of them, the last, does not."""
+    return max(min(1, steps), steps - round(frozen * steps))
 
 
 class GateSteps:
@@ -27,21 +35,27 @@ class GateSteps:
     `step` takes the loss's gradient of the logits away, so that the optimiser of the weights never sees it: torch's
     optimisers pass over what has no gradient, and weight decay with it. ``model.parameters()`` may be handed to one.
 
+    In the last steps the gates are frozen: masks that meet the budget are fixed, and the weights get used to them.
+
+    Attributes:
+        count: Steps taken, frozen or not.
+
     Args:
         gated: Its logits are set to where a gate stage starts, and so is its tau.
         budget: A `Budget`, or a fraction of the dense MACs; the target of a fraction comes down over the first half
             of the steps.
         steps: Steps of the optimiser from here until `finish`.
+        frozen: Share of these steps, the last, in which the gates are frozen, in [0, 1).
         tau_start: Tau at the first step, > 0.
-        tau_end: Tau at the last step, in (0, tau_start].
+        tau_end: Tau at the last step before the gates are frozen, in (0, tau_start].
         tau_schedule: How tau gets there.
-        learning_rate: Of the logits, by Adam; 30 / steps if not given.
+        learning_rate: Of the logits, by Adam; if not given, 30 / steps before the gates are frozen.
         fresh: False leaves the logits where they are: they have been trained before, or are about to be loaded.
             Logits of which some are closed for good are left alone anyway.
 
     Raises:
-        BudgetError: Values out of range.
-        LoopError: The gated model's masks are fixed.
+        BudgetError: Values out of range, or a budget below what the gates can reach.
+        LoopError: The gated model's masks are fixed, and the gates are fresh.
     """
 
     def __init__(
@@ -50,26 +64,34 @@ class GateSteps:
         budget: Budget | float = 0.5,
         *,
         steps: int,
+        frozen: float = _FROZEN,
         tau_start: float = 2.0,
         tau_end: float = 0.1,
         tau_schedule: Schedule = "exponential",
         learning_rate: float | None = None,
         fresh: bool = True,
     ) -> None:
-        if gated.gates.are_fixed:
-            raise LoopError(
-                "GateSteps: found a gated model with fixed masks, expected masks that are drawn from the logits. Fixed "
-                "masks come from harden or set_masks, and logits learn nothing behind them. To train the gates again "
-                "call gated.release_masks(); to finetune, train on without GateSteps or its callback."
+        if fresh:
+            _refuse_fixed(gated)
+        if not 0.0 <= frozen < 1.0:
+            raise BudgetError(
+                f"frozen: found {frozen}, expected a share of the steps in [0, 1): gates have to learn before they are "
+                "frozen. Say 0.4, or 0 to draw masks until the end."
             )
         self.gated = gated
-        self.tau = TauSchedule(gated, tau_start, tau_end, steps, tau_schedule)
+        self.count = 0
+        drawn = steps_drawn(steps, frozen)
+        self._freeze_after = drawn if drawn < steps else None
+        self.tau = TauSchedule(gated, tau_start, tau_end, drawn, tau_schedule)
         if not isinstance(budget, Budget):
             budget = Budget("macs", budget, ramp_steps=round(_RAMP * steps))
         self.budget = budget
+        limit = budget.limit_for(gated.dense_cost(budget.metric))
+        if limit < gated.least_cost(budget.metric):
+            raise BudgetError(unreachable(gated, budget.metric, limit))
         if fresh and bool(gated.gates.open_units().all()):
             gated.gates.start_at(_KEEP_PROBABILITY, gated.magnitudes())
-        self.optimizer = logit_optimizer(gated, learning_rate or LOGIT_TRAVEL / steps)
+        self.optimizer = logit_optimizer(gated, learning_rate or LOGIT_TRAVEL / drawn)
 
     def step(self) -> None:
         """Take the gates' step; call it after ``loss.backward()`` and before the weights' optimiser steps.
@@ -78,9 +100,14 @@ class GateSteps:
         penalty's, once. Afterwards the logits have no gradient.
 
         Raises:
-            LoopError: The logits have no gradient.
+            LoopError: The logits have no gradient, or masks are fixed that are not frozen gates'.
         """
         logits = self.gated.gates.logits
+        if self.are_frozen:
+            self.count += 1
+            logits.grad = None
+            return
+        _refuse_fixed(self.gated)
         if logits.grad is None:
             raise LoopError(
                 "GateSteps.step: found no gradient in the logits, expected the loss's. Without it units would go by "
@@ -97,6 +124,14 @@ class GateSteps:
         self.gated.gates.clamp_()
         self.tau.step()
         self.budget.step()
+        self.count += 1
+        if self.count == self._freeze_after:
+            self.gated.harden(self.budget)
+
+    @property
+    def are_frozen(self) -> bool:
+        """Whether the gates have learned all they will, and the steps that are left are the weights'."""
+        return self._freeze_after is not None and self.count >= self._freeze_after
 
     def finish(self, batches: Iterable[torch.Tensor] | None = None) -> None:
         """Fix hard masks that meet the budget.
@@ -125,6 +160,7 @@ class GateSteps:
     def state_dict(self) -> dict[str, Any]:
         """Everything but the logits and their noise, which are in the gated model's own."""
         return {
+            "count": self.count,
             "budget": self.budget.state_dict(),
             "tau": self.tau.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -132,6 +168,16 @@ class GateSteps:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a `state_dict`; load the gated model's as well."""
+        self.count = int(state["count"])
         self.budget.load_state_dict(state["budget"])
         self.tau.load_state_dict(state["tau"])
         self.optimizer.load_state_dict(state["optimizer"])
+
+
+def _refuse_fixed(gated: GatedModel) -> None:
+    if gated.gates.are_fixed:
+        raise LoopError(
+            "GateSteps: found a gated model with fixed masks, expected masks that are drawn from the logits. Fixed "
+            "masks come from harden or set_masks, and logits learn nothing behind them. To train the gates again "
+            "call gated.release_masks(); to finetune, train on without GateSteps or its callback."
+        )

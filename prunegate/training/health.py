@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
+from prunegate.training.plans import GateTraining
 from prunegate.wrapping import GatedModel
 
 # Keep probabilities between these are undecided.
@@ -86,3 +88,19 @@ class GateHealth:
                 "is nearly cut off. Raise budget.fraction, or list them under gates.exclude."
             )
         return found
+
+
+def gate_figures(gated: GatedModel, gates: GateTraining, health: GateHealth) -> dict[str, Any]:
+    """What the record of a gate epoch has besides: costs in MACs per sample whatever the budget counts."""
+    in_macs = gates.budget.metric == "macs"
+    return {
+        "tau": gated.tau,
+        "expected_macs": float(gated.expected_cost("macs").detach()),
+        "realised_macs": gated.realised_cost("macs"),
+        "sampled_macs": gated.sampled_cost("macs"),
+        "target_macs": health.target if in_macs else None,
+        "multiplier": gates.budget.multiplier,
+        "undecided_share": health.undecided_share,
+        "flipped_share": health.flipped_share,
+        "collapsed_groups": len(health.collapsed),
+    }

@@ -52,6 +52,8 @@ class GateTraining:
     """What the gate stage adds: a budget, an annealed tau, and the logits' own optimiser (Adam, no decay).
 
     Attributes:
+        freeze_after: Steps after which the gates are frozen: masks that meet the budgets are fixed, and what is left
+            of the stage trains the weights under them. None for never.
         others: Further budgets, of other metrics, that are held at the same time. Records tell of the first.
     """
 
@@ -59,6 +61,7 @@ class GateTraining:
     tau: TauSchedule
     learning_rate: float
     others: tuple[Budget, ...] = ()
+    freeze_after: int | None = None
 
     @property
     def budgets(self) -> tuple[Budget, ...]:

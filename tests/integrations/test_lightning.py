@@ -87,7 +87,7 @@ def test_fit_ends_with_hard_masks_that_meet_the_budget(tmp_path: Path) -> None:
     assert gated.gates.are_fixed
     assert 0.3 < gated.realised_cost() / gated.dense_cost() <= 0.5
     assert gated.tau == pytest.approx(0.1)
-    assert callback.gates.budget.count == 2 * BATCHES
+    assert callback.gates.count == 2 * BATCHES
     logged = running.logged_metrics
     assert logged["prunegate/tau"] == pytest.approx(0.1)
     assert 0 < logged["prunegate/expected_macs"] < gated.dense_cost()
@@ -100,7 +100,8 @@ def test_gates_step_once_for_all_accumulated_batches(tmp_path: Path) -> None:
     running = trainer(callback, tmp_path, accumulate_grad_batches=3)
     running.fit(Module(net=gated), batches())
     assert running.global_step == 2 * 3
-    assert callback.gates.budget.count == callback.gates.tau.count == callback.gates.tau.steps == 2 * 3
+    assert callback.gates.count == 2 * 3
+    assert callback.gates.budget.count == callback.gates.tau.count == callback.gates.tau.steps == 4, "two are frozen"
 
 
 def test_decay_and_clipping_are_the_same_whether_the_optimiser_holds_the_logits(tmp_path: Path) -> None:
@@ -132,7 +133,7 @@ def test_resumed_fit_equals_an_undisturbed_one(tmp_path: Path) -> None:
         first.fit(Module(net=gated_model()), batches())
     resumed, again = gated_model(1), PruningCallback()
     trainer(again, tmp_path, max_epochs=3).fit(Module(net=resumed), batches(), ckpt_path=tmp_path / "one.ckpt")
-    assert again.gates.budget.count == callback.gates.budget.count == 3 * BATCHES
+    assert again.gates.count == callback.gates.count == 3 * BATCHES
     assert again.gates.budget.state_dict() == callback.gates.budget.state_dict()
     state, other = whole.state_dict(), resumed.state_dict()
     assert all(torch.equal(state[name], other[name]) for name in state if not name.endswith("_extra_state"))
@@ -142,7 +143,7 @@ def test_resumed_fit_equals_an_undisturbed_one(tmp_path: Path) -> None:
 def test_steps_follow_the_optimiser_of_the_gated_weights_when_there_are_several(tmp_path: Path) -> None:
     gated, callback = gated_model(), PruningCallback(steps=2 * BATCHES)
     trainer(callback, tmp_path).fit(TwoOptimizers(gated), batches())
-    assert callback.gates.budget.count == 2 * BATCHES
+    assert callback.gates.count == 2 * BATCHES
 
 
 def test_batch_that_is_left_out_moves_no_gate(tmp_path: Path) -> None:
@@ -151,7 +152,7 @@ def test_batch_that_is_left_out_moves_no_gate(tmp_path: Path) -> None:
     # Lightning says so when a step returns None.
     with pytest.warns(UserWarning, match="`training_step` returned `None`"):
         trainer(callback, tmp_path, max_epochs=1).fit(module, batches())
-    assert callback.gates.budget.count == BATCHES - 1
+    assert callback.gates.count == BATCHES - 1
 
 
 @pytest.mark.parametrize("count", [0, 2])

@@ -95,7 +95,7 @@ def test_gates_step_once_for_all_accumulated_batches(tmp_path: Path) -> None:
     callback = PruningCallback(gated)
     running = trainer(gated, callback, tmp_path, gradient_accumulation_steps=3)
     counts = []
-    callback.on_step_end = lambda args, state, control, **kwargs: counts.append(callback.gates.budget.count)
+    callback.on_step_end = lambda args, state, control, **kwargs: counts.append(callback.gates.count)
     running.train()
     assert counts == list(range(1, running.state.max_steps + 1)) == list(range(1, 7))
 

@@ -92,6 +92,7 @@ def test_defaults_fill_what_is_not_given(tmp_path: Path) -> None:
     assert recipe.tau.schedule == "exponential"
     assert recipe.gates.initial_keep_probability == 0.99
     assert recipe.stages.gate.target_ramp == 0.5
+    assert recipe.stages.gate.frozen == 0.4
 
 
 def test_dumped_recipe_is_the_same_recipe_with_every_default(tmp_path: Path) -> None:
@@ -150,6 +151,8 @@ def test_all_mistakes_are_told_at_once_with_their_lines(tmp_path: Path) -> None:
         ("gates.initial_keep_probability=0.5", "expected greater than 0.5."),
         ("gates.exclude=layer4", "gates.exclude: found 'layer4', expected a valid list."),
         ("stages.gate.epochs=0", "stages.gate.epochs: found 0, expected greater than or equal to 1."),
+        ("stages.gate.frozen=1", "stages.gate.frozen: found 1, expected less than 1."),
+        ("stages.gate.frozen=0.6", "stages.gate: found target_ramp 0.5 and frozen 0.6, expected at most 1 together:"),
         ("stages.prune={}", "stages.prune: unknown key. Known keys: dense, gate, finetune."),
         ("budgets.fraction=1", "budgets: unknown key. Nearest known key: budget."),
         ("tau=0.1", "tau: found 0.1, expected"),
@@ -161,7 +164,8 @@ def test_all_mistakes_are_told_at_once_with_their_lines(tmp_path: Path) -> None:
 )
 def test_mistake_is_told_with_the_override_that_made_it(tmp_path: Path, override: str, expected: str) -> None:
     (mistake,) = mistakes(written(tmp_path), override)
-    if not override.startswith("tau.end=3"):  # a mistake of two keys stands where their section does
+    of_two_keys = ("tau.end=3", "stages.gate.frozen=0")  # such a mistake stands where the section does
+    if not override.startswith(of_two_keys):
         assert mistake.startswith(f"--set {override.split('.fraction=1')[0]}")
     assert expected in mistake
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
@@ -93,6 +94,30 @@ def test_gate_training_meets_the_budget_before_its_end_and_does_not_overshoot() 
     assert records[-1].tau == gated.tau == 0.1
     assert records[-1].realised_macs == gated.realised_cost("macs")
     assert records[-1].target_macs == gates.budget.limit_for(gated.dense_cost("macs"))
+
+
+def test_frozen_gates_stay_as_they_are_and_the_weights_train_on() -> None:
+    gated = gated_model()
+    gates = dataclasses.replace(gate_training(gated, fraction=0.6), freeze_after=STEPS * EPOCHS // 2)
+    seen, logits = [], []
+
+    def look(model: nn.Module) -> float:
+        seen.append((gated.gates.are_fixed, gated.gates.hard_mask().clone()))
+        logits.append(gated.gates.logits.detach().clone())
+        return 0.0
+
+    plan = TrainingPlan("gate", EPOCHS, 0.05)
+    records = list(fit(gated, batches, STEPS, plan, look, gates))
+    assert [fixed for fixed, _ in seen] == [False] * 3 + [True] * 3
+    assert all(torch.equal(mask, seen[3][1]) for _, mask in seen[4:])
+    assert all(torch.equal(found, logits[2]) for found in logits[3:])
+    assert not torch.equal(logits[1], logits[2]), "the gates have not learned before"
+    limit = gates.budget.limit_for(gated.dense_cost("macs"))
+    assert all(r.sampled_macs == r.expected_macs == r.realised_macs <= limit for r in records[3:])
+    assert records[-1].loss < records[3].loss
+    before = gated.gates.hard_mask().clone()
+    gated.harden(gates.budget)
+    assert torch.equal(gated.gates.hard_mask(), before), "hardening at the end of the stage would change them"
 
 
 def test_weight_decay_does_not_reach_the_logits() -> None:

@@ -97,6 +97,51 @@ def test_state_goes_on_as_if_undisturbed() -> None:
     assert other_gates.metrics() == gates.metrics()
 
 
+def test_gates_are_frozen_in_the_last_steps_and_go_on_frozen() -> None:
+    gated = gated_model()
+    gates = GateSteps(gated, 0.5, steps=STEPS, frozen=0.25)
+    optimizer = torch.optim.AdamW(gated.parameters(), lr=0.01, weight_decay=0.5)
+    train(gated, gates, optimizer, range(29))
+    assert not gates.are_frozen
+    train(gated, gates, optimizer, range(29, 30))
+    assert gates.are_frozen
+    assert gated.tau == gates.tau.end
+    assert gated.realised_cost() <= 0.5 * gated.dense_cost()
+    masks, logits = gated.gates.hard_mask().clone(), gated.gates.logits.detach().clone()
+    weights = [p.detach().clone() for p in gated.weight_parameters()]
+    saved = copy.deepcopy((gated.state_dict(), gates.state_dict(), optimizer.state_dict()))
+    train(gated, gates, optimizer, range(30, 35))
+    assert torch.equal(gated.gates.logits, logits)
+    assert not any(torch.equal(p, before) for p, before in zip(gated.weight_parameters(), weights, strict=True))
+
+    other = gated_model(1)
+    other_optimizer = torch.optim.AdamW(other.parameters(), lr=0.01, weight_decay=0.5)
+    other.load_state_dict(saved[0])  # as trainers do it, which load the model first
+    other_gates = GateSteps(other, 0.5, steps=STEPS, frozen=0.25, fresh=False)
+    other_gates.load_state_dict(saved[1])
+    other_optimizer.load_state_dict(saved[2])
+    train(other, other_gates, other_optimizer, range(30, 35))
+    assert all(torch.equal(a, b) for a, b in zip(gated.parameters(), other.parameters(), strict=True))
+    other_gates.finish()
+    assert torch.equal(other.gates.hard_mask(), masks)
+
+
+def test_masks_are_drawn_to_the_end_if_none_are_to_be_frozen() -> None:
+    gated = gated_model()
+    gates = GateSteps(gated, 0.5, steps=STEPS, frozen=0.0)
+    train(gated, gates, torch.optim.SGD(gated.parameters(), lr=0.05), range(STEPS))
+    assert not gates.are_frozen
+    assert not gated.gates.are_fixed
+
+
+def test_masks_that_others_have_fixed_are_not_taken_for_frozen_gates() -> None:
+    gated = gated_model()
+    gates = GateSteps(gated, steps=STEPS)
+    gated.harden(gates.budget)
+    with pytest.raises(LoopError, match=r"found a gated model with fixed masks"):
+        train(gated, gates, torch.optim.SGD(gated.parameters(), lr=0.05), range(1))
+
+
 def test_logits_start_by_magnitude_only_when_fresh() -> None:
     gated = gated_model()
     with torch.no_grad():
@@ -133,7 +178,10 @@ def test_step_without_a_gradient_is_refused() -> None:
         gates.step()
 
 
-@pytest.mark.parametrize("wrong", [{"budget": 1.5}, {"steps": 0}, {"tau_start": 0.05}])
+@pytest.mark.parametrize(
+    "wrong",
+    [{"budget": 1.5}, {"budget": 1e-4}, {"steps": 0}, {"tau_start": 0.05}, {"frozen": 1.0}, {"frozen": -0.1}],
+)
 def test_values_out_of_range_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(BudgetError):
         GateSteps(gated_model(), **{"steps": STEPS, **wrong})

@@ -29,13 +29,15 @@ def main(out: Path, estimator: str) -> None:
     data = load_data(DataSettings(name="digits", image_size=32, batch_size=32, train_limit=32 * STEPS, augment="shift"))
     torch.manual_seed(0)
     model = timm.create_model("test_convnext", in_chans=1, num_classes=10)
-    model.spare = nn.Linear(2, 2)  # in no forward, so that its gradient never comes
+    if estimator == "sigmoid":  # otherwise every parameter has to have a gradient, the frozen gates' logits as well
+        model.spare = nn.Linear(2, 2)  # in no forward, so that its gradient never comes
     gated = wrap(model, data.example_inputs(2))
     gated.gates.estimator = estimator
     gated.gates.start_at(0.9, gated.magnitudes())
     gated.gates.generator.manual_seed(processes.rank)
     total = STEPS * EPOCHS
-    gates = GateTraining(Budget("macs", 0.5, ramp_steps=total // 2), TauSchedule(gated, steps=total), 0.5)
+    budget, tau = Budget("macs", 0.5, ramp_steps=total // 2), TauSchedule(gated, steps=total)
+    gates = GateTraining(budget, tau, 0.5, freeze_after=total - 3)
     plan = TrainingPlan("gate", EPOCHS, 0.05, accumulation_steps=2, clip_norm=5.0)
     masks = []
 

@@ -38,7 +38,7 @@ def pruned(
         gated = prunegate.wrap(dense, example(task))
         # The limit is that of the counter which everybody is measured with.
         budget = Budget("macs", limit=int(fraction * dense_macs), ramp_steps=round(defaults.target_ramp * steps))
-        gates = gate_training(gated, [budget], GatesSettings(), TauSettings(), steps, seed)
+        gates = gate_training(gated, [budget], GatesSettings(), TauSettings(), steps, defaults.frozen, seed)
         plan = task.plan("gate", spent, defaults.final_learning_rate_fraction)
         train(gated, task, seed, plan, gates=gates, teacher=teacher)
         gated.harden(budget)
