@@ -1,5 +1,6 @@
 """Accuracy at equal MACs and equal epochs: prunegate beside Torch-Pruning's criteria, in one run.
 
+    pip install -e '.[bench]'
     python tools/bench/accuracy.py [--task NAME ...] [--method NAME ...] [--seeds N] [--jobs 2]
 
 For each task and seed one dense model is trained; every method starts from it, spends the same number of epochs
