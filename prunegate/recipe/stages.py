@@ -135,25 +135,18 @@ class Stages:
         return result
 
     def _gate_stage(self, gated: GatedModel, fraction: float) -> None:
-        stage, before = self.recipe.stages.gate, self.outcomes[-1].fraction if self.outcomes else 1.0
+        recipe, stage = self.recipe, self.recipe.stages.gate
+        before = self.outcomes[-1].fraction if self.outcomes else 1.0
         if self.outcomes and not self._is_at("gate"):
             gated.gates.close_removed()
         steps = stage.epochs * self.data.steps_per_epoch
         ramp = round(stage.target_ramp * steps)
         budgets = [
             Budget(metric, share, ramp_steps=ramp, ramp_from=before)
-            for metric, share in self.recipe.budget.shares(fraction).items()
+            for metric, share in recipe.budget.shares(fraction).items()
         ]
-        gates = gate_training(
-            gated,
-            budgets,
-            self.recipe.gates,
-            self.recipe.tau,
-            steps,
-            stage.frozen,
-            self.recipe.seed,
-            self.processes.rank,
-        )
+        rank = self.processes.rank
+        gates = gate_training(gated, budgets, recipe.gates, recipe.tau, steps, stage.frozen, recipe.seed, rank)
         self._train("gate", gated, {"gated": gated}, gates)
 
     def _harden(self, gated: GatedModel, fraction: float) -> float:
