@@ -30,7 +30,7 @@ class Batch(NamedTuple):
     Attributes:
         inputs: float32, (n, channels, height, width).
         labels: Class indices, int64, (n,), or class probabilities, float32, (n, classes), where samples are mixed.
-        indices: Which samples of the data set these are, int64, (n,); for messages.
+        indices: Which samples of the data set these are, int64, (n,), on the CPU; for messages.
     """
 
     inputs: torch.Tensor
@@ -42,8 +42,12 @@ class Data(Protocol):
     """Training and test samples in batches.
 
     The batches of an epoch are a pure function of settings, seed, epoch and position, whatever the number of
-    workers: a run that goes on from its middle sees what it would have seen.
+    workers: a run that goes on from its middle sees what it would have seen. They are on the CPU until `to` says
+    where they are wanted; the same numbers everywhere.
     """
+
+    def to(self, device: torch.device) -> Data:
+        """The same data with inputs and labels of its batches on ``device``; nothing waits for them there."""
 
     @property
     def num_classes(self) -> int: ...

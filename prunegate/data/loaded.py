@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from prunegate.data.batches import TEST_BATCH, WHOLE, Batch, Share, part_of
 from prunegate.data.mixing import mixed
+from prunegate.data.moving import CPU, moved
 from prunegate.data.randomness import order_of
-from prunegate.data.samples import Part, Samples, collated
+from prunegate.data.samples import Collated, Part, Samples, collated
 from prunegate.data.settings import MixupSettings
 from prunegate.data.unreadable import UnreadableFiles
 from prunegate.data.workers import Order, loaded
@@ -26,6 +27,7 @@ class LoadedData:
         shape: Of one sample: channels, height, width.
         workers: Processes that read; they live for one epoch.
         unreadable: What could not be read so far.
+        device: Where batches are mixed and wanted.
     """
 
     train: Part
@@ -37,6 +39,11 @@ class LoadedData:
     mixup: MixupSettings
     workers: int
     unreadable: UnreadableFiles
+    device: torch.device = CPU
+
+    def to(self, device: torch.device) -> LoadedData:
+        """See `Data.to`."""
+        return replace(self, device=device)
 
     @property
     def num_train(self) -> int:
@@ -61,21 +68,27 @@ class LoadedData:
         order = Order(positions, self.batch_size, range(first, self.steps_per_epoch), part)
         # Beyond the limit the run stops anyway, so no more files than that are tried.
         samples = Samples(self.train, seed, epoch, tries=self.unreadable.limit + 1)
-        for number, (batch, unreadable) in enumerate(loaded(samples, order, self.workers), start=first):
+        for number, (batch, unreadable) in enumerate(self._loaded(samples, order), start=first):
             self.unreadable.note(unreadable)
             if len(batch.labels) < part.stop - part.start:
                 raise _none_left(self.train)
-            yield mixed(batch, self.mixup, self.num_classes, seed, epoch, number, rank)
+            yield mixed(self._moved(batch), self.mixup, self.num_classes, seed, epoch, number, rank)
 
     def test_batches(self, share: Share = WHOLE) -> Iterator[Batch]:
         """The test samples in order without those that cannot be read; of several processes each takes every n-th."""
         size = min(TEST_BATCH, 4 * self.batch_size)
         numbers = range(share.rank, -(-len(self.test) // size), share.count)
         order = Order(torch.arange(len(self.test)), size, numbers, slice(None))
-        for batch, unreadable in loaded(Samples(self.test, 0, 0, tries=1), order, self.workers):
+        for batch, unreadable in self._loaded(Samples(self.test, 0, 0, tries=1), order):
             self.unreadable.note(unreadable)
             if len(batch.labels):
-                yield batch
+                yield self._moved(batch)
+
+    def _loaded(self, samples: Samples, order: Order) -> Iterator[Collated]:
+        return loaded(samples, order, self.workers, pinned=self.device.type == "cuda")
+
+    def _moved(self, batch: Batch) -> Batch:
+        return Batch(moved(batch.inputs, self.device), moved(batch.labels, self.device), batch.indices)
 
 
 def examples(part: Part, count: int, unreadable: UnreadableFiles) -> torch.Tensor:

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
-from torch.utils.data import BatchSampler, DataLoader, RandomSampler, SequentialSampler, TensorDataset
 
 from prunegate.data.batches import TEST_BATCH, WHOLE, Batch, Share, part_of
 from prunegate.data.cifar10 import cifar_folder, read_cifar10
 from prunegate.data.digits import check_digits, read_digits
 from prunegate.data.fashion_mnist import fashion_folder, read_fashion
 from prunegate.data.mixing import mixed
+from prunegate.data.moving import CPU, fits, moved
 from prunegate.data.randomness import order_of
 from prunegate.data.settings import DataSettings, MixupSettings
 from prunegate.data.shifting import Moves
@@ -32,6 +31,7 @@ class ImageData:
     Attributes:
         augment: The random change made to every training batch.
         mixup: How training batches are mixed after that.
+        device: Where batches are made.
     """
 
     train_images: torch.Tensor
@@ -42,6 +42,7 @@ class ImageData:
     batch_size: int
     augment: str
     mixup: MixupSettings = field(default_factory=MixupSettings)
+    device: torch.device = CPU
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -57,6 +58,15 @@ class ImageData:
     def steps_per_epoch(self) -> int:
         return max(1, self.num_train // self.batch_size)
 
+    def to(self, device: torch.device) -> ImageData:
+        """See `Data.to`. Where a device has little room the images stay here, and each batch is copied to it."""
+        placed = replace(self, device=device)
+        tensors = self.train_images, self.train_labels, self.test_images, self.test_labels
+        if not fits(tensors, device):
+            return placed
+        train, train_labels, test, test_labels = (tensor.to(device) for tensor in tensors)
+        return replace(placed, train_images=train, train_labels=train_labels, test_images=test, test_labels=test_labels)
+
     def example_inputs(self, count: int) -> torch.Tensor:
         """The first ``count`` training images."""
         return self.train_images[:count]
@@ -67,36 +77,52 @@ class ImageData:
         return self._train_batches(seed, epoch, first, share.rank, part)
 
     def _train_batches(self, seed: int, epoch: int, first: int, rank: int, part: slice) -> Iterator[Batch]:
-        generator = order_of(seed, epoch)
-        dataset = _indexed(self.train_images, self.train_labels)
-        sampler = iter(
-            BatchSampler(
-                RandomSampler(dataset, generator=generator),
-                self.batch_size,
-                drop_last=len(dataset) >= self.batch_size,
+        # Every epoch has always begun with one number from torch's global state, so a seed keeps its dropout by it. An
+        # epoch that is taken up again drew it when it began: what is drawn beside the batches goes on as if never
+        # stopped.
+        if first == 0:
+            _draw_globally()
+        order, moves = self._drawn(seed, epoch)
+        order_there, moves = moved(order, self.train_images.device), moves.to(self.device)
+        size = min(self.batch_size, self.num_train)
+        for number in range(first, self.steps_per_epoch):
+            which = slice(number * size + part.start, number * size + part.stop)
+            inputs, labels = (
+                moved(held[order_there[which]], self.device) for held in (self.train_images, self.train_labels)
             )
-        )
-        for _, indices in zip(range(first), sampler, strict=False):
-            Moves.draw(len(indices), self.shape[1], self.augment, generator)
-        # A loader draws one number from torch's global state when it starts. An epoch that is taken up again drew it
-        # when it began: what is drawn beside the batches, such as the gates' noise, goes on as if never stopped.
-        own = None if first == 0 else torch.Generator()
-        loader = DataLoader(dataset, sampler=sampler, batch_size=None, generator=own)
-        for number, (images, labels, indices) in enumerate(loader, start=first):
-            moves = Moves.draw(len(indices), self.shape[1], self.augment, generator)
-            batch = Batch(moves.of(images, part), labels[part], indices[part])
+            batch = Batch(moves.part(which).of(inputs), labels, order[which])
             yield mixed(batch, self.mixup, self.num_classes, seed, epoch, number, rank)
+
+    def _drawn(self, seed: int, epoch: int) -> tuple[torch.Tensor, Moves]:
+        """The samples of an epoch in their order, and how they are moved.
+
+        All is drawn at once, and here: a device then gets it in one copy, the same numbers whichever device it is, and
+        an epoch that is taken up in its middle sees what it would have seen.
+        """
+        generator = order_of(seed, epoch)
+        order = torch.randperm(self.num_train, generator=generator)
+        if self.num_train < self.batch_size:
+            torch.randperm(self.num_train, generator=generator)  # as ever, so that a seed keeps its moves
+        size = min(self.batch_size, self.num_train)
+        steps = range(self.steps_per_epoch)
+        return order, Moves.joined([Moves.draw(size, self.shape[1], self.augment, generator) for _ in steps])
 
     def test_batches(self, share: Share = WHOLE) -> Iterator[Batch]:
         """The test images in order, in batches of up to 512; of several processes each takes every n-th."""
-        dataset = _indexed(self.test_images, self.test_labels)
-        batches = BatchSampler(SequentialSampler(dataset), TEST_BATCH, drop_last=False)
-        sampler = itertools.islice(batches, share.rank, None, share.count)
-        yield from map(Batch._make, DataLoader(dataset, sampler=sampler, batch_size=None))
+        _draw_globally()  # as above
+        starts = range(0, len(self.test_labels), TEST_BATCH)
+        for start in starts[share.rank :: share.count]:
+            indices = torch.arange(start, min(start + TEST_BATCH, len(self.test_labels)))
+            # Copies: a model may change its inputs in place.
+            inputs, labels = (
+                moved(held[start : start + TEST_BATCH].clone(), self.device)
+                for held in (self.test_images, self.test_labels)
+            )
+            yield Batch(inputs, labels, indices)
 
 
-def _indexed(images: torch.Tensor, labels: torch.Tensor) -> TensorDataset:
-    return TensorDataset(images, labels, torch.arange(len(labels)))
+def _draw_globally() -> None:
+    torch.empty((), dtype=torch.int64).random_()
 
 
 def check_memory(settings: DataSettings) -> None:

@@ -15,9 +15,9 @@ def mixed(batch: Batch, settings: MixupSettings, num_classes: int, *place: int) 
     """
     if not settings.enabled:
         return batch
-    from timm.data import Mixup
+    from prunegate.data.mixup import WholeBatchMixup  # timm takes long to import
 
-    mixup = Mixup(**settings.model_dump(), num_classes=num_classes)
+    mixup = WholeBatchMixup(**settings.model_dump(), num_classes=num_classes)
     with seeded(MIXING, *place):
         inputs, labels = mixup(batch.inputs, batch.labels)
     return Batch(inputs, labels, batch.indices)

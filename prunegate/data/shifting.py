@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 
+from prunegate.data.moving import moved
+
 
 class Moves(NamedTuple):
-    """How the images of a batch are moved and mirrored, drawn for all of them whichever part is then made.
+    """How images are moved and mirrored.
 
     Attributes:
         shift: Rows and columns of each image, (n, 2), or None to leave all as they are.
@@ -21,30 +24,43 @@ class Moves(NamedTuple):
 
     @classmethod
     def draw(cls, count: int, height: int, kind: str, generator: torch.Generator) -> Moves:
-        """By up to an eighth of the side, each image by itself, and mirrored for ``shift_flip``."""
+        """By up to an eighth of the side, each image by itself, and mirrored for ``shift_flip``; on the CPU."""
         if kind == "none":
             return cls(None, None)
         shift = torch.randint(0, 2 * _reach(height) + 1, (count, 2), generator=generator)
         return cls(shift, torch.rand(count, 1, generator=generator) < 0.5 if kind == "shift_flip" else None)
 
-    def of(self, images: torch.Tensor, part: slice) -> torch.Tensor:
-        """The images of one part of the batch, changed."""
-        images = images[part]
+    @classmethod
+    def joined(cls, parts: Sequence[Moves]) -> Moves:
+        """Those of several batches, one after the other."""
+        shifts = [part.shift for part in parts if part.shift is not None]
+        mirrored = [part.mirrored for part in parts if part.mirrored is not None]
+        return cls(torch.cat(shifts) if shifts else None, torch.cat(mirrored) if mirrored else None)
+
+    def to(self, device: torch.device) -> Moves:
+        return Moves(*(None if part is None else moved(part, device) for part in self))
+
+    def part(self, which: slice) -> Moves:
+        """Those of some of the images."""
+        return Moves(*(None if part is None else part[which] for part in self))
+
+    def of(self, images: torch.Tensor) -> torch.Tensor:
+        """The images, as many as these moves are for and on the same device, changed."""
         if self.shift is None:
             return images
         count, _, height, width = images.shape
+        device = images.device
         padded = F.pad(images, [_reach(height)] * 4, mode="replicate")
-        shift = self.shift[part]
-        rows = shift[:, :1] + torch.arange(height)
-        columns = shift[:, 1:] + torch.arange(width)
+        rows = self.shift[:, :1] + torch.arange(height, device=device)
+        columns = self.shift[:, 1:] + torch.arange(width, device=device)
         if self.mirrored is not None:
-            columns = torch.where(self.mirrored[part], columns.flip(1), columns)
-        index = torch.arange(count)[:, None, None]
-        moved = padded[index, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+            columns = torch.where(self.mirrored, columns.flip(1), columns)
+        index = torch.arange(count, device=device)[:, None, None]
+        shifted = padded[index, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
         # `contiguous()` would leave images of one channel as they are, whose strides torch takes for channels-last.
         # There oneDNN's gradient of a strided 1 × 1 convolution of few channels, as pruning leaves them, writes
         # beyond its memory (https://github.com/uxlfoundation/oneDNN/issues/6035).
-        return moved.clone(memory_format=torch.contiguous_format)
+        return shifted.clone(memory_format=torch.contiguous_format)
 
 
 def _reach(height: int) -> int:
@@ -53,4 +69,4 @@ def _reach(height: int) -> int:
 
 def augmented(images: torch.Tensor, kind: str, generator: torch.Generator) -> torch.Tensor:
     """A batch moved by up to an eighth of its side, each image by itself, and mirrored for ``shift_flip``."""
-    return Moves.draw(len(images), images.shape[2], kind, generator).of(images, slice(None))
+    return Moves.draw(len(images), images.shape[2], kind, generator).to(images.device).of(images)

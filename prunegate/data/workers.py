@@ -20,7 +20,9 @@ from prunegate.own_code import importable_from_here
 logger = logging.getLogger(__name__)
 
 _DEATHS = 3  # at one batch; then it is no accident
-_PREFIX = "DataLoader worker (pid"  # of torch's RuntimeError; those of samples start otherwise
+# Of torch's RuntimeErrors: the second where the thread that pins batches meets what a dead worker has left half done.
+# Those of samples start otherwise.
+_PREFIXES = ("DataLoader worker (pid", "Pin memory thread exited")
 
 
 @dataclass(frozen=True)
@@ -51,11 +53,14 @@ class Order:
         return replace(self, numbers=self.numbers[count:])
 
 
-def loaded(samples: Samples, order: Order, workers: int) -> Iterator[Collated]:
+def loaded(samples: Samples, order: Order, workers: int, pinned: bool = False) -> Iterator[Collated]:
     """The batches of ``order``.
 
     A worker that dies, mostly because the system is out of memory and kills it, costs time and nothing else: batches
     depend on their position alone, so new workers go on where the old ones were.
+
+    Args:
+        pinned: Batches are put where CUDA copies them from while the program goes on; by a thread beside the workers.
 
     Raises:
         DataError: Workers die at one batch again and again, or a sample is none.
@@ -66,10 +71,10 @@ def loaded(samples: Samples, order: Order, workers: int) -> Iterator[Collated]:
         reason = ""
         try:
             if batches is None:
-                batches = _started(samples, order.after(position), workers)
+                batches = _started(samples, order.after(position), workers, pinned)
             found = next(batches, None)
         except RuntimeError as error:
-            if not str(error).startswith(_PREFIX):
+            if not str(error).startswith(_PREFIXES):
                 raise
             reason = str(error)
         except (OSError, EOFError) as error:
@@ -99,7 +104,7 @@ def _note_death(reason: str, deaths: int, workers: int) -> None:
     logger.warning("a data worker died; new ones go on at the same batch: %s", reason)
 
 
-def _started(samples: Samples, order: Order, workers: int) -> Iterator[Collated]:
+def _started(samples: Samples, order: Order, workers: int, pinned: bool) -> Iterator[Collated]:
     # Not timm's `create_loader`: it makes its own sampler and has no argument for another, so neither the order nor
     # the position to start from could be chosen, and its workers seed themselves by their number, not by sample.
     loader: DataLoader[Any] = DataLoader(
@@ -107,6 +112,7 @@ def _started(samples: Samples, order: Order, workers: int) -> Iterator[Collated]
         batch_sampler=order,
         num_workers=min(workers, len(order)),
         collate_fn=collated,
+        pin_memory=pinned,
         generator=torch.Generator(),  # else it draws a number from torch's global state
     )
     with _no_signal_handler(), importable_from_here():
