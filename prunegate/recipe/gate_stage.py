@@ -25,7 +25,6 @@ def gate_training(
     steps: int,
     frozen: float,
     seed: int,
-    rank: int = 0,
 ) -> GateTraining:
     """Set the gates to where a recipe starts them, and give what trains them.
 
@@ -35,13 +34,12 @@ def gate_training(
         budgets: All are held; records tell of the first.
         steps: Optimisation steps of the gate stage.
         frozen: Share of these, at the end, in which the gates are frozen.
-        seed: Of the noise that masks are drawn with.
-        rank: Of this process; each draws its own noise.
+        seed: Of the noise that masks are drawn with; each process draws its own from it.
     """
     if bool(gated.gates.open_units().all()):
         scores = gated.magnitudes() if gates.initial == "magnitude" else None
         gated.gates.start_at(gates.initial_keep_probability, scores, gates.initial_spread)
-        gated.gates.generator.manual_seed(seed + rank * 1_000_003)
+        gated.gates.generator.manual_seed(seed)
     drawn = steps_drawn(steps, frozen)
     schedule = TauSchedule(gated, tau.start, tau.end, drawn, tau.schedule)
     first, *others = budgets

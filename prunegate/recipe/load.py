@@ -17,6 +17,7 @@ from prunegate.own_code import OwnBuilder, imported, is_own
 from prunegate.recipe.schema import ModelSettings, Recipe
 from prunegate.recipe.source import KeyPath, Source, dotted, parse_value, read_source
 from prunegate.recipe.trackers import check_trackers
+from prunegate.training.processes import check_precision
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -48,14 +49,16 @@ def check_recipe(recipe: Recipe) -> None:
     """Check what a recipe refers to, without building or training anything.
 
     Raises:
-        PrunegateError: An unknown model or optimiser, weights or data that are not there. Of the mistake's
-            own kind if there is one, a `RecipeError` that lists them if there are several.
+        PrunegateError: An unknown model or optimiser, weights or data that are not there, or a precision that this
+            machine does not have. Of the mistake's own kind if there is one, a `RecipeError` that lists them if there
+            are several.
     """
     checks: list[Callable[[], object]] = [
         lambda: dense_builder(recipe.model),
         lambda: _check_weights(recipe.model.weights),
         lambda: check_data(recipe.data),
         lambda: _check_optimizer(recipe.optimizer.name),
+        lambda: check_precision(recipe.training.precision),
         lambda: None if recipe.training.loss is None else own_loss(recipe.training.loss),
         lambda: check_trackers(recipe.trackers),
     ]

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -71,6 +71,7 @@ def run(
     _load_weights(model, recipe.model.weights)
     data = load_data(recipe.data, recipe.seed)
     _check_output(model, data, recipe)
+    data = data.to(processes.device)
     loss = None if recipe.training.loss is None else own_loss(recipe.training.loss)
     listeners = Listeners([listener] if listener is not None and processes.is_first else [])
     # Wraps the model, which refuses now what could not be pruned after an hour of training.
@@ -101,7 +102,19 @@ def run(
         state = processes.from_first(processes.by_first(begin, PrunegateError))
         if processes.is_first:
             listeners.extend(trackers_of(recipe.trackers, out.path, state.records if state else []))
+        stack.enter_context(_repeatable_convolutions())
         return stages.finish(state)
+
+
+@contextmanager
+def _repeatable_convolutions() -> Iterator[None]:
+    """Let cuDNN use only algorithms that give the same bits each time, which runs that are resumed rely on."""
+    before = torch.backends.cudnn.deterministic
+    torch.backends.cudnn.deterministic = True
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.deterministic = before
 
 
 def _wrap(recipe: Recipe, data: Data, model: nn.Module) -> GatedModel:

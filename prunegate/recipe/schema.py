@@ -144,7 +144,9 @@ class SchedulerSettings(Settings):
 class TrainingSettings(Settings):
     """How steps are computed, in all stages."""
 
-    precision: Literal["no", "bf16"] = Field("no", description="of forward passes; no: float32")
+    precision: Literal["no", "bf16", "fp16"] = Field(
+        "no", description="of forward passes; no: float32; fp16, with a scaled loss, on CUDA alone"
+    )
     accumulation_steps: Annotated[int, Field(ge=1, le=4096)] = Field(
         1, description="parts that a batch passes the model in, for less memory"
     )

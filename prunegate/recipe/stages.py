@@ -80,7 +80,6 @@ class Stages:
         self._stage, self._budget = "dense", 0
         self._hardened: float | None = None
         self._models: dict[str, nn.Module] = {}
-        self._gated: GatedModel | None = None
 
     def finish(self, state: RunState | None = None) -> RunSummary:
         """All stages from the first, or from where ``state`` was left, on.
@@ -91,7 +90,7 @@ class Stages:
             self._resumed, self.records, self.epochs_done = state, list(state.records), state.epochs_done
             self.outcomes = [Outcome(**outcome) for outcome in state.outcomes]
         self._dense_stage()
-        gated = self._gated = self.wrap(self.dense)
+        gated = self.wrap(self.dense)
         result: Compaction | None = None
         for index in range(len(self.outcomes), len(self.recipe.budget.fractions)):
             self._budget = index
@@ -109,6 +108,7 @@ class Stages:
     def _dense_stage(self) -> None:
         if self._is_past("dense"):
             self.dense.load_state_dict(load_file(self.out.file(files.DENSE)))
+            self.processes.place(self.dense)
         else:
             self._train("dense", self.dense, {"dense": self.dense})
             self.out.write_tensors(files.DENSE, self.dense.state_dict())
@@ -145,8 +145,7 @@ class Stages:
             Budget(metric, share, ramp_steps=ramp, ramp_from=before)
             for metric, share in recipe.budget.shares(fraction).items()
         ]
-        rank = self.processes.rank
-        gates = gate_training(gated, budgets, recipe.gates, recipe.tau, steps, stage.frozen, recipe.seed, rank)
+        gates = gate_training(gated, budgets, recipe.gates, recipe.tau, steps, stage.frozen, recipe.seed)
         self._train("gate", gated, {"gated": gated}, gates)
 
     def _harden(self, gated: GatedModel, fraction: float) -> float:
@@ -162,8 +161,7 @@ class Stages:
     def _recover(self, gated: GatedModel) -> Recovery:
         def batches() -> Iterator[Batch]:
             """Whole batches in every process, so that all come to the same weights and statistics."""
-            for batch in itertools.islice(self.data.train_batches(self.recipe.seed, 0), NORM_BATCHES):
-                yield tuple(part.to(self.processes.device) for part in batch)
+            return itertools.islice(self.data.train_batches(self.recipe.seed, 0), NORM_BATCHES)
 
         dense = self.dense.to(self.processes.device)
         return recovery(gated, dense, batches, self.recipe.recovery, self.loss or F.cross_entropy)
@@ -205,10 +203,7 @@ class Stages:
         for name, model in self._models.items():
             model.load_state_dict(state.models[name])
         fit.load_state_dict(state.fit)
-        own = state.processes[self.processes.rank]
-        if self._gated is not None and own["noise"] is not None:
-            self._gated.gates.generator.set_state(own["noise"])
-        set_random_states(own["random"])
+        set_random_states(state.processes[self.processes.rank])
         self._resumed = None
         self._note(f"{'resume':9} {state.stage}, after {fit.step:,} steps of this stage")
 
@@ -231,8 +226,9 @@ class Stages:
         """Write the state, so that the last one there is always one to go on from.
 
         Raises:
-            DivergedError: Its weights are not finite, which the next loss would have shown.
+            DivergedError: The last loss is not finite, or weights are not, which the next loss would have shown.
         """
+        fitted = fit.state_dict()  # first: it says which step and samples are at fault
         lost = [name for name, p in fit.model.named_parameters() if not bool(torch.isfinite(p).all())]
         if lost:
             raise DivergedError(
@@ -240,14 +236,13 @@ class Stages:
                 f"{max(0, len(lost) - 3)} more, expected numbers. A gradient has overflowed. Set training.clip_norm, "
                 f"or lower stages.{self._stage}.learning_rate."
             )
-        noise = None if self._gated is None else self._gated.gates.generator.get_state()
-        processes = self.processes.gathered_objects({"random": random_states(), "noise": noise})
+        processes = self.processes.gathered_objects(random_states())
         state = RunState(
             self._stage,
             self._budget,
             self._steps_before + fit.step,
             self.epochs_done,
-            fit.state_dict(),
+            fitted,
             {name: model.state_dict() for name, model in self._models.items()},
             self.records,
             [outcome.as_dict() for outcome in self.outcomes],

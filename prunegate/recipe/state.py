@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, fields
 from typing import Any, ClassVar
 
-VERSION = 1
+VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class RunState:
         records: Lines of ``metrics.jsonl`` so far.
         outcomes: What earlier budgets came to.
         hardened: Accuracy after hardening, in the finetune stage.
-        processes: For each process its random states and the state of its gates' noise.
+        processes: For each process its random states.
     """
 
     ORDER: ClassVar[tuple[str, ...]] = ("dense", "gate", "finetune")
@@ -54,8 +54,9 @@ class RunState:
         Raises:
             ValueError: Something else, or of another version.
         """
-        if not isinstance(found, dict) or found.get("version") != VERSION:
-            raise ValueError(f"is no state of a run in version {VERSION}")
+        version = found.get("version") if isinstance(found, dict) else None
+        if version != VERSION:
+            raise ValueError(f"found version {version} of a run's state, expected {VERSION}")
         names = [field.name for field in fields(cls)]
         if missing := [name for name in names if name not in found]:
             raise ValueError(f"has no {', '.join(missing)}")

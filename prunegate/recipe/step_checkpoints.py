@@ -67,8 +67,8 @@ class StepCheckpoints:
                 logger.warning("%s: cannot be read: %s. Trying the one before.", path, str(error).splitlines()[0])
         if files:
             raise RunFolderError(
-                f"{self.folder}: found {len(files)} checkpoints, expected one that can be read. They are damaged. "
-                "Start the run again in another folder."
+                f"{self.folder}: found {len(files)} checkpoints, expected one that can be read. They are damaged, or "
+                "made by another version of prunegate. Start the run again in another folder."
             )
         return None
 

@@ -37,6 +37,7 @@ def reestimate_batch_norm(model: nn.Module, batches: Iterable[torch.Tensor]) -> 
                 norm.momentum = None  # a cumulative average
                 norm.train()
             for batch in batches:
+                # The device is waited for here and, where averages are cumulative, in each of torch's BatchNorms.
                 if bool(torch.isfinite(batch).all()):
                     model(batch)
                     count += 1

@@ -22,12 +22,14 @@ def evaluate(
         processes: Given, each of them has a part of the batches, and all get the accuracy on the whole.
     """
     device = next(iter(model.parameters())).device
-    correct = count = 0
+    # Counted on the device and read once: reading a batch's count would make the next one wait for it.
+    hits, count = torch.zeros((), dtype=torch.int64, device=device), 0
     with eval_mode(model):
         for inputs, labels, *_ in batches:
-            predicted = model(inputs.to(device)).argmax(dim=1)
-            correct += int((predicted == labels.to(device)).sum())
+            predicted = model(inputs.to(device, non_blocking=True)).argmax(dim=1)
+            hits += (predicted == labels.to(device, non_blocking=True)).sum()
             count += len(labels)
+    correct = int(hits)
     if processes is not None:
         correct, count = (int(sum(parts)) for parts in processes.gathered(correct, count))
     return correct / max(count, 1)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from typing import Any
@@ -13,9 +12,9 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils._pytree import tree_leaves
 
-from prunegate.errors import DivergedError
 from prunegate.training.distillation import Distillation
 from prunegate.training.health import GateHealth, gate_figures
+from prunegate.training.losses import Losses, Place
 from prunegate.training.optimizers import logit_optimizer, rate_scheduler, weight_average, weight_optimizer
 from prunegate.training.plans import GateTraining, TrainingPlan
 from prunegate.training.processes import Processes, random_states, set_random_states
@@ -60,8 +59,9 @@ class Fit:
         self.step = 0
         self._gated = model if isinstance(model, GatedModel) and gates is not None else None
         self._distillation, self._loss = distillation, loss
-        self._loss_sum, self._samples, self._passed_over = 0.0, 0, 0
+        self._losses = Losses(plan, self.processes)
         self._hard: torch.Tensor | None = None
+        self.processes.place(model)  # first: optimisers choose their kernels by where the parameters are
         weights = model.model if isinstance(model, GatedModel) else model
         self._weights = list(weights.parameters())
         optimizers: list[torch.optim.Optimizer] = [weight_optimizer(weights, plan)]
@@ -102,18 +102,20 @@ class Fit:
                 raise ValueError(f"epoch {epoch + 1}: found {self.step} steps, expected {self.steps_per_epoch} each.")
             yield self._record(epoch, accuracy)
             self._prepared.train()
-            self._loss_sum, self._samples = 0.0, 0
             if after_step is not None:
                 after_step()
         self._finish()
 
     def state_dict(self) -> dict[str, Any]:
-        """All but the model's weights and logits, and the sources of randomness."""
+        """All but the model's weights and logits, and the sources of randomness.
+
+        Raises:
+            DivergedError: The loss of the last step is not finite.
+        """
         return {
             "step": self.step,
-            "loss_sum": self._loss_sum,
-            "samples": self._samples,
-            "passed_over": self._passed_over,
+            "losses": self._losses.state_dict(),
+            "loss_scale": self.processes.loss_scale_state(),
             "hard": self._hard,
             "optimizers": [optimizer.state_dict() for optimizer in self._optimizers],
             "average": None if self._average is None else self._average.module.state_dict(),
@@ -123,8 +125,9 @@ class Fit:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.step, self._loss_sum, self._samples = state["step"], state["loss_sum"], state["samples"]
-        self._passed_over = state["passed_over"]
+        self.step = state["step"]
+        self._losses.load_state_dict(state["losses"])
+        self.processes.load_loss_scale_state(state["loss_scale"])
         self._hard = None if state["hard"] is None else state["hard"].to(self.processes.device)
         for optimizer, saved in zip(self._optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
@@ -145,6 +148,7 @@ class Fit:
 
     def _freeze(self, gated: GatedModel, gates: GateTraining) -> None:
         """Fix masks that meet the budgets. How the gates were doing is judged before that."""
+        self._losses.settle()  # else what it made of the logits would be noticed first, and not which step did it
         health = GateHealth.of(gated, gates.budget.metric, gates.budget.target(gated), self._hard)
         self._warn_of(health)
         gated.harden(*gates.budgets)
@@ -161,22 +165,23 @@ class Fit:
             drawn = None
         self._scheduler.step_update(self.step)
         device = self.processes.device
-        inputs, labels = batch[0].to(device), batch[1].to(device)
+        inputs, labels = (part.to(device, non_blocking=True) for part in batch[:2])
         before = self._float_buffers() if self.plan.nonfinite_batches else None
         for optimizer in self._optimizers:
             optimizer.zero_grad()
-        value = 0.0
+        place = Place(epoch, self.step, self._rate, batch[2] if len(batch) > 2 else None)
+        value: float | torch.Tensor = 0.0
         parts = list(zip(*(t.chunk(self.plan.accumulation_steps) for t in (inputs, labels)), strict=True))
         for number, (some_inputs, some_labels) in enumerate(parts, start=1):
             last = number == len(parts)
             with nullcontext() if last else self.processes.without_averaging(self._prepared):
                 loss = self._loss_of(some_inputs, some_labels)
-                (values,) = self.processes.gathered(float(loss.detach()))
-                if not all(map(math.isfinite, values)):
-                    self._not_finite(values, batch, epoch, before)
+                found = self._losses.of(loss, place)
+                if found is None:
+                    self._undo(before or [])
                     break
                 share = len(some_inputs) / len(inputs)
-                value += share * sum(values) / len(values)
+                value = found if len(parts) == 1 else value + share * found
                 loss = loss if len(parts) == 1 else loss * share
                 if last and drawn is not None:
                     gated, gates = drawn
@@ -185,11 +190,15 @@ class Fit:
                 self.processes.backward(loss)
         else:
             self._update(drawn)
-            self._loss_sum += value * len(inputs)
-            self._samples += len(inputs)
+            self._losses.add(value, len(inputs), place)
         if self.gates is not None:
             self.gates.tau.step()
         self.step += 1
+
+    @property
+    def _rate(self) -> float:
+        """Of the weights, at the present step."""
+        return float(self._optimizers[0].param_groups[0]["lr"])
 
     def _loss_of(self, inputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         scores = self._prepared(inputs)
@@ -202,8 +211,7 @@ class Fit:
     def _update(self, drawn: tuple[GatedModel, GateTraining] | None) -> None:
         if self.plan.clip_norm is not None:
             self.processes.clip(self._weights, self.plan.clip_norm)
-        for optimizer in self._optimizers[:1] if drawn is None else self._optimizers:  # the weights' is the first
-            optimizer.step()
+        self.processes.step(self._optimizers[:1] if drawn is None else self._optimizers)  # the weights' is the first
         if self._average is not None:
             self._average.update(self.model, self.step)
         if drawn is not None:
@@ -212,30 +220,11 @@ class Fit:
             for budget in gates.budgets:
                 budget.step()
 
-    def _not_finite(self, values: list[float], batch: Batch, epoch: int, before: list[torch.Tensor] | None) -> None:
-        """Pass the batch over, if there is one to spare, with all as it was before; else stop."""
-        indices = batch[2].tolist() if len(batch) > 2 else []
-        known = self.processes.gathered_objects(indices)
-        bad = [index for value, some in zip(values, known, strict=True) if not math.isfinite(value) for index in some]
-        shown = ", ".join(map(str, bad[:16])) + (", ..." if len(bad) > 16 else "")
-        found = next(value for value in values if not math.isfinite(value))
-        where = f"{self.plan.stage}, epoch {epoch + 1}, step {self.step}: the loss is {found}, expected a finite number"
-        samples = f" The batch holds the training samples {shown}." if bad else ""
-        if self._passed_over >= self.plan.nonfinite_batches:
-            rate = float(self._optimizers[0].param_groups[0]["lr"])
-            raise DivergedError(
-                f"{where}.{samples} The learning rate may be too high: found {rate:.3g}. Lower "
-                f"stages.{self.plan.stage}.learning_rate, or look at these samples, or pass some batches over with "
-                "guards.nonfinite_batches."
-            )
-        self._passed_over += 1
-        if self.processes.is_first:
-            logger.warning(
-                "%s.%s Passed over: %d of %d.", where, samples, self._passed_over, self.plan.nonfinite_batches
-            )
+    def _undo(self, before: list[torch.Tensor]) -> None:
+        """Leave all as it was before the batch that is passed over."""
         for optimizer in self._optimizers:
             optimizer.zero_grad()
-        self._put_back(before or [])
+        self._put_back(before)
 
     def _buffers(self) -> list[torch.Tensor]:
         """Running statistics, which a forward changes."""
@@ -266,10 +255,10 @@ class Fit:
             buffer.copy_(before)
 
     def _record(self, epoch: int, accuracy: Callable[[nn.Module], float]) -> EpochRecord:
+        self._losses.settle()
         self.processes.agree_on_buffers(self.model)
         measured = self.model if self._average is None else self._average.module
         self.processes.agree_on_buffers(measured)
-        rate = float(self._optimizers[0].param_groups[0]["lr"])
         costs: dict[str, Any] = {}
         if self._gated is not None and self.gates is not None:
             gated, metric = self._gated, self.gates.budget.metric
@@ -278,8 +267,8 @@ class Fit:
             costs = gate_figures(gated, self.gates, health)
             if epoch == self.plan.epochs - 1 and self._drawn() is not None:
                 self._warn_of(health)
-        mean = self._loss_sum / max(self._samples, 1)
-        return EpochRecord(self.plan.stage, epoch + 1, self.step, mean, accuracy(measured), rate, **costs)
+        mean = self._losses.mean()
+        return EpochRecord(self.plan.stage, epoch + 1, self.step, mean, accuracy(measured), self._rate, **costs)
 
     def _finish(self) -> None:
         if self._average is not None:
