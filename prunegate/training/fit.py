@@ -73,7 +73,7 @@ class Fit:
             model, optimizers, lambda: example_inputs is not None and self._uses_all(example_inputs)
         )
         if distillation is not None:
-            distillation.teacher.to(self.processes.device)
+            self.processes.place(distillation.teacher)
 
     def epochs(
         self,

@@ -58,7 +58,7 @@ class Losses:
             DivergedError: It is not finite, where that is looked at now.
         """
         if not self._at_once:
-            return loss.detach()
+            return loss.detach().double()
         (values,) = self._processes.gathered(float(loss.detach()))
         if not all(map(math.isfinite, values)):
             self._not_finite(values, place)
@@ -76,7 +76,7 @@ class Losses:
             self._sum += value * count
             return
         # All processes get the same mean, so they find the same step at fault, and a saved sum is right for all.
-        mean = self._processes.mean(value.double())
+        mean = self._processes.mean(value)
         self._sum.add_(mean, alpha=count)
         before, self._pending = self._pending, (_copied(mean), value, place)
         self._look(before)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from pydantic import BaseModel
 
@@ -239,3 +240,15 @@ def test_recipe_is_found_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     shutil.copy(RECIPES[0], tmp_path / "mine.yaml")
     monkeypatch.chdir(tmp_path)
     assert load_recipe("mine.yaml") == load_recipe(RECIPES[0])
+
+
+def test_precision_that_the_machine_lacks_is_refused_with_the_other_mistakes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    path = written(tmp_path)
+    with pytest.raises(RecipeError, match=r"^training\.precision: found fp16 .*Set training\.precision=bf16\.$"):
+        check_recipe(load_recipe(path, ["training.precision=fp16"]))
+    with pytest.raises(RecipeError, match=r"optimizer\.name(.|\n)*training\.precision: found fp16"):
+        check_recipe(load_recipe(path, ["training.precision=fp16", "optimizer.name=nosuch"]))
+    check_recipe(load_recipe(path, ["training.precision=bf16"]))
