@@ -39,6 +39,9 @@ class Losses:
     step has been prepared: waiting for it at once would leave the device without work meanwhile. Where batches may be
     passed over, their losses have to be known at once on every device.
 
+    Args:
+        at_once: Given, it decides instead when losses are looked at.
+
     Attributes:
         samples: How many the sum is over.
         passed_over: Batches passed over in this stage.
@@ -47,7 +50,9 @@ class Losses:
     def __init__(self, plan: TrainingPlan, processes: Processes, at_once: bool | None = None) -> None:
         self._plan, self._processes = plan, processes
         self._at_once = bool(plan.nonfinite_batches) or processes.device.type == "cpu" if at_once is None else at_once
-        self._sum = torch.zeros((), dtype=torch.float64, device=processes.device)
+        # float64 as Python's numbers are, where a device has it: Apple's do not.
+        dtype = torch.float32 if processes.device.type == "mps" else torch.float64
+        self._sum = torch.zeros((), dtype=dtype, device=processes.device)
         self._pending: tuple[Callable[[], float], torch.Tensor, Place] | None = None
         self.samples = self.passed_over = 0
 
@@ -58,7 +63,7 @@ class Losses:
             DivergedError: It is not finite, where that is looked at now.
         """
         if not self._at_once:
-            return loss.detach().double()
+            return loss.detach().to(self._sum.dtype)
         (values,) = self._processes.gathered(float(loss.detach()))
         if not all(map(math.isfinite, values)):
             self._not_finite(values, place)

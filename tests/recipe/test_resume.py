@@ -142,6 +142,17 @@ def test_state_with_code_in_it_is_not_run(tmp_path: Path) -> None:
         run(recipe(), folder, resume=True)
 
 
+def test_state_of_another_version_is_refused_with_what_to_do(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = tmp_path / "run"
+    with pytest.raises(RunStoppedError):
+        run(recipe(), folder, stop=StopAfter(2))
+    for path in (folder / "checkpoints").iterdir():
+        torch.save(torch.load(path, weights_only=True) | {"version": 1}, path)
+    with pytest.raises(RunFolderError, match=r"made by another version of prunegate\. Start the run again"):
+        run(recipe(), folder, resume=True)
+    assert "cannot be read: found version 1 of a run's state, expected 2" in caplog.text
+
+
 class Evil:
     def __reduce__(self) -> Any:
         return exec, ("raise SystemExit('code was run')",)

@@ -18,6 +18,7 @@ from prunegate.compaction.plan import Plan
 from prunegate.recipe import Recipe, run
 from prunegate.recipe.gate_stage import recovery
 from prunegate.recipe.listener import RunSummary
+from prunegate.recipe.run import _repeatable_convolutions
 from prunegate.recipe.schema import RecoverySettings
 from prunegate.report import Comparison, counted_macs
 from tests.conftest import SmallNet
@@ -297,3 +298,9 @@ def test_hardened_weights_are_refitted_unless_the_recipe_says_no(tmp_path: Path)
     assert accuracies[0] > accuracies[1]
     assert "10 layers refitted" in notes[0]
     assert "refitted" not in notes[1]
+
+
+def test_convolutions_are_repeatable_within_the_run_alone() -> None:
+    with _repeatable_convolutions():
+        assert torch.backends.cudnn.deterministic
+    assert not torch.backends.cudnn.deterministic

@@ -20,9 +20,13 @@ TORCHRUN = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--st
 
 def trained(out: Path, processes: int, estimator: str) -> list[dict[str, Any]]:
     """What every process told."""
+    return told(out, processes, "tests.training.together", estimator)
+
+
+def told(out: Path, processes: int, module: str, *arguments: str) -> list[dict[str, Any]]:
     out.mkdir()
     start = [sys.executable] if processes == 1 else TORCHRUN
-    command = [*start, "-m", "tests.training.together", str(out), estimator]
+    command = [*start, "-m", module, str(out), *arguments]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     subprocess.run(command, check=True, timeout=300, env=environment, stderr=subprocess.DEVNULL)
     return [torch.load(out / f"rank{rank}.pt") for rank in range(processes)]
@@ -46,6 +50,14 @@ def test_masks_agree_across_processes_that_draw_noise_of_their_own(tmp_path: Pat
     assert all(torch.equal(a, b) for a, b in zip(one["masks"], other["masks"], strict=True))
     assert not all(bool(mask.all()) for mask in one["masks"])
     assert one["figures"] == other["figures"]
+
+
+def test_all_processes_stop_at_the_step_where_one_meets_a_loss_that_is_no_number(tmp_path: Path) -> None:
+    one, other = told(tmp_path / "two", 2, "tests.training.diverging")
+    assert one == other
+    assert one["error"].startswith("dense, epoch 2, step 6: the loss is nan, expected a finite number.")
+    assert "The batch holds the training samples 60, 61. " in one["error"]
+    assert len(one["losses"]) == 1
 
 
 @pytest.mark.parametrize("source", [torch.rand, np.random.rand, lambda n: random.random()])
