@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import copy
-from collections import OrderedDict
-from collections.abc import Callable
+import enum
+import functools
+import types
+from collections import OrderedDict, defaultdict
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 
 from prunegate.errors import TraceError
+from prunegate.groups.rebinding import Rebinding, handle_on, reached
 
 
 def copy_with(model: nn.Module, change: Callable[[torch.Tensor], torch.Tensor] | None = None) -> nn.Module:
@@ -21,14 +26,10 @@ def copy_with(model: nn.Module, change: Callable[[torch.Tensor], torch.Tensor] |
     Raises:
         TraceError: An attribute of the model cannot be copied.
     """
-    memo: dict[int, Any] = {}
-    if change is not None:
-        for _, module in modules_by_path(model):
-            for tensor in (*module._parameters.values(), *module._buffers.values()):
-                if tensor is not None and id(tensor) not in memo:
-                    memo[id(tensor)] = change(tensor)
+    copier = _Copier(model, change)
     try:
-        copied = _copied(model, memo)
+        copied = copier.copied(model)
+        copier.finish()
     except (RuntimeError, TypeError) as error:
         raise TraceError(
             f"the model cannot be copied: found {error}; expected a model that copy.deepcopy takes, for prunegate "
@@ -67,47 +68,181 @@ _ATOMS = frozenset({bool, int, float, complex, str, bytes, type(None), type, tor
 _OF_EVERY_MODULE = frozenset(vars(nn.Module()))
 
 
-def _copied(value: Any, memo: dict[int, Any]) -> Any:
-    """What `copy.deepcopy` gives, several times faster for modules and their plain containers."""
-    cls = type(value)
-    if cls in _ATOMS:
-        return value
-    known = memo.get(id(value))
-    if known is not None:
-        return known
-    if cls is dict or cls is OrderedDict:
-        made = memo[id(value)] = cls()
-        for key, entry in value.items():
-            made[key if type(key) in _ATOMS else _copied(key, memo)] = (
-                entry if type(entry) in _ATOMS else _copied(entry, memo)
-            )
-        return made
-    if cls is list:
-        copies: list[Any] = []
-        memo[id(value)] = copies
-        copies.extend(_copied(entry, memo) for entry in value)
-        return copies
-    if cls is tuple and _ATOMS.issuperset(map(type, value)):
-        return value
-    if isinstance(value, nn.Module) and (cls in _plain or _is_plain(type(value))):
-        twin = memo[id(value)] = object.__new__(cls)
-        made = vars(twin)
-        for key, entry in vars(value).items():
-            if type(entry) in _ATOMS:
-                made[key] = entry
-            elif key in _OF_EVERY_MODULE and not entry:  # the many kinds of hooks, mostly
-                made[key] = type(entry)()
-            elif key != "_compiled_call_impl":  # `torch.compile` in place, which copies do not inherit
-                made[key] = _copied(entry, memo)
-        return twin
-    if isinstance(value, torch.Tensor) and not value.is_leaf:
-        # Kept from an earlier forward, and made anew by the next: `torch.nn.utils.weight_norm` does so.
-        kept = memo[id(value)] = value.detach().clone()
-        return kept
-    return copy.deepcopy(value, memo)
+class _Copier:
+    """Copies one model: as `copy.deepcopy`, eight times faster, and with functions that refer to the copy.
+
+    `wrap` makes some ten copies. Each case that is not left to `copy.deepcopy` makes that of a resnet50 twice as
+    fast or more; lists are there for tensors in them that an earlier forward has left.
+
+    Attributes:
+        memo: The copy of every object so far, by the id of the original.
+        has_others: Whether anything was met that is neither a module nor a plain container of tensors and atoms.
+    """
+
+    def __init__(self, model: nn.Module, change: Callable[[torch.Tensor], torch.Tensor] | None) -> None:
+        self.memo: dict[int, Any] = {}
+        self.has_others = False
+        self._model = model
+        self._change = change
+        self._handles: list[RemovableHandle] = []
+        self._change_tensors(model)
+
+    def _change_tensors(self, model: nn.Module) -> None:
+        if self._change is None:
+            return
+        for _, module in modules_by_path(model):
+            for tensor in (*module._parameters.values(), *module._buffers.values()):
+                if tensor is not None and id(tensor) not in self.memo:
+                    self.memo[id(tensor)] = self._change(tensor)
+
+    def copied(self, value: Any) -> Any:
+        """What `copy.deepcopy` gives; functions, weak references and hooks' handles as they are."""
+        cls = type(value)
+        if cls in _ATOMS:
+            return value
+        memo = self.memo
+        known = memo.get(id(value))
+        if known is not None:
+            return known
+        if cls is dict or cls is OrderedDict:
+            made = memo[id(value)] = cls()
+            for key, entry in value.items():
+                made[key if type(key) in _ATOMS else self.copied(key)] = (
+                    entry if type(entry) in _ATOMS else self.copied(entry)
+                )
+            return made
+        if cls is list:
+            copies: list[Any] = []
+            memo[id(value)] = copies
+            copies.extend(map(self.copied, value))
+            return copies
+        if cls is tuple and _ATOMS.issuperset(map(type, value)):
+            return value
+        if issubclass(cls, nn.Module) and (cls in _plain or _is_plain(cls)):
+            twin = memo[id(value)] = object.__new__(cls)
+            made = vars(twin)
+            for key, entry in vars(value).items():
+                if type(entry) in _ATOMS:
+                    made[key] = entry
+                elif key in _OF_EVERY_MODULE and not entry:  # the many kinds of hooks, mostly
+                    made[key] = type(entry)()
+                elif key != "_compiled_call_impl":  # `torch.compile` in place, which copies do not inherit
+                    made[key] = self.copied(entry)
+            return twin
+        if isinstance(value, torch.Tensor):
+            if value.is_leaf:
+                return copy.deepcopy(value, memo)
+            # Kept from an earlier forward, and made anew by the next: `torch.nn.utils.weight_norm` does so.
+            kept = memo[id(value)] = value.detach().clone()
+            return kept
+        self.has_others |= not _is_inert(value)
+        if cls is RemovableHandle:
+            self._handles.append(value)
+            return value
+        return copy.deepcopy(value, memo)
+
+    def finish(self) -> None:
+        """Let functions, weak references and handles in the copies refer to the copies."""
+        if not self.has_others:
+            return
+        while hidden := self._hidden_modules():
+            for module in hidden:
+                self._change_tensors(module)
+                self.memo[id(module)] = self.copied(module)
+        for one in self._copies():
+            if type(one) is RemovableHandle:  # torch cannot copy it again once dicts that it refers to are gone
+                one.extra_dict_ref = tuple(ref for ref in one.extra_dict_ref if one.id in (ref() or ()))
+        twins = {**self.memo, **{id(one): one for one in self._copies()}}
+        twins.update((id(handle), handle_on(handle, self.memo)) for handle in self._handles)
+        rebind = Rebinding(twins)
+        for value, replace in self._doubtful():
+            found = rebind(value)
+            if found is not value:
+                replace(found)
+
+    def _hidden_modules(self) -> list[nn.Module]:
+        """The modules that only functions refer to: they may have statistics that a forward changes.
+
+        A module that the model is part of is none of them: it is no part of what the model computes.
+        """
+        known = {*self.memo, *map(id, self._copies())}
+
+        def is_known(value: Any) -> bool:
+            return id(value) in known
+
+        return [
+            value
+            for value in reached((value for value, _ in self._doubtful()), is_known)
+            if isinstance(value, nn.Module)
+            and not is_known(value)
+            and all(module is not self._model for module in value.modules())
+        ]
+
+    def _copies(self) -> list[Any]:
+        """The copies whose contents can be replaced."""
+        own = id(self.memo)  # where `copy.deepcopy` keeps originals alive
+        return [one for key, one in self.memo.items() if key != own and not isinstance(one, _FIXED)]
+
+    def _doubtful(self) -> list[tuple[Any, Callable[[Any], object]]]:
+        """What may be no copy among all that copies hold, each with the function that replaces it there."""
+        copies = self._copies()
+        fine = set(map(id, copies))
+        return [
+            (value, replace)
+            for one in copies
+            for value, replace in _contents(one)
+            if id(value) not in fine
+            and not isinstance(value, torch.Tensor)
+            and not (type(value) in _CONTAINERS and not value)
+        ]
+
+
+def _is_inert(value: Any) -> bool:
+    """Whether ``value`` is no function, and holds none, that could refer to something with a copy."""
+    found = reached(value if type(value) is set else [value], lambda one: isinstance(one, enum.Enum))
+    return all(type(one) in _INERT or isinstance(one, enum.Enum | type | types.ModuleType) for one in found)
+
+
+_INERT = _ATOMS | {tuple, frozenset, functools.partial, types.FunctionType, types.CellType, types.BuiltinFunctionType}
+_CONTAINERS = frozenset({dict, OrderedDict, list, set, tuple})
+_FIXED = (torch.Tensor, type, tuple, frozenset, functools.partial, types.MethodType, types.FunctionType)
+
+
+def _contents(value: Any) -> Iterator[tuple[Any, Callable[[Any], object]]]:
+    """What an object of any class holds, each with the function that puts something else in its place."""
+    if isinstance(value, dict):
+        for key, entry in tuple(dict.items(value)):
+            if type(entry) not in _ATOMS:
+                yield entry, functools.partial(dict.__setitem__, value, key)
+    elif isinstance(value, list):
+        for place, entry in enumerate(tuple(value)):
+            if type(entry) not in _ATOMS:
+                yield entry, functools.partial(list.__setitem__, value, place)
+    elif isinstance(value, set):
+        for entry in tuple(value):
+            yield entry, functools.partial(_exchange, value, entry)
+    if isinstance(value, defaultdict):
+        yield value.default_factory, functools.partial(setattr, value, "default_factory")
+    if type(value).__dictoffset__:
+        attributes = vars(value)
+        for key, entry in tuple(attributes.items()):
+            if type(entry) not in _ATOMS:
+                yield entry, functools.partial(attributes.__setitem__, key)
+    for base in type(value).__mro__:
+        if vars(base).get("__slots__"):
+            for slot in vars(base).values():
+                if isinstance(slot, types.MemberDescriptorType) and hasattr(value, slot.__name__):
+                    yield slot.__get__(value), functools.partial(slot.__set__, value)
+
+
+def _exchange(entries: set[Any], old: Any, new: Any) -> None:
+    entries.remove(old)
+    entries.add(new)
 
 
 _plain: set[type[nn.Module]] = set()
+# A class with this attribute defines how to pickle its instances only because pickle would not find the class.
+COPIED_BY_ATTRIBUTES = "_prunegate_copied_by_attributes"
 _OWN_WAYS = frozenset({"__deepcopy__", "__reduce_ex__", "__reduce__", "__getstate__", "__slots__"})
 
 
@@ -118,6 +253,7 @@ def _is_plain(cls: type[nn.Module]) -> bool:
     """
     plain = all(
         base is nn.Module
+        or COPIED_BY_ATTRIBUTES in vars(base)
         or (_OWN_WAYS.isdisjoint(vars(base)) and ("__setstate__" not in vars(base) or _is_of_torch(base)))
         for base in cls.__mro__[:-1]
     )
