@@ -17,6 +17,7 @@ import torch
 from torch import fx, nn
 
 from prunegate.compaction.cut_sizes import CutSizes
+from prunegate.compaction.replayed_class import replayed_class
 from prunegate.compaction.rewrite import write_function, write_operation
 from prunegate.compaction.writer import CannotReplayError, Writer
 from prunegate.groups import Record, Span, Value, values_in
@@ -35,21 +36,20 @@ def play_back(model: nn.Module, path: str, sizes: CutSizes, apart: Collection[st
     """
     module = model.get_submodule(path)
     source: str | None = None
+    names: Mapping[str, Any] = {}
     literals: Mapping[str, torch.Tensor] = {}
     for number in (i for i, span in enumerate(sizes.tape.spans) if span.target == path):
         graph, literals = write_span(model, number, sizes, lambda child: child not in apart)
         code = graph.python_code("self")
         if source is not None and code.src != source:
             raise CannotReplayError("it is called several times with different sizes")
-        source = code.src
+        source, names = code.src, code.globals
     if source is None:
         raise CannotReplayError("it is never called")
-    body: dict[str, Any] = dict(code.globals)
-    exec(compile(source, f"<prunegate replay of {path or 'the model'}>", "exec"), body)
     for name, tensor in literals.items():
         module.register_buffer(name, tensor, persistent=False)
-    cls = type(module)
-    module.__class__ = type(cls.__name__, (cls,), {"forward": body["forward"], "__module__": cls.__module__})
+    where = f"<prunegate replay of {path or 'the model'}>"
+    module.__class__ = replayed_class(type(module), source, names, where)
 
 
 def as_graph_module(model: nn.Module, sizes: CutSizes, apart: Collection[str]) -> fx.GraphModule:

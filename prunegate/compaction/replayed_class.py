@@ -1,0 +1,69 @@
+"""Classes whose forward is a replayed one, and how their instances are pickled."""
+
+from __future__ import annotations
+
+import importlib
+import types
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import nn
+
+from prunegate.groups.copies import COPIED_BY_ATTRIBUTES
+
+
+def replayed_class(cls: type[nn.Module], source: str, names: Mapping[str, Any], where: str) -> type[nn.Module]:
+    """A subclass of ``cls`` of the same name with another forward.
+
+    No module holds the class, so its instances are pickled as those of ``cls``, with what the class is made of.
+
+    Args:
+        source: Code that defines ``forward``.
+        names: The globals of that code.
+        where: What tracebacks give as the code's file.
+    """
+    if COPIED_BY_ATTRIBUTES in vars(cls):  # replayed before, and the new forward takes the place of that one
+        (cls,) = cls.__bases__
+    body = dict(names)
+    exec(compile(source, where, "exec"), body)
+
+    def reduce(self: nn.Module, protocol: Any) -> str | tuple[Any, ...]:
+        reduced = cls.__reduce_ex__(self, protocol)
+        if isinstance(reduced, str) or type(self) is not made:  # a subclass has a forward of its own
+            return reduced
+        make, args, *state = reduced
+        make, *args = (cls if part is made else part for part in (make, *args))
+        return (_rebuilt, (source, _without_modules(names), where, make, *args), *state)
+
+    made = type(
+        cls.__name__,
+        (cls,),
+        {
+            "forward": body["forward"],
+            "__module__": cls.__module__,
+            "__reduce_ex__": reduce,
+            COPIED_BY_ATTRIBUTES: True,
+        },
+    )
+    return made
+
+
+def _rebuilt(
+    source: str, names: Mapping[str, Any], where: str, make: Callable[..., nn.Module], *args: Any
+) -> nn.Module:
+    """A module as ``make`` makes it, with the replayed forward; its state follows."""
+    module = make(*args)
+    module.__class__ = replayed_class(type(module), source, _with_modules(names), where)
+    return module
+
+
+class _Import(str):
+    """The name of a Python module, which is itself nothing that pickle takes."""
+
+
+def _without_modules(names: Mapping[str, Any]) -> dict[str, Any]:
+    return {n: _Import(v.__name__) if isinstance(v, types.ModuleType) else v for n, v in names.items()}
+
+
+def _with_modules(names: Mapping[str, Any]) -> dict[str, Any]:
+    return {n: importlib.import_module(v) if isinstance(v, _Import) else v for n, v in names.items()}
