@@ -21,7 +21,9 @@ from prunegate.groups.rebinding import Rebinding, handle_on, reached
 def copy_with(model: nn.Module, change: Callable[[torch.Tensor], torch.Tensor] | None = None) -> nn.Module:
     """A deep copy whose parameters and buffers are ``change`` of the original ones; shared ones stay shared.
 
-    Tensors that an earlier forward has left in attributes are copied without the graph that made them.
+    Functions, weak references and hooks' handles that lead to modules of the model lead to the copy's modules in the
+    copy; so running it changes nothing of the original. Tensors that an earlier forward has left in attributes are
+    copied without the graph that made them.
 
     Raises:
         TraceError: An attribute of the model cannot be copied.
@@ -163,7 +165,8 @@ class _Copier:
     def _hidden_modules(self) -> list[nn.Module]:
         """The modules that only functions refer to: they may have statistics that a forward changes.
 
-        A module that the model is part of is none of them: it is no part of what the model computes.
+        One that the model is part of, or what the model was copied from, is none of them: hooks refer to such modules,
+        but the model does not compute with them.
         """
         known = {*self.memo, *map(id, self._copies())}
 
@@ -175,7 +178,7 @@ class _Copier:
             for value in reached((value for value, _ in self._doubtful()), is_known)
             if isinstance(value, nn.Module)
             and not is_known(value)
-            and all(module is not self._model for module in value.modules())
+            and not any(_are_alike(module, self._model) for module in value.modules())
         ]
 
     def _copies(self) -> list[Any]:
@@ -195,6 +198,14 @@ class _Copier:
             and not isinstance(value, torch.Tensor)
             and not (type(value) in _CONTAINERS and not value)
         ]
+
+
+def _are_alike(module: nn.Module, model: nn.Module) -> bool:
+    """Whether a module is the model, or may be what the model was copied from."""
+    names = list(model._modules)
+    return module is model or (
+        bool(names) and type(module).__name__ == type(model).__name__ and list(module._modules) == names
+    )
 
 
 def _is_inert(value: Any) -> bool:

@@ -288,7 +288,7 @@ def test_a_module_around_the_model_is_not_copied() -> None:
     outer = nn.Sequential(net)
     outer.lock = threading.Lock()  # type: ignore[assignment]
     net.a.register_forward_pre_hook(lambda _, inputs: inputs if outer.training else None)
-    assert copy_with(net)(torch.randn(5, 4)).shape == (5, 3)
+    assert copy_with(copy_with(net))(torch.randn(5, 4)).shape == (5, 3)
 
 
 @pytest.mark.parametrize("register", ["register_forward_hook", "register_forward_pre_hook"])
