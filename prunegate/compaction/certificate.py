@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_leaves
 
 from prunegate.errors import CompactionError
 from prunegate.groups import ExampleInputs, copy_with, in_place_of
+from prunegate.groups.kernels import exact_arithmetic
 from prunegate.groups.trace import plain_outputs
 from prunegate.modes import eval_mode
 
@@ -57,7 +58,7 @@ def certify(
     gated: nn.Module,
     compact: nn.Module,
     inputs: ExampleInputs,
-    not_weights: Iterable[nn.Parameter] = (),
+    not_weights: Iterable[torch.Tensor] = (),
     decides_by_value: bool = False,
 ) -> Certificate:
     """Run both models, in eval mode, on the example inputs and on random ones of the same form.
@@ -65,8 +66,7 @@ def certify(
     The proof is in double precision; single precision shows what rounding adds, for which one input is enough.
 
     Args:
-        not_weights: Parameters of the gated model that its outputs are not computed with (logits), whose
-            precision does not matter.
+        not_weights: Tensors of the gated model whose precision does not matter (logits).
         decides_by_value: The model ranks or selects by what it computes, as detectors do. In single precision
             rounding may then change the choice, so that difference is measured, not judged.
 
@@ -101,7 +101,7 @@ def difference(
     compact: nn.Module,
     cases: Iterable[ExampleInputs],
     dtype: torch.dtype,
-    not_weights: Iterable[nn.Parameter] = (),
+    not_weights: Iterable[torch.Tensor] = (),
 ) -> Difference:
     """Differences of two models in one precision over some inputs; infinite if their outputs differ in form.
 
@@ -110,7 +110,7 @@ def difference(
     with evaluating(gated, dtype, not_weights) as first, evaluating(compact, dtype) as second, Widely(dtype):
         biggest, largest = 0.0, 0.0
         for case in cases:
-            arguments = case.map(lambda t: t.to(dtype) if t.is_floating_point() else t)
+            arguments = case.map(partial(converted, dtype=dtype))
             found = outputs_of(second, arguments)
             expected = outputs_of(first, arguments)
             apart, size = gap(expected, found)
@@ -128,7 +128,7 @@ def gap(expected: Sequence[torch.Tensor], found: Sequence[torch.Tensor]) -> tupl
     biggest = largest = 0.0
     for a, b in zip(expected, found, strict=True):
         if a.numel():
-            apart = float((a.double() - b.double().to(a.device)).abs().max())
+            apart = float((a.double() - b.to(a.device).double()).abs().max())
             if not math.isfinite(apart):
                 return math.inf, 0.0
             biggest, largest = max(biggest, apart), max(largest, float(a.double().abs().max()))
@@ -177,22 +177,30 @@ class Widely(TorchFunctionMode):
 
 
 @contextmanager
-def evaluating(model: nn.Module, dtype: torch.dtype, not_weights: Iterable[nn.Parameter] = ()) -> Iterator[nn.Module]:
+def evaluating(model: nn.Module, dtype: torch.dtype, not_weights: Iterable[torch.Tensor] = ()) -> Iterator[nn.Module]:
     """The model in eval mode and in ``dtype``: itself where it already is, a copy where it is not."""
-    skipped = {id(parameter) for parameter in not_weights}
+    skipped = {id(tensor) for tensor in not_weights}
     tensors = [t for t in (*model.parameters(), *model.buffers()) if id(t) not in skipped]
-    floats = {t.dtype for t in tensors if t.is_floating_point()}
+    fits = all(t.dtype is dtype or not t.is_floating_point() for t in tensors) and not any(map(_lacks_double, tensors))
     with eval_mode(model):
-        yield copy_with(model, partial(_converted, dtype=dtype)) if floats - {dtype} else model
+        yield model if fits else copy_with(model, partial(converted, dtype=dtype, copy=True))
 
 
-def _converted(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    return in_place_of(tensor, tensor.detach().to(dtype if tensor.is_floating_point() else tensor.dtype, copy=True))
+def _lacks_double(tensor: torch.Tensor) -> bool:
+    """Whether a tensor is on a device without double precision; proofs are then made on the CPU."""
+    return tensor.device.type == "mps"
+
+
+def converted(tensor: torch.Tensor, dtype: torch.dtype, copy: bool = False) -> torch.Tensor:
+    """A tensor in another precision if it is a floating one, on the CPU if its device lacks double precision."""
+    device = torch.device("cpu") if _lacks_double(tensor) else tensor.device
+    wanted = dtype if tensor.is_floating_point() else tensor.dtype
+    return in_place_of(tensor, tensor.detach().to(device, wanted, copy=copy))
 
 
 def outputs_of(model: nn.Module, inputs: ExampleInputs) -> list[torch.Tensor]:
     """All tensors that a model returns for these inputs, without gradients."""
-    with torch.no_grad():
+    with torch.no_grad(), exact_arithmetic(inputs.tensors()[0].device):
         outputs = model(*inputs.args, **inputs.kwargs)
     return [t for t in tree_leaves(plain_outputs(outputs)) if isinstance(t, torch.Tensor)]
 

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -41,8 +41,16 @@ class _FoundError(Exception):
         self.fault = fault
 
 
+class _Later(NamedTuple):
+    """A comparison whose numbers are still on their way from the device: two sketches and how far they may differ."""
+
+    expected: torch.Tensor
+    found: torch.Tensor
+    tolerance: float
+
+
 # Given a tensor's number on the tape and the tensor at hand: what is wrong with it, if anything.
-_Check: TypeAlias = Callable[[str, int, torch.Tensor], "str | None"]
+_Check: TypeAlias = Callable[[str, int, torch.Tensor], "str | _Later | None"]
 
 
 def shape_fault(model: nn.Module, inputs: ExampleInputs, sizes: CutSizes) -> Fault | None:
@@ -61,17 +69,25 @@ def shape_fault(model: nn.Module, inputs: ExampleInputs, sizes: CutSizes) -> Fau
             return None
         return f"makes a tensor of shape {tuple(tensor.shape)}, expected {expected}"
 
-    return _run(model, inputs, sizes, check)
+    return _run(model, model, inputs, sizes, check)
 
 
 def value_fault(
-    masked: nn.Module, model: nn.Module, inputs: ExampleInputs, sizes: CutSizes, tolerance: float
+    masked: nn.Module,
+    run_masked: Callable[..., Any],
+    model: nn.Module,
+    inputs: ExampleInputs,
+    sizes: CutSizes,
+    tolerance: float,
 ) -> Fault | None:
     """The first module of the cut model whose tensors differ from the masked model's kept positions.
 
     Tensors are compared by a random projection relative to their norm, so that nothing large is stored.
+
+    Args:
+        run_masked: Called as ``masked`` is; runs it under the masks.
     """
-    expected: dict[str, tuple[float, float]] = {}
+    expected: dict[str, torch.Tensor] = {}
     sketch = _Sketch()
 
     def note(place: str, number: int, tensor: torch.Tensor) -> None:
@@ -81,61 +97,96 @@ def value_fault(
                     tensor = tensor.index_select(dim, torch.from_numpy(np.flatnonzero(mask)).to(tensor.device))
             expected[place] = sketch(tensor)
 
-    def check(place: str, _number: int, tensor: torch.Tensor) -> str | None:
+    def check(place: str, _number: int, tensor: torch.Tensor) -> str | _Later | None:
         if place not in expected:
             return None
-        (a, size), (b, _) = expected[place], sketch(tensor)
-        if abs(a - b) <= tolerance * size or size != size:
-            return None
-        return f"computes something else than the masked model (relative difference {abs(a - b) / size:.1g})"
+        later = _Later(expected[place], sketch(tensor), tolerance)
+        return _told([later])[0] if tensor.device.type == "cpu" else later
 
-    failed = _run(masked, inputs, sizes, note)
+    failed = _run(masked, run_masked, inputs, sizes, note)
     if failed is not None:
         return failed
-    return _run(model, inputs, sizes, check)
+    return _run(model, model, inputs, sizes, check)
+
+
+def _told(comparisons: Sequence[_Later]) -> list[str | None]:
+    """What is wrong with each; the device is waited for once."""
+    if not comparisons:
+        return []
+    both = torch.stack([torch.stack([c.expected, c.found.to(c.expected.device)]) for c in comparisons]).tolist()
+    told: list[str | None] = []
+    for ((a, size), (b, _)), comparison in zip(both, comparisons, strict=True):
+        if abs(a - b) <= comparison.tolerance * size or size != size:
+            told.append(None)
+        else:
+            told.append(f"computes something else than the masked model (relative difference {abs(a - b) / size:.1g})")
+    return told
 
 
 class _Sketch:
-    """A random projection of a tensor's entries, and the size that one has on average."""
+    """A random projection of a tensor's entries, and the size that one has on average: float64, shape (2,)."""
 
     def __init__(self) -> None:
         self._generator = torch.Generator().manual_seed(0)
-        self._directions = torch.zeros(0, dtype=torch.float64)
+        self._directions: dict[torch.device, torch.Tensor] = {}
 
-    def __call__(self, tensor: torch.Tensor) -> tuple[float, float]:
-        flat = tensor.detach().reshape(-1).to(torch.float64)
+    def __call__(self, tensor: torch.Tensor) -> torch.Tensor:
+        tensor = tensor.detach()
+        flat = (tensor.cpu() if tensor.device.type == "mps" else tensor).reshape(-1).to(torch.float64)
         count = flat.numel()
         if count == 0:
-            return 0.0, 1.0
-        more = count - self._directions.numel()
+            return torch.tensor([0.0, 1.0], dtype=torch.float64, device=flat.device)
+        directions = self._first(count, flat.device)
+        norm = flat.norm()
+        if flat.device.type != "cpu" or not math.isfinite(norm):  # elsewhere a look would wait for the device
+            flat = flat.nan_to_num(0.0, 0.0, 0.0)
+            norm = flat.norm()
+        return torch.stack([flat @ directions, norm * 12**-0.5 + 1e-300])
+
+    def _first(self, count: int, device: torch.device) -> torch.Tensor:
+        cpu = torch.device("cpu")
+        known = self._directions.get(cpu, torch.zeros(0, dtype=torch.float64))
+        more = count - known.numel()
         if more > 0:  # grown, not drawn again: the same entries must meet the same numbers
             drawn = torch.rand(more, dtype=torch.float64, generator=self._generator).sub_(0.5)
-            self._directions = torch.cat([self._directions, drawn])
-        directions = self._directions[:count].to(flat.device)
-        found, norm = float(flat @ directions), float(flat.norm())
-        if not math.isfinite(norm):
-            flat = torch.where(torch.isfinite(flat), flat, 0.0)
-            found, norm = float(flat @ directions), float(flat.norm())
-        return found, norm * 12**-0.5 + 1e-300
+            known = self._directions[cpu] = torch.cat([known, drawn])
+        there = self._directions.get(device)
+        if there is None or there.numel() < count:
+            there = self._directions[device] = known.to(device)
+        return there[:count]
 
 
-def _run(model: nn.Module, inputs: ExampleInputs, sizes: CutSizes, check: _Check) -> Fault | None:
+def _run(
+    model: nn.Module, call: Callable[..., Any], inputs: ExampleInputs, sizes: CutSizes, check: _Check
+) -> Fault | None:
     running: list[str] = [""]
     passed = [0]
+    later: list[tuple[str, int, _Later]] = []
+    fault: Fault | None = None
     try:
-        with _hooks(model, sizes, check, running, passed), torch.no_grad():
-            model(*inputs.args, **inputs.kwargs)
+        with _hooks(model, sizes, check, running, passed, later), torch.no_grad():
+            call(*inputs.args, **inputs.kwargs)
     except _FoundError as found:
-        return found.fault
+        fault = found.fault
     except Exception as error:  # a foreign forward may raise anything
-        return Fault(
+        fault = Fault(
             running[-1], f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}", passed[0]
         )
-    return None
+    for (blamed, position, _), wrong in zip(later, _told([one for _, _, one in later]), strict=True):
+        if wrong is not None:  # what was met before comes first
+            return Fault(blamed, wrong, position)
+    return fault
 
 
 @contextmanager
-def _hooks(model: nn.Module, sizes: CutSizes, check: _Check, running: list[str], passed: list[int]) -> Iterator[None]:
+def _hooks(
+    model: nn.Module,
+    sizes: CutSizes,
+    check: _Check,
+    running: list[str],
+    passed: list[int],
+    later: list[tuple[str, int, _Later]],
+) -> Iterator[None]:
     spans: dict[str, list[Span]] = {}
     for span in sizes.tape.spans:
         if isinstance(span.target, str):
@@ -151,7 +202,9 @@ def _hooks(model: nn.Module, sizes: CutSizes, check: _Check, running: list[str],
         for i, (value, tensor) in enumerate(zip(values, tensors, strict=True)):
             with torch._C.DisableTorchFunction():  # else call sites would count what checks call
                 error = check(f"{place}.{i}", value.number, tensor)
-            if error is not None:
+            if isinstance(error, _Later):
+                later.append((blamed, passed[0], error))
+            elif error is not None:
                 raise _FoundError(Fault(blamed, error, passed[0]))
             passed[0] += 1
 

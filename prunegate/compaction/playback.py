@@ -91,7 +91,8 @@ def write_span(
     span = tape.spans[number]
     path = str(span.target)
     prefix = f"{path}." if path else ""
-    writer = Writer(fx.Graph(), sizes, {}, _stored_names(model, prefix, sizes))
+    device = next((tensor.device for tensor in (*model.parameters(), *model.buffers())), torch.device("cpu"))
+    writer = Writer(fx.Graph(), sizes, {}, _stored_names(model, prefix, sizes), device=device)
     _write_arguments(model.get_submodule(path), span, writer)
 
     def write_operations(first: int, last: int) -> None:

@@ -120,7 +120,7 @@ def _slice(writer: Writer, operation: Operation, bound: Bound, again: Operation 
     if len(places) and np.array_equal(places, np.arange(places[0], places[-1] + 1)):
         func = operation.func
         return writer.graph.call_function(func, (x, dim, int(places[0]), int(places[-1]) + 1, 1))
-    return writer.call(torch.index_select, x, dim, writer.literal(torch.from_numpy(places)))
+    return writer.call(torch.index_select, x, dim, writer.positions(places))
 
 
 def _select(writer: Writer, operation: Operation, bound: Bound, again: Operation | None) -> fx.Node:
@@ -183,8 +183,7 @@ def _table(writer: Writer, operation: Operation, bound: Bound, again: Operation 
     node = _as_it_is(writer, operation, bound, again)
     for dim, mask in enumerate(writer.sizes.kept(operation.results[0])):
         if mask is not None:
-            places = writer.literal(torch.from_numpy(np.flatnonzero(mask)))
-            node = writer.call(torch.index_select, node, dim, places)
+            node = writer.call(torch.index_select, node, dim, writer.positions(np.flatnonzero(mask)))
     return node
 
 

@@ -10,20 +10,21 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
-from prunegate.compaction.certificate import Widely, outputs_of, random_like
+from prunegate.compaction.certificate import Widely, converted, outputs_of, random_like
 from prunegate.compaction.cut_sizes import CutSizes
 from prunegate.compaction.faults import Fault, shape_fault, value_fault
 from prunegate.compaction.mending import Mending, mend, settle
 from prunegate.compaction.plan import Mask, Plan
 from prunegate.compaction.surgery import cut
-from prunegate.gates import install_sites
-from prunegate.groups import Analysis, ExampleInputs, Pin, StandIns, Trace, copy_with, in_place_of
-from prunegate.groups.kernels import decomposed_attention
+from prunegate.gates import GateSites
+from prunegate.groups import Analysis, ExampleInputs, Pin, StandIns, Trace, copy_with
+from prunegate.groups.kernels import decomposed_attention, exact_arithmetic, unfused_layers
 
 logger = logging.getLogger(__name__)
 
@@ -102,7 +103,8 @@ class Trial:
         if fault is None:
             return None
         # Single precision may only have rounded differently.
-        return value_fault_of(copy_with(self._telling, _doubled), self.inputs, sizes, mending, torch.float64)
+        inputs = self.inputs.map(_doubled)
+        return value_fault_of(copy_with(self._telling, _doubled), inputs, sizes, mending, torch.float64)
 
     def _has_no_values(self) -> bool:
         tensors = (*self.model.parameters(), *self.model.buffers(), *self.inputs.tensors())
@@ -117,7 +119,7 @@ def shape_fault_of(
     copied = stand_ins.of_model(model).eval()
     inputs = inputs.map(stand_ins.of)
     # The fused kernel of torch's encoder layers checks nothing on tensors without data.
-    with _quiet(), decomposed_attention(), stand_ins.running(), torch.no_grad():
+    with _quiet(), unfused_layers(), decomposed_attention(), stand_ins.running(), torch.no_grad():
         cut(copied, Plan.of(sizes.analysis, sizes.keep))
         return shape_fault(mend(copied, sizes, mending), inputs, sizes)
 
@@ -127,15 +129,23 @@ def value_fault_of(
 ) -> Fault | None:
     """The first module of a cut copy that computes something else than it does in the masked model."""
     masked, compact = (copy_with(model, lambda tensor: tensor).eval() for _ in range(2))
-    install_sites(masked, sizes.analysis).spread(torch.from_numpy(sizes.keep).to(dtype))
+    device = next(iter(masked.parameters())).device
+    sites = GateSites(masked, sizes.analysis)
+    keep = torch.from_numpy(sizes.keep).to(device, torch.float32)
     cut(compact, Plan.of(sizes.analysis, sizes.keep))
     arguments = random_like(inputs).map(lambda t: t.to(dtype) if t.is_floating_point() else t)
-    with Widely(dtype):
-        return value_fault(masked, mend(compact, sizes, mending), arguments, sizes, _SUSPECT[dtype])
+    with Widely(dtype), exact_arithmetic(device):
+        mended = mend(compact, sizes, mending)
+        return value_fault(masked, partial(_under, sites, masked, keep), mended, arguments, sizes, _SUSPECT[dtype])
+
+
+def _under(sites: GateSites, model: nn.Module, mask: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+    with unfused_layers():
+        return sites.run(model, mask, args, kwargs)
 
 
 def _doubled(tensor: torch.Tensor) -> torch.Tensor:
-    return in_place_of(tensor, tensor.detach().double()) if tensor.is_floating_point() else tensor
+    return converted(tensor, torch.float64)
 
 
 def _error_of(check: Callable[[Sequence[str]], Fault | None], chosen: Sequence[str]) -> str | None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import fx
 
@@ -37,6 +38,7 @@ class Writer:
             the number of samples is read off.
         clock_dtype: The dtype that tensor had in the run.
         literals: Tensors of the model's code that the graph needs, by the name of their buffer.
+        device: Where the model is.
     """
 
     graph: fx.Graph
@@ -46,6 +48,7 @@ class Writer:
     clock: tuple[fx.Node, int, int, int] | None = None
     clock_dtype: torch.dtype | None = None
     literals: dict[str, torch.Tensor] = field(default_factory=dict)
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     _batch_sizes: dict[int, fx.Node] = field(default_factory=dict)
 
     def node(self, number: int) -> fx.Node:
@@ -71,11 +74,15 @@ class Writer:
         self.literals[name] = tensor
         return self.graph.create_node("get_attr", name)
 
+    def positions(self, places: npt.NDArray[np.intp]) -> fx.Node:
+        """A node that reads positions along an axis, on the model's device."""
+        return self.literal(torch.from_numpy(places).to(self.device))
+
     def _cut_literal(self, number: int, tensor: torch.Tensor) -> torch.Tensor:
         tensor = tensor.detach().clone()
         for dim, mask in enumerate(self.sizes.kept(number)):
             if mask is not None:
-                tensor = tensor.index_select(dim, torch.from_numpy(np.flatnonzero(mask)))
+                tensor = tensor.index_select(dim, torch.from_numpy(np.flatnonzero(mask)).to(tensor.device))
         return tensor
 
     def filled(self, tree: Any, again: Any = None) -> Any:

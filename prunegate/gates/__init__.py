@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+from prunegate.gates.call_sites import remove_call_sites
 from prunegate.gates.estimators import ESTIMATORS, Estimator
 from prunegate.gates.gates import Gate, Gates
 from prunegate.gates.magnitude import standardised_magnitudes
+from prunegate.gates.noise import CounterNoise
 from prunegate.gates.relaxation import logistic_noise, soft_mask, straight_through
-from prunegate.gates.sites import GateSite, SiteMap, install_sites, remove_sites
+from prunegate.gates.replay import Replay
+from prunegate.gates.sites import GateSites
 
 __all__ = [
     "ESTIMATORS",
+    "CounterNoise",
     "Estimator",
     "Gate",
-    "GateSite",
+    "GateSites",
     "Gates",
-    "SiteMap",
-    "install_sites",
+    "Replay",
     "logistic_noise",
-    "remove_sites",
+    "remove_call_sites",
     "soft_mask",
     "standardised_magnitudes",
     "straight_through",

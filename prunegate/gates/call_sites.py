@@ -1,121 +1,158 @@
 """Gate sites that are no weights: function calls of the model that must leave units out.
 
-A module with such calls gets a class of its own whose forward runs the module's forward under a mode
-that counts calls as tracing did, and swaps the marked ones for their masked form. Nothing else is
-touched, so it costs nothing elsewhere, and recomputation by activation checkpointing meets it too.
+A module with such calls gets a class of its own whose forward runs the module's forward under a mode that counts
+calls as tracing did, and swaps the marked ones for their masked form. The masks themselves are buffers of the module
+that are empty but for the time of a call (`prunegate.gates.binding`).
 """
 
 from __future__ import annotations
 
 import threading
-from collections import Counter
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from prunegate.gates.masked_functions import call_masked
-from prunegate.groups import MaskedCall, function_name
+from prunegate.groups import MaskedCall
+from prunegate.groups.maskable import MASKABLE
 
-_ATTRIBUTE = "_masked_calls"
-
-
-class CallSites:
-    """The masked calls of one module, and the masks they use until the next are set."""
-
-    def __init__(self, calls: Sequence[MaskedCall]) -> None:
-        self.calls = list(calls)
-        self.masks: tuple[torch.Tensor, ...] = ()
-
-    def at(self, function: str, index: int) -> dict[int, torch.Tensor]:
-        """Masks of the how-manieth call of a function, by number of the argument."""
-        found: dict[int, torch.Tensor] = {}
-        for call, mask in zip(self.calls, self.masks, strict=False):
-            if call.address.function == function and call.address.index == index:
-                shaped = mask.reshape(call.units.shape)
-                found[call.place] = found[call.place] * shaped if call.place in found else shaped
-        return found
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Without the masks: they may belong to an autograd graph, which cannot be copied."""
-        return {"calls": self.calls, "masks": ()}
+# `prunegate.groups.function_name`, as far as it matters here, in a form that compilers follow.
+_OPERATORS = {f"__{name}__": name for name in MASKABLE}
+_CALLS, _MASK = "_prunegate_calls", "_prunegate_mask_"
 
 
-class _MaskCalls(TorchFunctionMode):
-    """Counts the calls of every function while a module's forward runs, and masks those that are marked."""
+class Marked(NamedTuple):
+    """A function call of a module that is masked: which of its calls of which function, and which argument."""
 
-    _local = threading.local()
+    function: str
+    number: int
+    place: int
 
-    def __init__(self, sites: CallSites) -> None:
+
+class MaskCalls(TorchFunctionMode):
+    """Counts the calls of every function while a module's forward runs, and masks those that are marked.
+
+    Args:
+        masks: For each of the calls its mask, which broadcasts over the argument.
+        counts: How often each function has been called so far.
+    """
+
+    def __init__(self, calls: Sequence[Marked], masks: Sequence[torch.Tensor], counts: Mapping[str, int]) -> None:
         super().__init__()
-        self._sites = sites
-        self._marked = {call.address.function for call in sites.calls}
-        self._counts: Counter[str] = Counter()
+        self.calls, self.masks, self.counts = calls, masks, dict(counts)
+        self._marked: dict[str, list[tuple[int, int, torch.Tensor]]] = {}
+        for call, mask in zip(calls, masks, strict=True):
+            self._marked.setdefault(call.function, []).append((call.number, call.place, mask))
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        name = function_name(func)
-        self._counts[name] += 1
-        masks = self._sites.at(name, self._counts[name]) if name in self._marked else {}
+        name = getattr(func, "__name__", "")
+        name = _OPERATORS.get(name, name)
+        self.count(name)
+        masks = self._masks_of(name) if name in self._marked else {}
         if not masks:
             return func(*args, **(kwargs or {}))  # the modes of outer modules count it as it passes them
-        for mode in self._running():
+        for mode in running_modes():
             if mode is not self:
-                mode._counts[name] += 1
+                mode.count(name)
         # What a masked form calls itself is not the model's.
         with torch._C.DisableTorchFunction():
             return call_masked(name, func, args, kwargs or {}, masks)
 
-    @classmethod
-    def _running(cls) -> list[_MaskCalls]:
-        """The modes of all running modules, in this thread."""
-        if not hasattr(cls._local, "modes"):
-            cls._local.modes = []
-        modes: list[_MaskCalls] = cls._local.modes
-        return modes
+    def _masks_of(self, name: str) -> dict[int, torch.Tensor]:
+        """Masks of the present call of a function, by number of the argument."""
+        found: dict[int, torch.Tensor] = {}
+        for number, place, mask in self._marked[name]:
+            if number == self.counts[name]:
+                found[place] = found[place] * mask if place in found else mask
+        return found
 
-    def __enter__(self) -> _MaskCalls:
-        self._running().append(self)
+    def count(self, name: str) -> None:
+        """Note one more call of a function."""
+        self.counts[name] = self.counts.get(name, 0) + 1
+
+    def again(self) -> MaskCalls:
+        """A mode that goes on from where this one is now."""
+        return MaskCalls(self.calls, self.masks, self.counts)
+
+    def __enter__(self) -> MaskCalls:
+        running_modes().append(self)
         super().__enter__()  # type: ignore[no-untyped-call]
         return self
 
     def __exit__(self, *exception: Any) -> None:
-        self._running().remove(self)
+        running_modes().remove(self)
         super().__exit__(*exception)  # type: ignore[no-untyped-call]
 
 
-def install_call_sites(model: nn.Module, calls: Sequence[MaskedCall]) -> list[CallSites]:
-    """Make the modules of ``model`` that issue masked calls heed masks."""
+class _Running(threading.local):
+    def __init__(self) -> None:
+        self.modes: list[MaskCalls] = []
+
+
+_running = _Running()
+
+
+def running_modes() -> list[MaskCalls]:
+    """The modes of all modules that are running in this thread, outermost first."""
+    return _running.modes
+
+
+def install_call_sites(model: nn.Module, calls: Sequence[MaskedCall]) -> list[tuple[str, MaskedCall]]:
+    """Make the modules of ``model`` that issue masked calls heed masks.
+
+    Returns:
+        For each call the name of the buffer that holds its mask, in the shape of the call's units, while it runs.
+    """
     by_module: dict[str, list[MaskedCall]] = {}
     for call in calls:
         by_module.setdefault(call.address.module, []).append(call)
-    installed = []
+    placed = []
     for path, own in by_module.items():
         module = model.get_submodule(path)
-        sites = CallSites(own)
-        setattr(module, _ATTRIBUTE, sites)
-        module.__class__ = _masking_class(type(module))
-        installed.append(sites)
-    return installed
+        cls: Any = type(module)
+        module.__class__ = _masking_class(cls)
+        vars(module)[_CALLS] = tuple(Marked(call.address.function, call.address.index, call.place) for call in own)
+        for number, call in enumerate(own):
+            module.register_buffer(f"{_MASK}{number}", None, persistent=False)
+            placed.append((f"{path}.{_MASK}{number}".removeprefix("."), call))
+    return placed
 
 
 def remove_call_sites(model: nn.Module) -> None:
     """Give every module its own class and forward back."""
     for module in model.modules():
-        if _ATTRIBUTE in vars(module):
-            delattr(module, _ATTRIBUTE)
+        calls = vars(module).pop(_CALLS, None)
+        if calls is not None:
             module.__class__ = type(module).__bases__[0]
+            for number in range(len(calls)):
+                del module._buffers[f"{_MASK}{number}"]
 
 
-def _masking_class(cls: type[nn.Module]) -> type[nn.Module]:
-    def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        sites = getattr(self, _ATTRIBUTE)
-        if not sites.masks:
+@lru_cache(maxsize=4096)
+def _masking_class(cls: Any) -> type[nn.Module]:
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        calls = getattr(self, _CALLS)
+        masks = [getattr(self, f"{_MASK}{number}") for number in range(len(calls))]
+        if masks[0] is None:  # the model is called, not the gated model
             return cls.forward(self, *args, **kwargs)
-        with _MaskCalls(sites):
+        with MaskCalls(calls, masks, {}):
             return cls.forward(self, *args, **kwargs)
 
-    return type(cls.__name__, (cls,), {"forward": forward, "__module__": cls.__module__})
+    def reduce(self: Any, protocol: int) -> Any:
+        # As its own class would, which pickle finds by name; this one is made again.
+        made, arguments, *state = cls.__reduce_ex__(self, protocol)
+        return _unpickled, (cls, made, tuple(cls if a is type(self) else a for a in arguments)), *state
+
+    body = {"forward": forward, "__reduce_ex__": reduce, "__module__": cls.__module__, "__qualname__": cls.__qualname__}
+    return type(cls.__name__, (cls,), {**body, "__doc__": cls.__doc__})
+
+
+def _unpickled(cls: Any, made: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
+    masking = _masking_class(cls)
+    return made(*(masking if argument is cls else argument for argument in arguments))

@@ -18,10 +18,20 @@ from typing import TypeAlias
 
 import torch
 
-from prunegate.gates.relaxation import logistic_noise, logistic_quantile, soft_mask, straight_through, widened
+from prunegate.gates.relaxation import (
+    Source,
+    logistic_noise,
+    logistic_quantile,
+    soft_mask,
+    straight_through,
+    uniform_noise,
+    widened,
+)
 
+# A number, or 0-d on the logits' device, so that a schedule changes it without a new compilation.
+Tau: TypeAlias = "float | torch.Tensor"
 # (logits, tau, generator) → mask
-Estimator: TypeAlias = Callable[[torch.Tensor, float, "torch.Generator | None"], torch.Tensor]
+Estimator: TypeAlias = Callable[[torch.Tensor, Tau, Source], torch.Tensor]
 
 # Gumbel-Rao averages over so many draws that agree with the mask.
 RAO_SAMPLES = 16
@@ -29,7 +39,7 @@ RAO_SAMPLES = 16
 _STRETCH = 0.1
 
 
-def gumbel_straight_through(logits: torch.Tensor, tau: float, generator: torch.Generator | None) -> torch.Tensor:
+def gumbel_straight_through(logits: torch.Tensor, tau: Tau, generator: Source) -> torch.Tensor:
     """A draw of the Gumbel-softmax, hard, with the gradient of the same draw at temperature tau.
 
     Reference: Jang, Gu and Poole, 2017, arXiv:1611.01144, section 2.2.
@@ -39,7 +49,7 @@ def gumbel_straight_through(logits: torch.Tensor, tau: float, generator: torch.G
     return straight_through(_hard(wide + noise), soft_mask(wide, noise, tau))
 
 
-def bernoulli_straight_through(logits: torch.Tensor, tau: float, generator: torch.Generator | None) -> torch.Tensor:
+def bernoulli_straight_through(logits: torch.Tensor, tau: Tau, generator: Source) -> torch.Tensor:
     """A Bernoulli draw with the gradient of its mean, ``sigmoid(logits)``; tau plays no part.
 
     Reference: Bengio, Léonard and Courville, 2013, arXiv:1308.3432, section 4.
@@ -49,7 +59,7 @@ def bernoulli_straight_through(logits: torch.Tensor, tau: float, generator: torc
     return straight_through(_hard(wide + noise), torch.sigmoid(wide))
 
 
-def reinmax(logits: torch.Tensor, tau: float, generator: torch.Generator | None) -> torch.Tensor:
+def reinmax(logits: torch.Tensor, tau: Tau, generator: Source) -> torch.Tensor:
     """A Bernoulli draw d with a second-order gradient: 2 q(1 − q) − p(1 − p) / 2, by Heun's method.
 
     Here p = sigmoid(l), and q = (d + sigmoid(l / tau)) / 2. At tau 1 the estimate is exact for quadratic losses of
@@ -65,7 +75,7 @@ def reinmax(logits: torch.Tensor, tau: float, generator: torch.Generator | None)
     return straight_through(hard, soft)
 
 
-def gumbel_rao(logits: torch.Tensor, tau: float, generator: torch.Generator | None) -> torch.Tensor:
+def gumbel_rao(logits: torch.Tensor, tau: Tau, generator: Source) -> torch.Tensor:
     """A draw with the mean gradient of `RAO_SAMPLES` relaxed draws that would have given the same mask.
 
     The mean of the straight-through gradient stays, its variance falls.
@@ -76,8 +86,7 @@ def gumbel_rao(logits: torch.Tensor, tau: float, generator: torch.Generator | No
     count = logits.numel()
     wide = widened(logits)
     hard = _hard(wide + logistic_noise(count, generator, logits.device))
-    on = generator.device if generator is not None else logits.device
-    uniform = torch.rand(RAO_SAMPLES, count, generator=generator, device=on).to(logits.device)
+    uniform = uniform_noise(RAO_SAMPLES, count, source=generator, device=logits.device)
     with torch.no_grad():
         # The part of the uniform draw's range that gives this mask: above sigmoid(−l) for kept units.
         drop = torch.sigmoid(-wide)
@@ -86,7 +95,7 @@ def gumbel_rao(logits: torch.Tensor, tau: float, generator: torch.Generator | No
     return straight_through(hard, soft_mask(wide, noise, tau).mean(dim=0))
 
 
-def hard_concrete(logits: torch.Tensor, tau: float, generator: torch.Generator | None) -> torch.Tensor:
+def hard_concrete(logits: torch.Tensor, tau: Tau, generator: Source) -> torch.Tensor:
     """A Gumbel draw with the gradient of the stretched and clipped one: none where it is saturated.
 
     The original trains with values between 0 and 1, which no slicing can honour; here the value is the hard one
@@ -100,7 +109,7 @@ def hard_concrete(logits: torch.Tensor, tau: float, generator: torch.Generator |
     return straight_through(_hard(wide + noise), stretched.clamp(0.0, 1.0))
 
 
-def sigmoid_straight_through(logits: torch.Tensor, tau: float, generator: torch.Generator | None) -> torch.Tensor:
+def sigmoid_straight_through(logits: torch.Tensor, tau: Tau, generator: Source) -> torch.Tensor:
     """No draw at all: units with a positive logit stay; the gradient is that of ``sigmoid(logits / tau)``."""
     wide = widened(logits)
     return straight_through(_hard(wide), torch.sigmoid(wide / tau))

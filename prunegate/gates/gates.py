@@ -6,11 +6,16 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
 from prunegate.errors import MaskError, nearest
+from prunegate.gates.constants import Constants
 from prunegate.gates.estimators import DETERMINISTIC, ESTIMATORS
+from prunegate.gates.noise import CounterNoise
+from prunegate.gates.operations import are_followed
+from prunegate.gates.replay import Replay
 from prunegate.groups import ChannelGroup
 
 # Logits are kept where the sigmoid still has a slope: at ±4.6 a unit is kept with probability 0.99 or 0.01.
@@ -35,27 +40,48 @@ class Gate:
 class Gates(nn.Module):
     """The learnable gates of all channel groups.
 
+    All that a draw depends on is a tensor on the gates' device, so that drawing never waits for the device, and a
+    `state_dict` has the same keys at every time.
+
     Attributes:
         logits: Log-odds of keeping, shape (units of the whole model,).
-        tau: Relaxation temperature of the next draws, > 0.
-        generator: Source of the noise, on the CPU so that one seed gives one result on every device.
+        generator: Source of the noise: a seed and a count of steps.
+        dropped: Above 0 for units that fixed masks leave out, shape (units,). A number and not a truth value, like the
+            next two, as those who average models average their buffers: what was set once stays above 0.
+        is_fixed: Above 0 if fixed masks are used in place of draws, 0-d.
+        closed: Above 0 for units that are out for good, shape (units,).
     """
 
     def __init__(self, groups: Sequence[ChannelGroup], keep_probability: float = 0.95, seed: int = 0) -> None:
         super().__init__()
         self._slices = {group.name: group.units for group in groups}
-        self.logits = nn.Parameter(torch.zeros(sum(group.num_units for group in groups)))
+        count = sum(group.num_units for group in groups)
+        self.logits = nn.Parameter(torch.zeros(count))
         self.start_at(keep_probability)
-        self.tau = 1.0
-        self.generator = torch.Generator().manual_seed(seed)
+        self.generator = CounterNoise(count, seed)
         self._estimator = "gumbel"
-        owner = torch.cat([torch.full((g.num_units,), i) for i, g in enumerate(groups)])
-        self.register_buffer("_owner", owner, persistent=False)
-        self.register_buffer("_fixed", None, persistent=False)
-        self.register_buffer("_closed", None, persistent=False)
-        self._owner: torch.Tensor
-        self._closed: torch.Tensor | None
-        self._fixed: torch.Tensor | None
+        self._tau_set = 1.0
+        self._replay = Replay()
+        self._looked: tuple[tuple[int, int], bool] | None = None
+        owner = np.repeat(np.arange(len(groups)), [group.num_units for group in groups])
+        self._constants = Constants(owner=owner, place=np.arange(count))
+        self.register_buffer("_tau", torch.tensor(1.0), persistent=False)
+        for name, shape in (("dropped", (count,)), ("is_fixed", ()), ("closed", (count,))):
+            self.register_buffer(name, torch.zeros(shape))
+        self._tau: torch.Tensor
+        self.dropped: torch.Tensor
+        self.is_fixed: torch.Tensor
+        self.closed: torch.Tensor
+
+    @property
+    def tau(self) -> float:
+        """Relaxation temperature of the next draws, > 0."""
+        return self._tau_set
+
+    @tau.setter
+    def tau(self, value: float) -> None:
+        self._tau_set = value
+        self._tau.fill_(value)
 
     @property
     def estimator(self) -> str:
@@ -85,28 +111,61 @@ class Gates(nn.Module):
     def __len__(self) -> int:
         return len(self._slices)
 
-    def keep_probability(self) -> torch.Tensor:
-        """Probability of keeping each unit, shape (units,), differentiable; 0 or 1 under fixed masks."""
-        if self._fixed is not None:
-            return self._fixed.to(self.logits.dtype)
+    def keep_probability(self, logits: torch.Tensor | None = None) -> torch.Tensor:
+        """Probability of keeping each unit, shape (units,), differentiable; 0 or 1 under fixed masks.
+
+        Args:
+            logits: In place of the present ones.
+        """
+        logits = self.logits if logits is None else logits
         if self._estimator in DETERMINISTIC:
-            return self._opened(ESTIMATORS[self._estimator](self.logits, self.tau, self.generator))
-        return self._opened(torch.sigmoid(self.logits))
+            drawn = ESTIMATORS[self._estimator](logits, self._tau, self.generator)
+        else:
+            drawn = torch.sigmoid(logits)
+        drawn = drawn.masked_fill(self.closed > 0, 0.0)
+        return torch.where(self.is_fixed > 0, (self.dropped <= 0).to(drawn.dtype), drawn)
 
     def draw(self) -> torch.Tensor:
         """One mask for the whole model, shape (units,), float32, exactly 0.0 or 1.0.
 
         Fixed masks come first. In eval mode it is the deterministic hard mask, in training mode a
         sample whose gradient is that of the soft mask at the present tau; that of fixed masks is zero.
+        Each draw in training mode takes the noise of the next step.
         """
         if not self.training:
             return self.hard_mask().float()
-        if self._fixed is not None:
+        if torch.compiler.is_compiling() or (
+            not self.are_fixed and (are_followed() or torch.is_inference_mode_enabled())
+        ):
+            # The gradient is taken of the operations themselves, if any is.
+            self.generator.advance()
+            return self._sampled(self.logits)
+        if self.are_fixed:
             # Zero and not none: what averages gradients over processes waits for one of every parameter.
             return self.hard_mask().float() + 0.0 * self.logits.float()
-        mask = self._opened(ESTIMATORS[self._estimator](self.logits, self.tau, self.generator).float())
+        state = (self.logits, self._tau, self.generator.state, self.dropped, self.is_fixed, self.closed)
+        mask, slope = self._replay(self._drawn, state, self._estimator).clone()
+        drawn: torch.Tensor = _Drawn.apply(self.logits, mask, slope)
+        return drawn
+
+    def _drawn(self) -> torch.Tensor:
+        """The mask of the next step, and what the gradient of each of its entries is to be multiplied with.
+
+        Each entry depends on its own logit alone. Shape (2, units).
+        """
+        self.generator.advance()
+        with torch.enable_grad():
+            leaf = self.logits.detach().requires_grad_()
+            mask = self._sampled(leaf)
+            (slope,) = torch.autograd.grad(mask.sum(), leaf)
+        return torch.stack([mask.detach(), slope.to(mask.dtype)])
+
+    def _sampled(self, logits: torch.Tensor) -> torch.Tensor:
+        """A mask by the noise of the present step, with its gradient."""
+        mask = ESTIMATORS[self._estimator](logits, self._tau, self.generator).float().masked_fill(self.closed > 0, 0.0)
         # One that must stay is 1 whatever was drawn, and still has the draw's gradient.
-        return mask + (1.0 - mask.detach()) * self._always_kept()
+        mask = mask + (1.0 - mask.detach()) * self._always_kept()
+        return torch.where(self.is_fixed > 0, (self.dropped <= 0).float(), mask)
 
     @torch.no_grad()
     def sample(self) -> torch.Tensor:
@@ -120,36 +179,32 @@ class Gates(nn.Module):
     @torch.no_grad()
     def hard_mask(self) -> torch.Tensor:
         """The present hard mask, bool, shape (units,): fixed, or ``logit > 0`` and each group's highest logit."""
-        if self._fixed is not None:
-            return self._fixed
-        return self.open_units() & (self.logits > 0) | self._always_kept()
+        chosen = ((self.logits > 0) & self.open_units()) | self._always_kept()
+        return torch.where(self.is_fixed > 0, self.dropped <= 0, chosen)
 
     @property
     def are_fixed(self) -> bool:
         """Whether hard masks are used as they stand, so that nothing is drawn and the logits learn nothing."""
-        return self._fixed is not None
+        # Reading waits for the device, so it is read again only when something has been written there.
+        state = (id(self.is_fixed), self.is_fixed._version)
+        if self._looked is None or self._looked[0] != state:
+            self._looked = (state, bool(self.is_fixed > 0))
+        return self._looked[1]
 
     def open_units(self) -> torch.Tensor:
         """The units that have not been closed for good, bool, shape (units,)."""
-        return torch.ones_like(self.logits, dtype=torch.bool) if self._closed is None else ~self._closed
-
-    def _opened(self, mask: torch.Tensor) -> torch.Tensor:
-        return mask if self._closed is None else mask.masked_fill(self._closed, 0.0)
+        return self.closed <= 0
 
     @torch.no_grad()
     def _always_kept(self) -> torch.Tensor:
         """The first of each channel group's highest logits: the unit that always stays, bool, shape (units,)."""
-        logits, owner = self.logits.float(), self._owner
-        if self._closed is not None:
-            logits = logits.masked_fill(self._closed, -math.inf)
-        count = len(self._slices)
-        highest = torch.full((count,), -math.inf, dtype=logits.dtype, device=logits.device).scatter_reduce(
-            0, owner, logits, "amax"
-        )
-        place = torch.arange(logits.numel(), device=logits.device)
-        candidates = torch.where(logits == highest[owner], place, logits.numel())
-        first = torch.full((count,), logits.numel(), device=logits.device, dtype=place.dtype)
-        return place == first.scatter_reduce(0, owner, candidates, "amin")[owner]
+        constants, count = self._constants.at(self.logits.device), len(self._slices)
+        owner, place = constants["owner"], constants["place"]
+        logits = self.logits.float().masked_fill(self.closed > 0, -math.inf)
+        highest = logits.new_full((count,), -math.inf).scatter_reduce(0, owner, logits, "amax")
+        candidates = torch.where(logits == highest[owner], place, len(place))
+        first = place.new_full((count,), len(place)).scatter_reduce(0, owner, candidates, "amin")
+        return place == first[owner]
 
     def masks(self) -> dict[str, torch.Tensor]:
         """The present hard masks by group, bool, each of shape (units,)."""
@@ -172,17 +227,19 @@ class Gates(nn.Module):
                     f"{name}: found a mask of shape {tuple(mask.shape)}, expected {tuple(logits.shape)}, "
                     "one entry for each unit of the channel group."
                 )
-            if not mask.bool().any():
+            if not mask.is_meta and not mask.bool().any():
                 raise MaskError(
                     f"{name}: found a mask that keeps no unit, expected at least one. Removing a whole channel "
                     "group would leave a layer without channels. Keep one unit."
                 )
             flat[self._slices[name]] = mask.bool().to(flat.device)
-        self._fixed = flat
+        self.dropped.copy_(~flat)
+        self.is_fixed.fill_(1.0)
 
+    @torch.no_grad()
     def release(self) -> None:
         """Go back from fixed masks to drawing them from the logits."""
-        self._fixed = None
+        self.is_fixed.zero_()
 
     @torch.no_grad()
     def close_removed(self) -> None:
@@ -193,29 +250,30 @@ class Gates(nn.Module):
         Raises:
             MaskError: No masks are fixed.
         """
-        if self._fixed is None:
+        if not self.are_fixed:
             raise MaskError(
                 "close_removed: found no fixed masks, expected hard ones that say what is removed. Call "
                 "gated.harden(budget) or gated.set_masks(masks) first."
             )
-        self._closed = ~self._fixed
-        self._fixed = None
+        self.closed.copy_(self.dropped)
+        self.release()
 
-    def get_extra_state(self) -> dict[str, Any]:
-        """What `state_dict` holds besides the logits."""
-        return {
-            "tau": self.tau,
-            "estimator": self._estimator,
-            "fixed": self._fixed,
-            "closed": self._closed,
-            "generator": self.generator.get_state(),
-        }
+    def get_extra_state(self) -> torch.Tensor:
+        """The estimator as a number, and tau, float64: a `state_dict` is to hold tensors only."""
+        return torch.tensor([list(ESTIMATORS).index(self._estimator), self._tau_set], dtype=torch.float64)
 
-    def set_extra_state(self, state: dict[str, Any]) -> None:
-        self.tau, self._estimator = state["tau"], state["estimator"]
-        self._fixed = None if state["fixed"] is None else state["fixed"].to(self.logits.device)
-        self._closed = None if state["closed"] is None else state["closed"].to(self.logits.device)
-        self.generator.set_state(state["generator"].cpu())
+    def set_extra_state(self, state: torch.Tensor) -> None:
+        self._estimator = list(ESTIMATORS)[int(state[0])]
+        if self._tau.device != self.logits.device:  # what was loaded took the place of what was there
+            self._tau = torch.ones((), device=self.logits.device)
+        self.tau = float(state[1])
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Gates:
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self._constants.at(self.logits.device)
+        if not self._tau.is_meta:
+            self._tau.fill_(self._tau_set)  # also where all tensors have been made anew, without their values
+        return self
 
     @torch.no_grad()
     def start_at(self, keep_probability: float, scores: torch.Tensor | None = None, spread: float = 1.0) -> None:
@@ -235,3 +293,20 @@ class Gates(nn.Module):
     def clamp_(self) -> None:
         """Clamp the logits to ±`LOGIT_LIMIT`, where they can still move."""
         self.logits.clamp_(-LOGIT_LIMIT, LOGIT_LIMIT)
+
+
+class _Drawn(torch.autograd.Function):
+    """A draw whose backward pass can be run again and again.
+
+    Checkpointing with recomputation in the backward pass (``use_reentrant=True``) goes back to the logits once for
+    each part of the model, and autograd frees what ordinary operations have saved the first time.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits: torch.Tensor, mask: torch.Tensor, slope: torch.Tensor) -> torch.Tensor:
+        ctx.slope, ctx.dtype = slope, logits.dtype
+        return mask.view_as(mask)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        return (gradient * ctx.slope).to(ctx.dtype), None, None

@@ -8,13 +8,17 @@ values too (finite ones); nobody reads them.
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Mapping
-from functools import lru_cache
 from typing import Any, TypeAlias
 
 import torch
 from torch import nn
 from torch.utils._pytree import tree_map
+
+from prunegate.gates.masked_norm import by_operations, masked_layer_norm
+from prunegate.gates.masked_query import masked_query
+from prunegate.gates.operations import are_followed
 
 Masked: TypeAlias = Callable[..., Any]
 
@@ -35,25 +39,54 @@ def call_masked(
             changed[place] = args[place] * mask.to(args[place].dtype)
         return func(*changed, **kwargs)
     x, mask = args[0], masks[0]
-    arguments = _bound(masked, args[1:], kwargs)
-    if x.dtype in (torch.float16, torch.bfloat16):  # sums of ones are not exact there
-        return tree_map(lambda t: t.to(x.dtype), masked(x.float(), mask.float(), **arguments))
+    arguments = dict(zip(_NAMES[name], args[1:], strict=False))
+    arguments |= {key: value for key, value in kwargs.items() if key in _NAMES[name]}
+    half = x.dtype in (torch.float16, torch.bfloat16)
+    dtype = torch.float32 if half and _widens(name, x.device.type) else x.dtype
+    if name == "layer_norm" and len(arguments["normalized_shape"]) == 1 and mask.numel() == x.shape[-1]:
+        return _last_layer_norm(x, mask.reshape(-1), dtype, **arguments)
+    if name == "scaled_dot_product_attention":
+        return masked(x, mask.to(torch.promote_types(x.dtype, torch.float32)), **arguments)
+    if half:  # sums of ones are not exact there
+        return tree_map(lambda t: t.to(dtype), masked(x.float(), mask.float(), **arguments))
     return masked(x, mask.to(x.dtype), **arguments)
 
 
-@lru_cache(maxsize=64)
-def _names(masked: Masked) -> tuple[str, ...]:
-    return tuple(inspect.signature(masked).parameters)[2:]
+def _widens(name: str, device: str) -> bool:
+    """Whether autocast, where it is on, computes this function in float32 and leaves its result so."""
+    return (name, device) in _WIDENED and torch.is_autocast_enabled(device)
 
 
-def _bound(masked: Masked, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    names = _names(masked)
-    given = {**dict(zip(names, args, strict=False)), **kwargs}
-    return {key: value for key, value in given.items() if key in names}
+# The functions with masked forms that torch casts at all under autocast; attention is the only one that it narrows.
+_WIDENED = frozenset(
+    (name, device)
+    for device in ("cuda", "cpu", "mps", "xpu")
+    for name, operation in (
+        ("layer_norm", "layer_norm"), ("rms_norm", "rms_norm"), ("group_norm", "group_norm"), ("softmax", "softmax.int")
+    )
+    if torch._C._dispatch_has_kernel_for_dispatch_key(f"aten::{operation}", f"Autocast{device.upper()}")
+)  # fmt: skip
+
+
+def _last_layer_norm(
+    x: torch.Tensor,
+    mask: torch.Tensor,
+    dtype: torch.dtype,
+    normalized_shape: Any,
+    weight: torch.Tensor | None = None,
+    bias: torch.Tensor | None = None,
+    eps: float = 1e-5,
+) -> torch.Tensor:
+    if are_followed():
+        wide = torch.promote_types(x.dtype, torch.float32)
+        return by_operations(x.to(wide), mask.to(wide), weight, bias, eps).to(dtype)
+    return masked_layer_norm(x, mask, weight, bias, eps, dtype)
 
 
 def _count(x: torch.Tensor, mask: torch.Tensor, dims: list[int], keepdim: bool = True) -> torch.Tensor:
-    return mask.expand(x.shape).sum(dims, keepdim=keepdim).clamp_min(1)
+    mask = mask.reshape(*[1] * (x.dim() - mask.dim()), *mask.shape)
+    positions = math.prod(x.shape[dim] for dim in {dim % x.dim() for dim in dims} if mask.shape[dim] == 1)
+    return (mask.sum(dims, keepdim=keepdim) * positions).clamp_min(1)
 
 
 def _moments(x: torch.Tensor, mask: torch.Tensor, dims: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -218,9 +251,7 @@ def _scaled_dot_product_attention(
     enable_gqa: bool = False,
 ) -> torch.Tensor:
     """Without places of the queries' last dimension, whose length sets the default scale: here the kept ones do."""
-    if scale is None:
-        mask = mask * (query.shape[-1] / mask.sum(-1, keepdim=True)).sqrt()
-    query = (query * mask).to(key.dtype)
+    query = masked_query(query, mask, key.dtype, scale is None)
     return nn.functional.scaled_dot_product_attention(
         query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
     )
@@ -240,3 +271,5 @@ MASKED_FUNCTIONS: Mapping[str, Masked] = {
     "softmax": _softmax,
     "scaled_dot_product_attention": _scaled_dot_product_attention,
 }
+# Their parameters after the tensor and its mask.
+_NAMES = {name: tuple(inspect.signature(masked).parameters)[2:] for name, masked in MASKED_FUNCTIONS.items()}

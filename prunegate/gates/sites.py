@@ -1,134 +1,187 @@
-"""Gate sites: the weights that read gated channels, masked along their input axis."""
+"""Gate sites: the weights and function calls that read gated channels, and how a mask reaches all of them at once."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
-from torch.nn.utils import parametrize
 
-from prunegate.gates.call_sites import CallSites, install_call_sites, remove_call_sites
+from prunegate.gates import kernels
+from prunegate.gates.binding import Binding, Narrow, casts_its_weight
+from prunegate.gates.call_sites import install_call_sites
+from prunegate.gates.constants import Constants
+from prunegate.gates.masking import MaskedAxes, masked_weights
+from prunegate.gates.operations import are_followed, operation
+from prunegate.gates.recomputation import forward_of_gated_model, resume_in_recomputation
 from prunegate.groups import Analysis
-from prunegate.groups.partition import Ids
 
 
-class GateSite(nn.Module):
-    """A parametrisation that multiplies one weight by the present mask along some of its axes.
+class GateSites(nn.Module):
+    """Where the entries of a flat mask go, and how a model is run under it.
 
-    The masks are set by `SiteMap.spread` before a forward and stay until the next, so that activation
-    checkpointing recomputes with the same ones.
+    The model keeps its weights as they are. Masked ones are made in each call, all together, and take their place for
+    that call alone; the same goes for the masks of function calls that must leave units out (statistics, products
+    without a weight).
+
+    Args:
+        model: A copy that nobody else uses: modules that issue masked calls get another class.
     """
 
-    def __init__(self, axes: Sequence[int], ndim: int, order: tuple[str, ...]) -> None:
-        """Mask ``axes`` of a weight with ``ndim`` dimensions; ``order`` is how its module lists its parameters."""
+    def __init__(self, model: nn.Module, analysis: Analysis) -> None:
         super().__init__()
-        self.order = order
-        self.axes = tuple(axes)
-        self.ndim = ndim
-        self.masks: tuple[torch.Tensor, ...] = ()
-
-    def forward(self, weight: torch.Tensor) -> torch.Tensor:
-        for axis, mask in zip(self.axes, self.masks, strict=False):
-            shape = [1] * self.ndim
-            shape[axis] = -1
-            weight = weight * mask.to(weight.dtype).reshape(shape)
-        return weight
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Without the masks: they may belong to an autograd graph, which cannot be copied."""
-        return {**self.__dict__, "masks": ()}
-
-
-class SiteMap:
-    """Where the entries of a flat mask go: one gather for all sites of the model."""
-
-    def __init__(
-        self, sites: Sequence[GateSite], units: Sequence[Ids], num_units: int, call_sites: Sequence[CallSites] = ()
-    ) -> None:
-        self.sites = list(sites)
-        self.call_sites = list(call_sites)
-        units = [*units, *(call.units.reshape(-1) for site in self.call_sites for call in site.calls)]
-        self._lengths = [len(u) for u in units]
+        stored = {
+            **dict(model.named_buffers(remove_duplicate=False)),
+            **dict(model.named_parameters(remove_duplicate=False)),
+        }
+        aliases: dict[int, list[str]] = {}
+        for name, tensor in stored.items():
+            aliases.setdefault(id(tensor), []).append(name)
+        names = [aliases[id(stored[name])] for name in analysis.sites]
+        axes = [
+            (number, axis, found[axis])
+            for number, found in enumerate(analysis.sites.values())
+            for axis in sorted(found)
+        ]
+        calls = install_call_sites(model, analysis.masked_calls)
+        resume_in_recomputation()
+        self._weights = [tuple(some[0].split(".")) for some in names]
+        self._where = MaskedAxes(
+            tuple(number for number, _, _ in axes),
+            tuple(axis for _, axis, _ in axes),
+            tuple(len(units) for _, _, units in axes),
+        )
+        self._shapes = [call.units.shape for _, call in calls]
+        self._sizes = [sum(self._where.lengths), *(call.units.size for _, call in calls)]
+        self.binding = Binding(model, [*names, *([name] for name, _ in calls)])
+        units = [*(units for _, _, units in axes), *(call.units.reshape(-1) for _, call in calls)]
         flat = np.concatenate([*units, np.zeros(0, dtype=np.int64)])
-        self._index = torch.from_numpy(np.where(flat < 0, num_units, flat))
+        # The entry after the last unit serves positions of no unit.
+        flat = np.where(flat < 0, analysis.num_units, flat)
+        # The places that have each unit's entry, one unit after the other, and where each one's begin.
+        order = np.argsort(flat, kind="stable")
+        starts = np.searchsorted(flat[order], np.arange(analysis.num_units + 1))
+        self._constants = Constants(index=flat, order=order, starts=starts)
+        owners = [{id(model.get_submodule(name.rpartition(".")[0])) for name in some} for some in names]
+        castable = {id(module) for module in model.modules() if casts_its_weight(module)}
+        self._castable = [
+            number
+            for number, (some, modules) in enumerate(zip(names, owners, strict=True))
+            if modules <= castable and all(name.endswith("weight") for name in some)
+        ]
 
-    def spread(self, mask: torch.Tensor) -> None:
-        """Hand every site its part of a flat mask, shape (units,)."""
-        if self._index.device != mask.device:
-            self._index = self._index.to(mask.device)
-        padded = torch.cat([mask, mask.new_ones(1)])  # the last entry serves positions of no unit
-        parts = iter(torch.split(padded[self._index], self._lengths))
-        for site in self.sites:
-            site.masks = tuple(next(parts) for _ in site.axes)
-        for call_site in self.call_sites:
-            call_site.masks = tuple(next(parts) for _ in call_site.calls)
+    def run(self, model: nn.Module, mask: torch.Tensor, args: Any, kwargs: Any) -> Any:
+        """``model(*args, **kwargs)`` under a flat mask, shape (units,)."""
+        with torch._C.DisableTorchFunction():  # gates are no part of the model that a function mode watches
+            tensors = self._values(model, mask)
+        if torch.compiler.is_compiling():
+            return self.binding.run(model, tensors, args, kwargs)
+        with forward_of_gated_model():
+            return self.binding.run(model, tensors, args, kwargs)
+
+    def _values(self, model: nn.Module, mask: torch.Tensor) -> list[torch.Tensor | Narrow]:
+        """All masked weights, then the masks of all calls."""
+        weights = [_stored(model, path) for path in self._weights]
+        # A model without weights has its gates elsewhere.
+        mask = mask.to(weights[0].device) if weights and weights[0].is_meta else mask
+        parts = torch.split(self._spread(mask), self._sizes)
+        masks = [part.reshape(shape) for part, shape in zip(parts[1:], self._shapes, strict=True)]
+        kind = mask.device.type
+        if are_followed() or not self._castable or not _is_autocast(kind):
+            return [*masked_weights(weights, parts[0], self._where), *masks]
+        # What autocast would do to one weight after the other.
+        dtype = torch.get_autocast_dtype(kind)
+        narrow = [number for number in self._castable if weights[number].dtype is torch.float32]
+        found: list[torch.Tensor | Narrow] = [*masked_weights(weights, parts[0], self._where, narrow, dtype), *masks]
+        for number in narrow:
+            whole = partial(self._whole, weights[number], number, parts[0])
+            found[number] = Narrow(found[number], whole)  # type: ignore[arg-type]
+        return found
+
+    def _whole(self, weight: torch.Tensor, number: int, masks: torch.Tensor) -> torch.Tensor:
+        """One masked weight in its own precision."""
+        where = self._where
+        own = [place for place, owner in enumerate(where.owners) if owner == number]
+        pieces = torch.split(masks, list(where.lengths))
+        alone = MaskedAxes((0,) * len(own), *(tuple(some[n] for n in own) for some in (where.axes, where.lengths)))
+        return masked_weights([weight], torch.cat([pieces[n] for n in own]), alone)[0]
+
+    def _spread(self, mask: torch.Tensor) -> torch.Tensor:
+        """Entries of a mask where they are needed."""
+        constants = self._constants.at(mask.device)
+        if are_followed():
+            return _gathered(mask, constants["index"])
+        spread: torch.Tensor = _Spread.apply(mask, *(constants[name] for name in ("index", "order", "starts")))
+        return spread
+
+    def prepare(self, device: torch.device) -> None:
+        """Have all that is needed on a device."""
+        self._constants.at(device)
+
+    def masks_of(self, name: str, mask: torch.Tensor) -> dict[int, torch.Tensor]:
+        """For each masked axis of a stored tensor its part of a flat mask."""
+        pieces = torch.split(self._spread(mask)[: self._sizes[0]], list(self._where.lengths))
+        path = tuple(name.split("."))
+        where = self._where
+        return {
+            axis: piece
+            for owner, axis, piece in zip(where.owners, where.axes, pieces, strict=True)
+            if self._weights[owner] == path
+        }
 
 
-def install_sites(model: nn.Module, analysis: Analysis) -> SiteMap:
-    """Put a `GateSite` on every weight that reads gated channels, on all names of shared weights.
-
-    Function calls that must leave units out (statistics, products without a weight) are masked as well.
-    """
-    sites, num_units = analysis.sites, analysis.num_units
-    aliases: dict[int, list[str]] = {}
-    named = dict(model.named_parameters(remove_duplicate=False))
-    for name, parameter in named.items():
-        aliases.setdefault(id(parameter), []).append(name)
-    installed: list[GateSite] = []
-    units: list[Ids] = []
-    for name, axes in sites.items():
-        for alias in aliases[id(named[name])]:
-            path, _, attribute = alias.rpartition(".")
-            owner = model.get_submodule(path)
-            site = GateSite(sorted(axes), named[name].dim(), tuple(owner._parameters))
-            parametrize.register_parametrization(owner, attribute, site, unsafe=True)
-            installed.append(site)
-            units += [axes[axis] for axis in sorted(axes)]
-    return SiteMap(installed, units, num_units, install_call_sites(model, analysis.masked_calls))
+def _stored(model: nn.Module, path: Sequence[str]) -> torch.Tensor:
+    module: Any = model
+    for name in path[:-1]:
+        module = module._modules[name]
+    own = module._parameters
+    found: torch.Tensor = own[path[-1]] if path[-1] in own else module._buffers[path[-1]]
+    return found
 
 
-def remove_sites(model: nn.Module) -> nn.Module:
-    """Take all gate sites off again, in place: weights, their names and their order as before.
-
-    A module that torch parametrises gets a class of its own, which its deep copies share;
-    `torch.nn.utils.parametrize.remove_parametrizations` edits that class and so breaks the copies.
-    Here the module gets another class and the shared one is left alone.
-    """
-    remove_call_sites(model)
-    for module in list(model.modules()):
-        if not parametrize.is_parametrized(module):
-            continue
-        chains: Any = module.parametrizations
-        order: tuple[str, ...] = ()
-        freed: list[str] = []
-        for attribute, chain in list(chains.items()):
-            if not isinstance(chain[-1], GateSite):
-                continue
-            order = chain[-1].order
-            del chain[len(chain) - 1]
-            if len(chain) == 0:
-                freed.append(attribute)
-        if freed:
-            _drop_properties(module, freed)
-            for attribute in freed:
-                module._parameters[attribute] = chains[attribute].original
-                del chains[attribute]
-            if len(chains) == 0:
-                del module._modules["parametrizations"]
-            for name in order:
-                module._parameters[name] = module._parameters.pop(name)
-    return model
+def _is_autocast(kind: str) -> bool:
+    return torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
 
 
-def _drop_properties(module: nn.Module, names: Sequence[str]) -> None:
-    """Give ``module`` a class without the properties that served parametrised tensors."""
-    cls = type(module)
-    remaining = [name for name, chain in vars(cls).items() if isinstance(chain, property) and name not in names]
-    if remaining:
-        body = {key: value for key, value in vars(cls).items() if key not in (*names, "__dict__", "__weakref__")}
-        module.__class__ = type(cls.__name__, cls.__bases__, body)
-    else:
-        module.__class__ = cls.__bases__[0]
+def _gathered(mask: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+    return torch.cat([mask, mask.new_ones(1)])[index]
+
+
+class _Spread(torch.autograd.Function):
+    """`_gathered` with a backward pass that can be run again and again."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, mask: torch.Tensor, index: torch.Tensor, order: torch.Tensor, starts: torch.Tensor
+    ) -> torch.Tensor:
+        ctx.where = index, order, starts
+        return _gathered(mask, index)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
+        return _gathered_backward(gradient, *ctx.where), None, None, None
+
+
+def _gathered_backward_form(
+    gradient: torch.Tensor, index: torch.Tensor, order: torch.Tensor, starts: torch.Tensor
+) -> torch.Tensor:
+    return torch.empty_like((gradient + index)[:1]).expand(len(starts) - 1).clone()
+
+
+@operation(
+    "gathered_backward(Tensor gradient, Tensor index, Tensor order, Tensor starts) -> Tensor", _gathered_backward_form
+)
+def _gathered_backward(
+    gradient: torch.Tensor, index: torch.Tensor, order: torch.Tensor, starts: torch.Tensor
+) -> torch.Tensor:
+    """For each unit the sum over the places that have its entry, added up in the same order every time."""
+    count = len(starts) - 1
+    if gradient.dtype is torch.float32 and kernels.serve(gradient.device):
+        from prunegate.gates.kernels import weights  # needs Triton
+
+        return weights.gather_sums(gradient.contiguous(), order, starts)
+    # With accumulation it has one order on every device, unlike `index_add`.
+    return gradient.new_zeros(count + 1).index_put((index,), gradient, accumulate=True)[:count].clone()

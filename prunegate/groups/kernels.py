@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
 
 _FUSED = (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerEncoder)
 
@@ -17,23 +20,68 @@ def has_fused_layers(model: nn.Module) -> bool:
     return any(isinstance(module, _FUSED) for module in model.modules())
 
 
-@contextmanager
-def unfused_layers() -> Iterator[None]:
-    """Run torch's attention and encoder layers by their parts.
+class unfused_layers(TorchFunctionMode):  # noqa: N801 -- used as a context
+    """Run torch's attention and encoder layers by their parts, in this thread.
 
     Their fused kernels for inference read the weights of several layers at once and call none of them: no mask
-    reaches a norm inside, and without data they check no shape.
+    reaches a norm inside, and without data they check no shape. They are not used under a function mode, whichever.
     """
-    fused = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fused)
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return func(*args, **(kwargs or {}))
+
+
+class _ForAll:
+    """A change of torch's switches, which are the whole process's: made once for all threads that are in here.
+
+    The last one to leave puts everything back.
+    """
+
+    def __init__(self, change: Callable[[], AbstractContextManager[Any]]) -> None:
+        self._change, self._lock, self._inside = change, threading.Lock(), 0
+        self._stack = ExitStack()
+
+    @contextmanager
+    def __call__(self) -> Iterator[None]:
+        with self._lock:
+            if self._inside == 0:
+                self._stack.enter_context(self._change())
+            self._inside += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._inside -= 1
+                if self._inside == 0:
+                    self._stack.close()
+
+
+_math_attention = _ForAll(lambda: sdpa_kernel(SDPBackend.MATH))
+
+
+def decomposed_attention() -> AbstractContextManager[None]:
+    """Attention as matrix products and softmax instead of one fused operation; for use under a function mode."""
+    return _math_attention()
 
 
 @contextmanager
-def decomposed_attention() -> Iterator[None]:
-    """Attention as matrix products and softmax instead of one fused operation."""
-    with unfused_layers(), sdpa_kernel(SDPBackend.MATH):
-        yield
+def _plain_float32() -> Iterator[None]:
+    cudnn = torch.backends.cudnn
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        with cudnn.flags(cudnn.enabled, False, cudnn.benchmark_limit, cudnn.deterministic, allow_tf32=False):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+_exact = _ForAll(_plain_float32)
+
+
+def exact_arithmetic(device: torch.device) -> AbstractContextManager[None]:
+    """Float32 computed as such, not in the shorter formats of GPUs' matrix units, and no search for quick kernels.
+
+    What is compared is to differ by rounding alone, and models that are run once are not worth a search.
+    """
+    return _exact() if device.type == "cuda" else nullcontext()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import nn
@@ -28,6 +28,9 @@ class StandIns:
     def __init__(self, kind: Kind) -> None:
         self.kind = kind
         self._mode = FakeTensorMode(allow_non_fake_inputs=True) if kind == "fake" else None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return StandIns, (self.kind,)
 
     def of(self, tensor: torch.Tensor) -> torch.Tensor:
         """A tensor of the same form. A fake one for the meta device is on the CPU, so that both can meet."""

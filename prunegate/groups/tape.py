@@ -41,6 +41,15 @@ class Operation:
     results: tuple[int, ...]
     is_sequence: bool
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """By the operation's name: torch's own object cannot be pickled."""
+        return _operation, (str(self.func), self.args, self.kwargs, self.results, self.is_sequence)
+
+
+def _operation(name: str, *others: Any) -> Operation:
+    space, packet, overload = name.split(".")
+    return Operation(getattr(getattr(getattr(torch.ops, space), packet), overload), *others)
+
 
 @dataclass(slots=True)
 class Span:

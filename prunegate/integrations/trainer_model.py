@@ -7,7 +7,6 @@ few attributes, and writes the state dict as safetensors. All three are given he
 from __future__ import annotations
 
 import inspect
-import io
 from operator import attrgetter
 from typing import Any
 
@@ -46,11 +45,9 @@ def answer_trainer(gated: GatedModel) -> None:
     # Statically: some are properties that warn.
     found = [name for name in _LOOKED_UP if inspect.getattr_static(gated.model, name, None) is not None]
     body: dict[str, Any] = {name: property(attrgetter(f"model.{name}")) for name in found}
-    # Masks on the model's own weights have given it torch's Parametrized class.
-    name = dense_class.__name__.removeprefix("Parametrized")
-    gated.__class__ = type(name, (type(gated),), {**body, "forward": forward, "_answers_trainer": True})
-    gated.register_state_dict_post_hook(_as_tensors)  # type: ignore[no-untyped-call]
-    gated.register_load_state_dict_pre_hook(_from_tensors)  # type: ignore[no-untyped-call]
+    gated.__class__ = type(dense_class.__name__, (type(gated),), {**body, "forward": forward, "_answers_trainer": True})
+    gated.register_state_dict_post_hook(_tied_once)  # type: ignore[no-untyped-call]
+    gated.register_load_state_dict_pre_hook(_untied)  # type: ignore[no-untyped-call]
 
 
 def _answers(gated: GatedModel) -> bool:
@@ -62,29 +59,20 @@ def _place(tensor: torch.Tensor) -> tuple[Any, ...] | None:
     return (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype) if tensor.data_ptr() else None
 
 
-def _as_tensors(module: nn.Module, state: dict[str, Any], prefix: str, metadata: Any) -> None:
-    """Leave only tensors in a state dict, tied ones once: safetensors holds nothing else."""
+def _tied_once(module: nn.Module, state: dict[str, Any], prefix: str, metadata: Any) -> None:
+    """Leave tied tensors in a state dict once: safetensors holds no others."""
     seen = set()
     for name in [name for name in state if name.startswith(prefix)]:
-        value = state[name]
-        if not isinstance(value, torch.Tensor):
-            file = io.BytesIO()
-            torch.save(value, file)
-            state[name] = torch.frombuffer(bytearray(file.getvalue()), dtype=torch.uint8)
-        elif (place := _place(value)) is not None:
+        if (place := _place(state[name])) is not None:
             if place in seen:
                 del state[name]
             seen.add(place)
 
 
-def _from_tensors(module: nn.Module, state: dict[str, Any], prefix: str, *rest: Any) -> None:
-    """Undo `_as_tensors`; a state dict that did not go through it stays as it is."""
+def _untied(module: nn.Module, state: dict[str, Any], prefix: str, *rest: Any) -> None:
+    """Undo `_tied_once`; a state dict that did not go through it stays as it is."""
     own = {**dict(module.named_parameters(remove_duplicate=False)), **dict(module.named_buffers())}
     saved = {_place(tensor): state[prefix + name] for name, tensor in own.items() if prefix + name in state}
     for name, tensor in own.items():
         if prefix + name not in state and (place := _place(tensor)) is not None and place in saved:
             state[prefix + name] = saved[place]
-    for name in [name for name in state if name.startswith(prefix) and name.endswith("_extra_state")]:
-        value = state[name]
-        if isinstance(value, torch.Tensor) and value.dtype == torch.uint8:
-            state[name] = torch.load(io.BytesIO(value.cpu().numpy().tobytes()), weights_only=True)

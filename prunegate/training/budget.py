@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -15,6 +15,17 @@ METRICS = ("macs", "params")
 # A budget is given up when its target is reached and, for so many steps, the violation is above the first and does
 # not come down by the second share of itself.
 _STUCK_STEPS, _STUCK_VIOLATION, _STUCK_PROGRESS = 200, 0.5, 0.05
+# Whether it is stuck is looked at every so many steps: a look waits for the device.
+_LOOK_EVERY = 50
+
+
+class _Control(NamedTuple):
+    """What the penalty's strength is controlled with: 0-d tensors on the gates' device, which is never waited for."""
+
+    integral: torch.Tensor
+    multiplier: torch.Tensor
+    violation: torch.Tensor
+    target: torch.Tensor
 
 
 class Budget:
@@ -77,10 +88,25 @@ class Budget:
             quadratic,
         )
         self.count = 0
-        self.integral = 0.0
-        self.multiplier = 0.0
-        self._violation: float | None = None
+        self._seen = False  # whether there has been a penalty
+        self._start = 0.0, 0.0  # integral and multiplier before there is a device
+        self._control: _Control | None = None
         self._mark: tuple[int, float] | None = None  # step and violation since which it has not come down
+
+    @property
+    def multiplier(self) -> float:
+        """The present strength of the penalty; reading it waits for the device."""
+        return self._start[1] if self._control is None else float(self._control.multiplier)
+
+    @multiplier.setter
+    def multiplier(self, value: float) -> None:
+        self._start = self.integral, value
+        self._control = None
+
+    @property
+    def integral(self) -> float:
+        """What the multiplier has gathered of past violations; reading it waits for the device."""
+        return self._start[0] if self._control is None else float(self._control.integral)
 
     def limit_for(self, dense_cost: int) -> int:
         """The absolute limit for a model of this dense cost, rounded down."""
@@ -99,9 +125,21 @@ class Budget:
 
     def penalty(self, gated: GatedModel) -> torch.Tensor:
         """The term to add to the loss: 0-d tensor, differentiable in the logits."""
-        violation = gated.expected_cost(self.metric) / self.target(gated) - 1.0
-        self._violation = float(violation.detach())
-        return self.multiplier * violation + 0.5 * self.quadratic * violation.clamp(min=0.0).square()
+        return self._penalty(gated.expected_cost(self.metric), self.target(gated))
+
+    def _penalty(self, expected: torch.Tensor, target: float | torch.Tensor) -> torch.Tensor:
+        violation = expected / target - 1.0
+        control = self._control_on(violation.device)
+        control.violation.copy_(violation.detach())
+        self._seen = True
+        return control.multiplier.clone() * violation + 0.5 * self.quadratic * violation.clamp(min=0.0).square()
+
+    def _control_on(self, device: torch.device) -> _Control:
+        if self._control is None or self._control.violation.device != device:
+            dtype = torch.float32 if device.type == "mps" else torch.float64  # as the expected cost
+            values = self.integral, self.multiplier, 0.0, 0.0
+            self._control = _Control(*(torch.tensor(value, dtype=dtype, device=device) for value in values))
+        return self._control
 
     def step(self) -> None:
         """Update the multiplier by the violation that the last `penalty` saw, and advance the ramp.
@@ -109,10 +147,20 @@ class Budget:
         Raises:
             DivergedError: The gates have not followed for long: the multiplier would only grow.
         """
-        if self._violation is not None:
-            self._refuse_stuck(self._violation)
-            self.integral = max(0.0, self.integral + self.integral_gain * self._violation)
-            self.multiplier = max(0.0, self.integral + self.proportional_gain * self._violation)
+        self._update()
+        self._advance()
+
+    @torch.no_grad()
+    def _update(self) -> None:
+        """Control, in place, by what the last penalty saw."""
+        if self._seen and self._control is not None:
+            integral, multiplier, violation, _ = self._control
+            integral.add_(violation, alpha=self.integral_gain).clamp_(min=0.0)
+            multiplier.copy_(integral).add_(violation, alpha=self.proportional_gain).clamp_(min=0.0)
+
+    def _advance(self) -> None:
+        if self._seen and self._control is not None and self.count % _LOOK_EVERY == 0:
+            self._refuse_stuck(float(self._control.violation))
         self.count += 1
 
     def _refuse_stuck(self, violation: float) -> None:
@@ -137,8 +185,8 @@ class Budget:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.count = int(state["count"])
-        self.integral = float(state["integral"])
-        self.multiplier = float(state["multiplier"])
+        self._start = float(state["integral"]), float(state["multiplier"])
+        self._control = None
         self._mark = state.get("mark")
 
     def __repr__(self) -> str:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 
 from prunegate.errors import BudgetError, LoopError
+from prunegate.gates import Replay
 from prunegate.training.batch_norm import reestimate_batch_norm
 from prunegate.training.budget import Budget
 from prunegate.training.optimizers import logit_optimizer
@@ -92,12 +93,18 @@ class GateSteps:
         if fresh and bool(gated.gates.open_units().all()):
             gated.gates.start_at(_KEEP_PROBABILITY, gated.magnitudes())
         self.optimizer = logit_optimizer(gated, learning_rate or LOGIT_TRAVEL / drawn)
+        self._replay = Replay()
+        self._gradient: torch.Tensor | None = None
 
-    def step(self) -> None:
+    def step(self, scaler: torch.amp.GradScaler | None = None) -> None:
         """Take the gates' step; call it after ``loss.backward()`` and before the weights' optimiser steps.
 
         The gradient that the logits have from the loss, summed over any number of backward passes, is joined by the
         penalty's, once. Afterwards the logits have no gradient.
+
+        Args:
+            scaler: The one that has scaled the loss (float16), if one has. Call `step` before ``scaler.update()``,
+                and before ``scaler.unscale_`` of an optimiser that holds the logits too.
 
         Raises:
             LoopError: The logits have no gradient, or masks are fixed that are not frozen gates'.
@@ -114,19 +121,45 @@ class GateSteps:
                 "their cost alone. Call the gated model itself, not the model inside it, and call step after "
                 "loss.backward(), before the gradients are zeroed."
             )
-        with torch.enable_grad():  # optimisers call back from where gradients are off
-            penalty = self.budget.penalty(self.gated)
-        # Not by backward(): that would run the hooks which average gradients over processes a second time.
-        (pull,) = torch.autograd.grad(penalty, [logits])
-        logits.grad += pull
-        self.optimizer.step()
+        if scaler is not None:
+            scaler.unscale_(self.optimizer)
+            self._move(self.budget.target(self.gated), lambda: scaler.step(self.optimizer))
+        else:
+            self._replayed_move(logits)
         logits.grad = None
-        self.gated.gates.clamp_()
         self.tau.step()
-        self.budget.step()
+        self.budget._advance()
         self.count += 1
         if self.count == self._freeze_after:
             self.gated.harden(self.budget)
+
+    def _replayed_move(self, logits: torch.Tensor) -> None:
+        """`_move`, with all that it works on where it was the last time."""
+        control = self.budget._control_on(logits.device)
+        control.target.fill_(self.budget.target(self.gated))
+        if self._gradient is None or self._gradient.device != logits.device:
+            self._gradient = torch.empty_like(logits)
+        assert logits.grad is not None
+        logits.grad = self._gradient.copy_(logits.grad)
+        state = [value for value in self.optimizer.state[logits].values() if isinstance(value, torch.Tensor)]
+        rate, estimator = self.optimizer.param_groups[0]["lr"], self.gated.gates.estimator
+        gates = self.gated.gates
+        tensors = (logits, self._gradient, *control, *state, gates.dropped, gates.is_fixed, gates.closed)
+        self._replay(lambda: self._move(control.target, self.optimizer.step), tensors, rate, estimator)
+
+    def _move(self, target: float | torch.Tensor, step: Callable[[], Any]) -> None:
+        """Add the penalty's gradient to the logits', step, and update the penalty's strength."""
+        logits = self.gated.gates.logits
+        with torch.enable_grad():  # optimisers call back from where gradients are off
+            # Of other logits: theirs have hooks, which average gradients over processes, and belong to another stream.
+            leaf = logits.detach().requires_grad_()
+            penalty = self.budget._penalty(self.gated.expected_cost(self.budget.metric, leaf), target)
+        (pull,) = torch.autograd.grad(penalty, [leaf])
+        assert logits.grad is not None
+        logits.grad += pull
+        step()
+        self.gated.gates.clamp_()
+        self.budget._update()
 
     @property
     def are_frozen(self) -> bool:

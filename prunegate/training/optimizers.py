@@ -39,7 +39,9 @@ def logit_optimizer(gated: GatedModel, learning_rate: float) -> torch.optim.Opti
     the expected cost then falls far below its target.
     """
     logits = list(gated.gate_parameters())
-    return torch.optim.Adam(logits, lr=learning_rate, betas=(0.5, 0.99), **_fused(torch.optim.Adam, logits))
+    fused = _fused(torch.optim.Adam, logits)
+    # A step that can be captured is part of what `GateSteps` replays.
+    return torch.optim.Adam(logits, lr=learning_rate, betas=(0.5, 0.99), capturable=bool(fused), **fused)
 
 
 def _fused(kind: Any, parameters: Iterable[torch.nn.Parameter]) -> dict[str, Any]:

@@ -17,10 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.utils import parametrize
 
 from prunegate.errors import LoopError
-from prunegate.gates import GateSite
 from prunegate.groups import ExampleInputs
 from prunegate.modes import eval_mode
 from prunegate.wrapping import GatedModel
@@ -84,8 +82,10 @@ def reconstruct(gated: GatedModel, dense: nn.Module, inputs: Any) -> int:
         for module in gated.modules():
             if isinstance(module, _BatchNorm):
                 module.train()
+        mask = gated.gates.hard_mask().float()
         for name, (rows, outputs) in targets.items():
-            hooks.enter_context(layers[name].register_forward_pre_hook(partial(_refit, rows, outputs)))
+            kept = _kept_inputs(layers[name], gated.sites.masks_of(f"{name}.weight".removeprefix("."), mask))
+            hooks.enter_context(layers[name].register_forward_pre_hook(partial(_refit, rows, outputs, kept)))
         gated(*given.args, **given.kwargs)
     return len(targets)
 
@@ -99,9 +99,6 @@ def _is_plain(module: nn.Module) -> TypeGuard[Layer]:
             return False
     elif not isinstance(module, nn.Linear) or type(module).forward is not nn.Linear.forward:
         return False
-    if parametrize.is_parametrized(module):
-        chains: Any = module.parametrizations
-        return set(chains) == {"weight"} and all(isinstance(one, GateSite) for one in chains["weight"])
     return isinstance(module._parameters.get("weight"), nn.Parameter)
 
 
@@ -158,13 +155,18 @@ def _rows_of_input(layer: Layer, x: torch.Tensor, rows: torch.Tensor) -> torch.T
     return patches[rows // (height * width), :, position // width, position % width].flatten(1)
 
 
-def _refit(rows: torch.Tensor, outputs: torch.Tensor, layer: Layer, args: tuple[torch.Tensor, ...]) -> None:
-    """Before a layer runs: give it the weights with which these inputs come closest to those outputs."""
+def _refit(
+    rows: torch.Tensor, outputs: torch.Tensor, kept: torch.Tensor, layer: Layer, args: tuple[torch.Tensor, ...]
+) -> None:
+    """Before a layer runs: give it the weights with which these inputs come closest to those outputs.
+
+    Args:
+        kept: Which inputs of one output the masks leave, bool, shape (inputs,).
+    """
     if not args:  # called by keyword
         return
     weight, bias = _stored_weight(layer), layer.bias
     groups = layer.groups if isinstance(layer, nn.Conv2d) else 1
-    kept = _kept_columns(layer, weight)
     x = _rows_of_input(layer, args[0], rows)
     x = x.reshape(len(rows), groups, -1).transpose(0, 1)[:, :, kept]  # groups, rows, inputs
     y = outputs.reshape(len(rows), groups, -1).transpose(0, 1)  # groups, rows, outputs
@@ -182,6 +184,8 @@ def _refit(rows: torch.Tensor, outputs: torch.Tensor, layer: Layer, args: tuple[
     refitted = stored.clone()
     refitted[:, kept] = new.to(stored)
     weight.copy_(refitted.transpose(1, 2).reshape(weight.shape))
+    if layer.weight is not weight:  # the masked one of the call that is under way
+        layer.weight.copy_((refitted * kept[:, None]).transpose(1, 2).reshape(weight.shape))
 
 
 def _solve(x: torch.Tensor, y: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
@@ -209,20 +213,15 @@ def _stored(model: nn.Module) -> Iterator[nn.Parameter]:
     )
 
 
-def _stored_weight(layer: Layer) -> torch.Tensor:
-    """The weight before its mask."""
-    if not parametrize.is_parametrized(layer):
-        return layer.weight
-    chains: Any = layer.parametrizations
-    stored: torch.Tensor = chains["weight"].original
+def _stored_weight(layer: nn.Module) -> torch.Tensor:
+    """The weight as it is stored, whatever takes its place in a call."""
+    stored: torch.Tensor = vars(layer)["_parameters"]["weight"]
     return stored
 
 
-def _kept_columns(layer: Layer, weight: torch.Tensor) -> torch.Tensor:
-    """Which inputs of one output the masks leave, bool, shape (inputs,)."""
-    mask = torch.ones_like(weight)
-    if parametrize.is_parametrized(layer):
-        chains: Any = layer.parametrizations
-        for site in chains["weight"]:
-            mask = site(mask)
-    return mask.amax(0).flatten().bool()
+def _kept_inputs(layer: Layer, masks: dict[int, torch.Tensor]) -> torch.Tensor:
+    """Which inputs of one output masks along some axes of the weight leave, bool, shape (inputs,)."""
+    kept = torch.ones_like(_stored_weight(layer))
+    for axis, mask in masks.items():
+        kept = kept * mask.reshape([-1 if dim == axis else 1 for dim in range(kept.dim())])
+    return kept.amax(0).flatten().bool()

@@ -146,8 +146,8 @@ def _compact(gated: GatedModel, keep: Mask, mending: Mending) -> Compaction:
     plan = plan.with_attributes(told)
     for path, module in model.named_modules():
         module.training = training.get(path, module.training)
-    logits = list(gated.gate_parameters())
-    certificate = certify(gated, model, gated.example_inputs, logits, decides_by_value=not gated.trace.is_fake)
+    gates = [*gated.gates.parameters(), *gated.gates.buffers()]
+    certificate = certify(gated, model, gated.example_inputs, gates, decides_by_value=not gated.trace.is_fake)
     costs = {
         metric: {"dense": gated.dense_cost(metric), "compact": gated.realised_cost(metric)}
         for metric in ("macs", "params")

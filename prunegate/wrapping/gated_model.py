@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import nullcontext
 from typing import Any, Protocol
 
 import torch
@@ -12,7 +11,7 @@ from torch import nn
 from prunegate.compaction import Mending
 from prunegate.costs import CostModel, keep_within
 from prunegate.errors import BudgetError, nearest
-from prunegate.gates import Gates, install_sites, remove_sites, standardised_magnitudes
+from prunegate.gates import Gates, GateSites, remove_call_sites, standardised_magnitudes
 from prunegate.groups import Analysis, ChannelGroup, ExampleInputs, PinnedGroup, Trace, copy_with
 from prunegate.groups.kernels import has_fused_layers, unfused_layers
 from prunegate.wrapping.explain import Explanation, explain
@@ -65,9 +64,11 @@ class GatedModel(nn.Module):
         self._other_reach = dict(other_reach or {})
         self._costs = cost_models(analysis)
         device = next(iter(model.parameters())).device
-        self.gates.to(device)
+        if device.type != "meta":  # masks and costs of a model without weights are still to be asked for
+            self.gates.to(device)
         self._has_fused_layers = has_fused_layers(model)
-        self._sites = install_sites(model, analysis)
+        self.sites = GateSites(model, analysis)
+        self.sites.prepare(self.gates.logits.device)
         self.train(model.training)
 
     @property
@@ -77,9 +78,11 @@ class GatedModel(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         with torch._C.DisableTorchFunction():  # gates are no part of the model that a function mode watches
-            self._sites.spread(self.gates.draw())
-        with unfused_layers() if self._has_fused_layers else nullcontext():
-            return self.model(*args, **kwargs)
+            mask = self.gates.draw()
+        if not self._has_fused_layers:
+            return self.sites.run(self.model, mask, args, kwargs)
+        with unfused_layers():
+            return self.sites.run(self.model, mask, args, kwargs)
 
     @property
     def groups(self) -> list[ChannelGroup]:
@@ -112,8 +115,7 @@ class GatedModel(nn.Module):
 
     def magnitudes(self) -> torch.Tensor:
         """Standardised weight norms of all units, shape (units,): see `prunegate.gates.standardised_magnitudes`."""
-        plain = self.dense_copy(share_weights=True)
-        return standardised_magnitudes(dict(plain.named_parameters()), self.analysis.groups)
+        return standardised_magnitudes(dict(self.model.named_parameters()), self.analysis.groups)
 
     # Costs -------------------------------------------------------------------------------------
 
@@ -125,9 +127,12 @@ class GatedModel(nn.Module):
             )
         return self._costs[metric]
 
-    def expected_cost(self, metric: str = "macs") -> torch.Tensor:
-        """The cost at the present keep probabilities: 0-d, differentiable; MACs per sample or parameters."""
-        return self._cost(metric).expected(self.gates.keep_probability())
+    def expected_cost(self, metric: str = "macs", logits: torch.Tensor | None = None) -> torch.Tensor:
+        """The cost at the present keep probabilities, or at those of given logits: 0-d, differentiable.
+
+        MACs are per sample.
+        """
+        return self._cost(metric).expected(self.gates.keep_probability(logits))
 
     def sampled_cost(self, metric: str = "macs") -> int:
         """The exact cost of one mask drawn as in training; the noise of the next forward stays what it was."""
@@ -196,7 +201,8 @@ class GatedModel(nn.Module):
 
     def unwrap(self) -> nn.Module:
         """The dense model with its present weights; the gates are gone and this object is spent."""
-        return remove_sites(self.model)
+        remove_call_sites(self.model)
+        return self.model
 
     def dense_copy(self, share_weights: bool = False) -> nn.Module:
         """A copy of the dense model with its present weights; the gated model stays as it is.
@@ -204,7 +210,9 @@ class GatedModel(nn.Module):
         Args:
             share_weights: Let the copy hold the very parameters and buffers of the gated model.
         """
-        return remove_sites(copy_with(self.model, (lambda tensor: tensor) if share_weights else None))
+        copied = copy_with(self.model, (lambda tensor: tensor) if share_weights else None)
+        remove_call_sites(copied)
+        return copied
 
     def explain(self) -> Explanation:
         """A report: channel groups, what they cost, what is pinned and why, the least reachable cost."""

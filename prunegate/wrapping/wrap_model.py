@@ -68,6 +68,7 @@ def wrap(
     inputs = ExampleInputs.of(example_inputs)
     if not any(True for _ in model.parameters()):
         raise NothingToPruneError("the model: found no parameters, expected layers whose channels can be removed.")
+    _refuse_elsewhere(model, inputs)
     trace, analysis = _followed(model, inputs, attention)
     analysis, refused = _without(trace, analysis, exclude)
     trial = _tried(model, inputs, trace, analysis, graph=backend == "graph")
@@ -106,6 +107,18 @@ def _module(model: nn.Module) -> nn.Module:
                 "code are fixed. Wrap the model that it was made from, and convert the compact one instead."
             )
     return model
+
+
+def _refuse_elsewhere(model: nn.Module, inputs: ExampleInputs) -> None:
+    """Tensors without data meet whatever the device, and the user would learn of it in training only."""
+    own = {tensor.device for tensor in (*model.parameters(), *model.buffers())}
+    given = {tensor.device for tensor in inputs.tensors()}
+    if own.isdisjoint(given) and "meta" not in {device.type for device in own | given}:
+        raise TraceError(
+            f"example_inputs: found tensors on {', '.join(sorted(map(str, given)))}, expected them on "
+            f"{', '.join(sorted(map(str, own)))}, where the model is. Move the inputs to the model's device, or the "
+            "model to theirs."
+        )
 
 
 def _followed(model: nn.Module, inputs: ExampleInputs, attention: str) -> tuple[Trace, Analysis]:

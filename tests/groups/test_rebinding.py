@@ -132,7 +132,7 @@ def test_a_value_that_does_not_is_left_as_it_is(kind: str) -> None:
 @pytest.mark.parametrize(
     "value",
     [3, "text", None, nn.Sequential(OLD), torch.ones(2), Helper, torch, len, OwnCopy(OLD), Slots(OLD)],
-    ids=repr,
+    ids=lambda value: type(value).__name__,
 )
 def test_other_values_are_left_as_they_are(value: Any) -> None:
     assert rebound(value, TWINS) is value

@@ -79,16 +79,20 @@ def test_convolutions_get_the_weights_of_ridge_regression(
     x = samples(40, 2, 9, 7, seed=seed)
     gated = halved(net, x, seed)
     refitted = gated.model.second[0]
+    masks = gated.sites.masks_of("second.0.weight", gated.gates.hard_mask().double())
     _, unfitted = call_of(refitted, gated, x)
     reconstruct(gated, net, x)
     solved: list[torch.Tensor] = []
     (inputs, found), (_, target) = call_of(refitted, gated, x), call_of(layer, net, x)
+    read = refitted.weight
+    for axis, mask in masks.items():  # the weight as the model reads it
+        read = read * mask.reshape([-1 if dim == axis else 1 for dim in range(4)])
     columns = F.unfold(inputs, kernel, (2, 1), padding, stride).transpose(1, 2).flatten(0, 1)
     for part, rows, dense, new in zip(
         columns.chunk(groups, 1),
         by_channel(target).chunk(groups, 1),
         layer.weight.flatten(1).chunk(groups),
-        refitted.weight.flatten(1).chunk(groups),
+        read.flatten(1).chunk(groups),
         strict=True,
     ):
         kept = new.ne(0).any(0)

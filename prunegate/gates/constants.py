@@ -1,0 +1,33 @@
+"""Tensors that never change: made from arrays where they are needed, and no buffers of any module.
+
+What copies, averages, empties or loads a model's buffers would do so with index tables too, and masks would land on
+other channels.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+
+class Constants:
+    """Arrays by name, as tensors on whatever device they are asked for."""
+
+    def __init__(self, **arrays: npt.NDArray[Any]) -> None:
+        self._arrays = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+        self._tensors: dict[torch.device, dict[str, torch.Tensor]] = {}
+
+    def at(self, device: torch.device) -> dict[str, torch.Tensor]:
+        """All of them on a device; made there the first time."""
+        found = self._tensors.get(device)
+        if found is None:
+            with torch.inference_mode(False):
+                found = {name: torch.from_numpy(array).to(device) for name, array in self._arrays.items()}
+            self._tensors[device] = found
+        return found
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_arrays": self._arrays, "_tensors": {}}
