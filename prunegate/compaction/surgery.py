@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensor
 
 from prunegate.compaction.layer_sizes import sizes_after_slicing
 from prunegate.compaction.plan import AttributeValue, Mask, Plan
@@ -62,9 +63,10 @@ def slice_tensors(model: nn.Module, tensors: Mapping[str, Mapping[int, Mask]]) -
                     f"{name}: found shape {found}, expected size {len(mask)} along axis {axis}. The plan was made "
                     "for another model. Use it with the model it was made from."
                 )
-            if original.is_meta:  # no entries to select
-                shape = (*cut_tensor.shape[:axis], int(mask.sum()), *cut_tensor.shape[axis + 1 :])
-                cut_tensor = torch.empty(shape, dtype=original.dtype, device="meta")
+            if original.is_meta or isinstance(original, FakeTensor):  # no entries to select
+                cut_tensor = cut_tensor.new_empty(
+                    (*cut_tensor.shape[:axis], int(mask.sum()), *cut_tensor.shape[axis + 1 :])
+                )
             else:
                 index = torch.from_numpy(np.flatnonzero(mask)).to(original.device)
                 cut_tensor = cut_tensor.index_select(axis, index)

@@ -24,7 +24,7 @@ from prunegate.compaction.plan import Mask, Plan
 from prunegate.compaction.surgery import cut
 from prunegate.gates import GateSites
 from prunegate.groups import Analysis, ExampleInputs, Pin, StandIns, Trace, copy_with
-from prunegate.groups.kernels import decomposed_attention, exact_arithmetic, unfused_layers
+from prunegate.groups.kernels import decomposed_attention, exact_arithmetic, layers_by_parts
 
 logger = logging.getLogger(__name__)
 
@@ -119,7 +119,7 @@ def shape_fault_of(
     copied = stand_ins.of_model(model).eval()
     inputs = inputs.map(stand_ins.of)
     # The fused kernel of torch's encoder layers checks nothing on tensors without data.
-    with _quiet(), unfused_layers(), decomposed_attention(), stand_ins.running(), torch.no_grad():
+    with _quiet(), decomposed_attention(), stand_ins.running(), torch.no_grad():
         cut(copied, Plan.of(sizes.analysis, sizes.keep))
         return shape_fault(mend(copied, sizes, mending), inputs, sizes)
 
@@ -140,7 +140,7 @@ def value_fault_of(
 
 
 def _under(sites: GateSites, model: nn.Module, mask: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-    with unfused_layers():
+    with layers_by_parts():
         return sites.run(model, mask, args, kwargs)
 
 

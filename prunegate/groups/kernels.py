@@ -56,12 +56,26 @@ class _ForAll:
                     self._stack.close()
 
 
-_math_attention = _ForAll(lambda: sdpa_kernel(SDPBackend.MATH))
+@contextmanager
+def _without_fast_path() -> Iterator[None]:
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
 
 
-def decomposed_attention() -> AbstractContextManager[None]:
-    """Attention as matrix products and softmax instead of one fused operation; for use under a function mode."""
-    return _math_attention()
+# What `unfused_layers` does, without a look at every call: for dry runs, which are many.
+layers_by_parts = _ForAll(_without_fast_path)
+_math_attention = _ForAll(lambda: sdpa_kernel(SDPBackend.MATH))  # each switch has one owner, or they cross
+
+
+@contextmanager
+def decomposed_attention() -> Iterator[None]:
+    """Attention as matrix products and softmax instead of one fused operation."""
+    with layers_by_parts(), _math_attention():
+        yield
 
 
 @contextmanager
