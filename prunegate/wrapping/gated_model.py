@@ -69,6 +69,9 @@ class GatedModel(nn.Module):
         self._has_fused_layers = has_fused_layers(model)
         self.sites = GateSites(model, analysis)
         self.sites.prepare(self.gates.logits.device)
+        # Processes that train together have the same state of gates by themselves. DDP would write it anew in each
+        # forward, and whether masks are fixed would have to be read from the device again.
+        self._ddp_params_and_buffers_to_ignore = [f"gates.{name}" for name, _ in self.gates.named_buffers()]
         self.train(model.training)
 
     @property
