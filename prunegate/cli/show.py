@@ -63,13 +63,17 @@ def _print(file: Path, document: Document, stored: int) -> None:
         console().print(kept)
         if not step.mending.is_plain:
             played = "the whole model, as a graph" if step.mending.graph else ", ".join(step.mending.replayed)
-            say(f"played back: {played}")
+            if played:
+                say(f"played back: {played}")
+            if step.mending.resized:
+                say(f"sizes rewritten in the calls of: {', '.join(step.mending.resized)}")
 
 
 def _differences(certificate: Any) -> list[str]:
     """Each precision's largest relative difference, as far as it is there."""
     found = []
-    for precision, difference in certificate.items():
+    for precision in ("float64", "float32"):
+        difference = certificate.get(precision)
         if isinstance(difference, dict) and isinstance(difference.get("max_rel"), float):
             found.append(f"{difference['max_rel']:.1e} ({precision})")
     return found or ["unknown"]
@@ -89,6 +93,7 @@ def _as_json(document: Document, sizes: dict[str, tuple[str, tuple[int, ...]]]) 
             {
                 "kept": {name: [len(units), step.plan.num_units[name]] for name, units in step.plan.kept.items()},
                 "backend": step.mending.backend,
+                "resized": list(step.mending.resized),
                 "replayed": list(step.mending.replayed),
             }
             for step in document.steps

@@ -2,19 +2,9 @@
 
 from __future__ import annotations
 
-from prunegate.compaction.certificate import (
-    TOLERANCE,
-    Certificate,
-    Difference,
-    Widely,
-    certify,
-    difference,
-    evaluating,
-    gap,
-    outputs_of,
-    relative,
-)
-from prunegate.compaction.cut_sizes import CutSizes
+from prunegate.compaction.certificate import TOLERANCE, Certificate, Widely, cases_of, certify, evaluating, outputs_of
+from prunegate.compaction.cut_sizes import CutRuns, CutSizes
+from prunegate.compaction.equivalence import Difference, Side, gap, put_aside
 from prunegate.compaction.faults import Fault
 from prunegate.compaction.feature_sizes import feature_edits
 from prunegate.compaction.mending import Mending, UnplayableError, mend, settle
@@ -27,27 +17,29 @@ from prunegate.compaction.trial import Trial, shape_fault_of, value_fault_of
 __all__ = [
     "TOLERANCE",
     "Certificate",
+    "CutRuns",
     "CutSizes",
     "Difference",
     "Fault",
     "Mask",
     "Mending",
     "Plan",
+    "Side",
     "Trial",
     "UnplayableError",
     "Widely",
     "apply",
     "attribute_edits",
+    "cases_of",
     "certify",
     "cut",
-    "difference",
     "evaluating",
     "feature_edits",
     "gap",
     "mend",
     "outputs_of",
+    "put_aside",
     "rebuild",
-    "relative",
     "set_attributes",
     "settle",
     "shape_fault_of",

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from prunegate.compaction.equivalence import Difference, Kept, Side, difference, gap, put_aside, run
 from prunegate.errors import CompactionError
 from prunegate.groups import ExampleInputs, copy_with, in_place_of
+from prunegate.groups.input_sizes import Variation
 from prunegate.groups.kernels import exact_arithmetic
-from prunegate.groups.trace import plain_outputs
+from prunegate.groups.outputs import names_of_state, tensors_in
 from prunegate.modes import eval_mode
 
 # Largest relative difference, max|compact − gated| / max|gated|, at which a compaction is handed out.
@@ -25,121 +27,212 @@ TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3}
 
 
 @dataclass(frozen=True)
-class Difference:
-    """Largest differences over all outputs and inputs; relative to the largest gated output."""
-
-    max_abs: float
-    max_rel: float
-
-
-@dataclass(frozen=True)
 class Certificate:
     """What was compared, and how close it is.
 
     Attributes:
-        float64: Differences with both models in double precision: the proof of losslessness.
+        float64: Differences with both models in double precision, over all that is in `checked`: the proof of
+            losslessness. None for a model that does not run in double precision.
         float32: Differences in single precision, on the example inputs alone: what rounding adds.
-        inputs: The inputs the models were run on in double precision.
+        checked: What was compared: mode, size of the inputs, gradients.
+        not_checked: What could not be, with the reason.
     """
 
-    float64: Difference
+    float64: Difference | None
     float32: Difference
-    inputs: tuple[str, ...] = ("example", "random")
+    checked: tuple[str, ...] = ()
+    not_checked: tuple[str, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-ready; null stands for outputs of another form."""
         found = asdict(self)
         for precision in ("float64", "float32"):
-            found[precision] = {k: v if math.isfinite(v) else None for k, v in found[precision].items()}
-        return found
+            if found[precision] is not None:
+                found[precision] = {k: v if math.isfinite(v) else None for k, v in found[precision].items()}
+        return {**found, "checked": list(self.checked), "not_checked": list(self.not_checked)}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One way in which two models are run to be compared.
+
+    Attributes:
+        inputs: What they are run on.
+        name: What sets these inputs apart, for the certificate.
+    """
+
+    name: str
+    inputs: ExampleInputs
+    training: bool = False
+    gradients: bool = False
+
+    def __str__(self) -> str:
+        mode = "training mode" if self.training else "eval mode"
+        return f"{mode}, {self.name}" + (", with gradients" if self.gradients else "")
+
+
+def cases_of(inputs: ExampleInputs, variations: Sequence[Variation]) -> list[Case]:
+    """The ways in which a compact model is compared: as given; at another size, with gradients; and in training."""
+    noise = random_like(inputs)
+    taken = next((v for v in variations if v.layout is not None), None)
+    other = noise.of_samples(_FEW + 1) if inputs.batch_size() > _FEW else noise.doubled()
+    cases = [Case("as given", inputs)]
+    if taken is not None:
+        cases.append(Case("another number of samples and another size", taken.of(noise.of_samples(_FEW)), False, True))
+    else:
+        cases.append(Case("another number of samples", other, False, True))
+    few = noise.of_samples(_FEW) if inputs.batch_size() > 1 else noise.doubled()
+    return [*cases, Case("random inputs", few, True, True)]
+
+
+# So many samples say as much as more of them.
+_FEW = 2
 
 
 def certify(
-    gated: nn.Module,
-    compact: nn.Module,
-    inputs: ExampleInputs,
+    gated: Side,
+    compact: Side,
+    cases: Sequence[Case],
+    kept: Kept,
     not_weights: Iterable[torch.Tensor] = (),
     decides_by_value: bool = False,
 ) -> Certificate:
-    """Run both models, in eval mode, on the example inputs and on random ones of the same form.
-
-    The proof is in double precision; single precision shows what rounding adds, for which one input is enough.
+    """Run both models in all cases, in double precision, and in the first in single precision as well.
 
     Args:
+        gated: Its call has to be under fixed masks, in training too.
+        kept: What the compact model has of the gated model's parameters.
         not_weights: Tensors of the gated model whose precision does not matter (logits).
         decides_by_value: The model ranks or selects by what it computes, as detectors do. In single precision
             rounding may then change the choice, so that difference is measured, not judged.
 
     Raises:
-        CompactionError: They differ by more than `TOLERANCE`, in value or in the form of the outputs, or the
-            compact model does not run.
+        CompactionError: They differ by more than `TOLERANCE` and more than rounding explains, in value or in the form
+            of the outputs, or the compact model does not run where the gated one does.
     """
-    found = {}
-    for dtype in (torch.float64, torch.float32):
-        cases = (inputs, random_like(inputs)) if dtype is torch.float64 else (inputs,)
-        try:
-            found[dtype] = difference(gated, compact, cases, dtype, not_weights)
-        except Exception as error:  # a foreign forward may raise anything
-            raise CompactionError(
-                f"compaction: the compact model does not run: {type(error).__name__}: {error}. The model's code may "
-                "branch on the number of channels, which the trial in wrap() need not meet. Exclude the channel "
-                "groups it looks at with wrap(..., exclude=[...]), or keep other units."
-            ) from error
-        judged = dtype is torch.float64 or not decides_by_value
-        if judged and not found[dtype].max_rel <= TOLERANCE[dtype]:
-            raise CompactionError(
-                f"compaction: the compact model differs from the gated one by {found[dtype].max_rel:.2g} "
-                f"(relative, {str(dtype).removeprefix('torch.')}), expected at most {TOLERANCE[dtype]:.0e}. "
-                "Nothing is handed out that computes something else. Please report the model; until then "
-                "exclude the channel groups of its unusual layers with wrap(..., exclude=[...])."
-            )
-    return Certificate(found[torch.float64], found[torch.float32])
+    skipped = list(not_weights)
+    comparison = _Comparison(gated, compact, kept, skipped)
+    single = comparison.run(cases[:1], torch.float32)
+    double = comparison.run(cases, torch.float64)
+    if single is None and double is None:
+        raise CompactionError(
+            f"compaction: the gated model does not run on the example inputs any more: {comparison.skipped[-1]}. "
+            "Nothing can be compared. Call wrap() with inputs that it takes."
+        )
+    noise = comparison.rounding(cases[0]) if single is not None else 0.0
+    if double is not None and not double.max_rel <= TOLERANCE[torch.float64]:
+        if not (comparison.is_narrow and double.max_rel <= _ROUNDINGS * noise):
+            raise CompactionError(_differs(double, torch.float64, TOLERANCE[torch.float64]))
+        comparison.skipped.append(
+            f"double precision: the model's code computes in single, so equality is shown to {double.max_rel:.1g}"
+        )
+    allowed = max(TOLERANCE[torch.float32], _ROUNDINGS * noise)
+    if single is not None and not decides_by_value and not single.max_rel <= allowed:
+        raise CompactionError(_differs(single, torch.float32, allowed))
+    if single is None:
+        single = Difference(math.inf, math.inf)
+    return Certificate(double, single, tuple(comparison.checked), tuple(comparison.skipped))
 
 
-def difference(
-    gated: nn.Module,
-    compact: nn.Module,
-    cases: Iterable[ExampleInputs],
-    dtype: torch.dtype,
-    not_weights: Iterable[torch.Tensor] = (),
-) -> Difference:
-    """Differences of two models in one precision over some inputs; infinite if their outputs differ in form.
-
-    The compact model runs first: where it fails, it fails before the time for the other is spent.
-    """
-    with evaluating(gated, dtype, not_weights) as first, evaluating(compact, dtype) as second, Widely(dtype):
-        biggest, largest = 0.0, 0.0
-        for case in cases:
-            arguments = case.map(partial(converted, dtype=dtype))
-            found = outputs_of(second, arguments)
-            expected = outputs_of(first, arguments)
-            apart, size = gap(expected, found)
-            biggest, largest = max(biggest, apart), max(largest, size)
-    return Difference(biggest, relative(biggest, largest))
+# So many times what rounding does to the gated model itself is put down to rounding.
+_ROUNDINGS = 16
 
 
-def gap(expected: Sequence[torch.Tensor], found: Sequence[torch.Tensor]) -> tuple[float, float]:
-    """The largest difference of any two entries, and the largest expected entry.
-
-    The difference is infinite if the outputs differ in form, or in an entry that is infinite or no number.
-    """
-    if [tuple(t.shape) for t in expected] != [tuple(t.shape) for t in found]:
-        return math.inf, 0.0
-    biggest = largest = 0.0
-    for a, b in zip(expected, found, strict=True):
-        if a.numel():
-            apart = float((a.double() - b.to(a.device).double()).abs().max())
-            if not math.isfinite(apart):
-                return math.inf, 0.0
-            biggest, largest = max(biggest, apart), max(largest, float(a.double().abs().max()))
-    return biggest, largest
+def _differs(found: Difference, dtype: torch.dtype, allowed: float) -> str:
+    return (
+        f"compaction: the compact model differs from the gated one by {found.max_rel:.2g} "
+        f"(relative, {str(dtype).removeprefix('torch.')}), expected at most {allowed:.0e}. "
+        "Nothing is handed out that computes something else. Please report the model; until then "
+        "exclude the channel groups of its unusual layers with wrap(..., exclude=[...])."
+    )
 
 
-def relative(apart: float, size: float) -> float:
-    """A difference relative to a size; infinite if either makes no sense."""
-    if apart == 0.0:
-        return 0.0
-    return apart / size if size > 0 and math.isfinite(apart) else math.inf
+@dataclass
+class _Comparison:
+    """Runs both models and notes what could be compared."""
+
+    gated: Side
+    compact: Side
+    kept: Kept
+    not_weights: Sequence[torch.Tensor]
+    checked: list[str] = field(default_factory=list)
+    skipped: list[str] = field(default_factory=list)
+    is_narrow: bool = False
+
+    def run(self, cases: Sequence[Case], dtype: torch.dtype) -> Difference | None:
+        """The largest differences over all cases; None if the gated model runs in none of them."""
+        worst: Difference | None = None
+        with (
+            in_precision(self.gated, dtype, self.not_weights) as gated,
+            in_precision(self.compact, dtype) as compact,
+            Widely(dtype),
+        ):
+            for case in cases:
+                inputs = case.inputs.map(partial(converted, dtype=dtype))
+                found = self._one(gated, compact, inputs, case, dtype)
+                if found is not None:
+                    worst = found if worst is None else worst.worst(found)
+        return worst
+
+    def _one(
+        self, gated: Side, compact: Side, inputs: ExampleInputs, case: Case, dtype: torch.dtype
+    ) -> Difference | None:
+        narrows = _Narrows()
+        with put_aside(gated.model, compact.model):
+            try:
+                with narrows if dtype is torch.float64 else nullcontext():
+                    expected = run(gated, inputs, case.training, case.gradients)
+            except Exception as error:  # a foreign forward may raise anything
+                self.skipped.append(f"{case} in {_name(dtype)}: the model does not run so ({_first_line(error)})")
+                return None
+            self.is_narrow |= narrows.has_narrowed
+            try:
+                found = run(compact, inputs, case.training, case.gradients)
+            except Exception as error:
+                raise CompactionError(
+                    f"compaction: the compact model does not run ({case}): {_first_line(error)}. The model's code may "
+                    "branch on the number of channels, which the trial in wrap() need not meet. Exclude the channel "
+                    "groups it looks at with wrap(..., exclude=[...]), or keep other units."
+                ) from error
+        if dtype is torch.float64:
+            self.checked.append(str(case))
+        return difference(expected, found, self.kept)
+
+    def rounding(self, case: Case) -> float:
+        """What single precision does to the gated model's outputs, relative."""
+        outputs = []
+        for dtype in (torch.float32, torch.float64):
+            with in_precision(self.gated, dtype, self.not_weights) as gated, Widely(dtype), put_aside(gated.model):
+                try:
+                    outputs.append(run(gated, case.inputs.map(partial(converted, dtype=dtype))).outputs)
+                except Exception:  # noted already
+                    return TOLERANCE[torch.float32]
+        return gap(outputs[1], outputs[0]).max_rel
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _first_line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+
+
+class _Narrows(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Notes whether anything is computed in less than double precision."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.has_narrowed = False
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, torch.Tensor) and result.dtype in _NARROW and result.dim() > 0:
+            self.has_narrowed = True
+        return result
+
+
+_NARROW = frozenset({torch.float32, torch.bfloat16, torch.float16, torch.complex64})
 
 
 class Widely(TorchFunctionMode):
@@ -179,11 +272,25 @@ class Widely(TorchFunctionMode):
 @contextmanager
 def evaluating(model: nn.Module, dtype: torch.dtype, not_weights: Iterable[torch.Tensor] = ()) -> Iterator[nn.Module]:
     """The model in eval mode and in ``dtype``: itself where it already is, a copy where it is not."""
+    with eval_mode(model):
+        yield model if _fits(model, dtype, not_weights) else _converted(model, dtype)
+
+
+@contextmanager
+def in_precision(side: Side, dtype: torch.dtype, not_weights: Iterable[torch.Tensor] = ()) -> Iterator[Side]:
+    """The same with both its models in ``dtype``."""
+    with eval_mode(side.model):
+        yield side if _fits(side.model, dtype, not_weights) else side.converted(partial(_converted, dtype=dtype))
+
+
+def _fits(model: nn.Module, dtype: torch.dtype, not_weights: Iterable[torch.Tensor]) -> bool:
     skipped = {id(tensor) for tensor in not_weights}
     tensors = [t for t in (*model.parameters(), *model.buffers()) if id(t) not in skipped]
-    fits = all(t.dtype is dtype or not t.is_floating_point() for t in tensors) and not any(map(_lacks_double, tensors))
-    with eval_mode(model):
-        yield model if fits else copy_with(model, partial(converted, dtype=dtype, copy=True))
+    return all(t.dtype is dtype or not t.is_floating_point() for t in tensors) and not any(map(_lacks_double, tensors))
+
+
+def _converted(model: nn.Module, dtype: torch.dtype) -> nn.Module:
+    return copy_with(model, partial(converted, dtype=dtype, copy=True))
 
 
 def _lacks_double(tensor: torch.Tensor) -> bool:
@@ -202,7 +309,7 @@ def outputs_of(model: nn.Module, inputs: ExampleInputs) -> list[torch.Tensor]:
     """All tensors that a model returns for these inputs, without gradients."""
     with torch.no_grad(), exact_arithmetic(inputs.tensors()[0].device):
         outputs = model(*inputs.args, **inputs.kwargs)
-    return [t for t in tree_leaves(plain_outputs(outputs)) if isinstance(t, torch.Tensor)]
+    return tensors_in(outputs, names_of_state(getattr(model, "model", model)))
 
 
 def random_like(inputs: ExampleInputs) -> ExampleInputs:

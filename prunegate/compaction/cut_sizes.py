@@ -9,8 +9,10 @@ import numpy as np
 
 from prunegate.compaction.plan import Mask
 from prunegate.errors import CompactionError
-from prunegate.groups import Analysis, Tape
+from prunegate.groups import Analysis, ExampleInputs, Tape, Trace
+from prunegate.groups.input_sizes import Variation
 from prunegate.groups.labels import Shape, collapse, varying
+from prunegate.groups.stand_ins import Kind
 
 KeptByDim: TypeAlias = tuple["Mask | None", ...]
 
@@ -24,6 +26,8 @@ class CutSizes:
         again: The same run with more samples, to tell sizes that follow the batch; None if it differs.
         keep: Which units stay, shape (units,).
         is_fixed: All sizes follow from the inputs' shapes; False where they depend on values.
+        variation: How the run's inputs differed from the example inputs.
+        training: Whether the model was in training mode.
     """
 
     tape: Tape
@@ -31,6 +35,8 @@ class CutSizes:
     analysis: Analysis
     keep: Mask
     is_fixed: bool = True
+    variation: Variation = field(default_factory=Variation)
+    training: bool = False
     _known: dict[int, KeptByDim] = field(default_factory=dict)
 
     def kept(self, number: int) -> KeptByDim:
@@ -76,3 +82,43 @@ class CutSizes:
         if self.again is None:
             return (False,) * len(shape)
         return tuple(a != b for a, b in zip(shape, self.again.shapes[number], strict=True))
+
+
+@dataclass
+class CutRuns:
+    """All runs that were followed, as they are once the units not in a mask are gone.
+
+    Attributes:
+        runs: The first is that on the example inputs in eval mode.
+        kind: What stood in for the model's tensors.
+    """
+
+    runs: tuple[CutSizes, ...]
+    inputs: ExampleInputs
+    kind: Kind
+
+    @classmethod
+    def of(
+        cls, trace: Trace, analysis: Analysis, keep: Mask, inputs: ExampleInputs, again: Tape | None = None
+    ) -> CutRuns:
+        """Those of a trace.
+
+        Args:
+            again: See `CutSizes`; for the first run.
+        """
+        runs = tuple(
+            CutSizes(
+                run.tape, again if number == 0 else None, analysis, keep, trace.is_fake, run.variation, run.training
+            )
+            for number, run in enumerate(trace.runs)
+        )
+        return cls(runs, inputs, trace.kind)
+
+    def at_given_sizes(self) -> tuple[CutSizes, ...]:
+        """Those in eval mode that differ from the first in the number of samples alone."""
+        return tuple(run for run in self.runs if run.variation.layout is None and not run.training)
+
+    @property
+    def main(self) -> CutSizes:
+        """The run on the example inputs in eval mode."""
+        return self.runs[0]

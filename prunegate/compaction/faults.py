@@ -53,8 +53,8 @@ class _Later(NamedTuple):
 _Check: TypeAlias = Callable[[str, int, torch.Tensor], "str | _Later | None"]
 
 
-def shape_fault(model: nn.Module, inputs: ExampleInputs, sizes: CutSizes) -> Fault | None:
-    """The first module that breaks, or makes a tensor of another shape than expected.
+def shape_fault(model: nn.Module, inputs: ExampleInputs, sizes: CutSizes) -> tuple[Fault | None, int]:
+    """The first module that breaks, or makes a tensor of another shape than expected; how many were compared.
 
     Where sizes depend on values only the dimensions that are cut are compared.
     """
@@ -103,10 +103,10 @@ def value_fault(
         later = _Later(expected[place], sketch(tensor), tolerance)
         return _told([later])[0] if tensor.device.type == "cpu" else later
 
-    failed = _run(masked, run_masked, inputs, sizes, note)
+    failed, _ = _run(masked, run_masked, inputs, sizes, note)
     if failed is not None:
         return failed
-    return _run(model, model, inputs, sizes, check)
+    return _run(model, model, inputs, sizes, check)[0]
 
 
 def _told(comparisons: Sequence[_Later]) -> list[str | None]:
@@ -158,7 +158,7 @@ class _Sketch:
 
 def _run(
     model: nn.Module, call: Callable[..., Any], inputs: ExampleInputs, sizes: CutSizes, check: _Check
-) -> Fault | None:
+) -> tuple[Fault | None, int]:
     running: list[str] = [""]
     passed = [0]
     later: list[tuple[str, int, _Later]] = []
@@ -174,8 +174,8 @@ def _run(
         )
     for (blamed, position, _), wrong in zip(later, _told([one for _, _, one in later]), strict=True):
         if wrong is not None:  # what was met before comes first
-            return Fault(blamed, wrong, position)
-    return fault
+            return Fault(blamed, wrong, position), passed[0]
+    return fault, passed[0]
 
 
 @contextmanager

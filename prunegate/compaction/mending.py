@@ -1,19 +1,30 @@
-"""Which modules of a cut model have to be played back: found by running, one fault after the other."""
+"""How a cut model is made to run: found by running it, one fault after the other.
+
+A module whose code goes wrong gets, in this order: other values for the sizes that it keeps as attributes; a forward
+under which the sizes that it hands to functions are rewritten; and as a last resort a forward that is played back.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import logging
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
 
-from prunegate.compaction.cut_sizes import CutSizes
+from prunegate.compaction.cut_sizes import CutRuns, CutSizes
 from prunegate.compaction.faults import Fault
+from prunegate.compaction.learning import learned_rules
 from prunegate.compaction.playback import as_graph_module, play_back
+from prunegate.compaction.resizing import resize
 from prunegate.compaction.size_attributes import SizeAttribute, attribute_edits, candidates
+from prunegate.compaction.size_rules import CannotRewriteError
 from prunegate.compaction.surgery import set_attributes
 from prunegate.compaction.writer import CannotReplayError
+from prunegate.errors import CompactionError
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -22,6 +33,7 @@ class Mending:
 
     Attributes:
         graph: The whole model becomes a graph; else it keeps its class.
+        resized: Modules whose own code runs with other sizes in its calls.
         replayed: Modules whose forward is played back.
         apart: Modules that are taken apart within a played-back one, or within the graph.
         attributes: Sizes that modules keep as attributes, and what they follow. The plan stores what they
@@ -31,17 +43,17 @@ class Mending:
     """
 
     graph: bool = False
+    resized: tuple[str, ...] = ()
     replayed: tuple[str, ...] = ()
     apart: tuple[str, ...] = ()
     attributes: tuple[SizeAttribute, ...] = ()
     whole_heads: tuple[str, ...] | None = ()
 
     def without_attributes(self) -> Mending:
-        """The same with the modules played back whose attributes are set; the model itself cannot be."""
-        modules = dict.fromkeys(a.module for a in self.attributes if a.module)
-        left = tuple(a for a in self.attributes if not a.module)
-        replayed = (*self.replayed, *(path for path in modules if path not in self.replayed))
-        return replace(self, replayed=replayed, attributes=left)
+        """The same with the sizes in the calls of those modules rewritten whose attributes are set."""
+        modules = dict.fromkeys(a.module for a in self.attributes)
+        resized = (*self.resized, *(path for path in modules if path not in self.resized))
+        return replace(self, resized=resized, attributes=())
 
     @property
     def backend(self) -> str:
@@ -49,12 +61,22 @@ class Mending:
         return "graph" if self.graph else "module"
 
     @property
+    def plays_back(self) -> bool:
+        """Whether anything runs as it ran on the example inputs, in eval mode: only the number of samples is free."""
+        return self.graph or bool(self.replayed)
+
+    @property
     def is_plain(self) -> bool:
         """Whether the model's own code serves."""
-        return not self.graph and not self.replayed
+        return not self.plays_back and not self.resized
 
     def as_dict(self) -> dict[str, Any]:
-        lists = {"replayed": self.replayed, "apart": self.apart, "whole_heads": self.whole_heads}
+        lists = {
+            "resized": self.resized,
+            "replayed": self.replayed,
+            "apart": self.apart,
+            "whole_heads": self.whole_heads,
+        }
         return {"graph": self.graph, **{name: list(some) for name, some in lists.items() if some is not None}}
 
     @classmethod
@@ -70,7 +92,8 @@ class Mending:
             raise ValueError("mending: expected an object with graph, replayed and apart")
         whole_heads = _module_names(data, "whole_heads") if "whole_heads" in data else None
         replayed, apart = _module_names(data, "replayed"), _module_names(data, "apart")
-        return cls(data["graph"], replayed, apart, whole_heads=whole_heads)
+        resized = _module_names(data, "resized") if "resized" in data else ()
+        return cls(data["graph"], resized, replayed, apart, whole_heads=whole_heads)
 
 
 def _module_names(data: dict[str, Any], key: str) -> tuple[str, ...]:
@@ -88,13 +111,18 @@ class UnplayableError(Exception):
         self.fault = fault
 
 
-def mend(model: nn.Module, sizes: CutSizes, mending: Mending) -> nn.Module:
-    """Set sizes and play back what the mending lists, in place; with ``graph``, the model as a graph.
+def mend(model: nn.Module, runs: CutRuns, mending: Mending) -> nn.Module:
+    """Set sizes, in attributes and in calls, and play back what the mending lists, in place.
+
+    Returns:
+        The model; with ``graph``, as a graph.
 
     Raises:
-        UnplayableError: A module cannot be played back.
+        UnplayableError: A module's sizes cannot be rewritten, or it cannot be played back.
     """
+    sizes = runs.main
     set_attributes(model, attribute_edits(sizes, mending.attributes))
+    _resize(model, runs, mending.resized)
     fusing = [path for path in _fusing_parents(model, mending.replayed) if path not in mending.apart]
     for path in dict.fromkeys((*mending.replayed, *fusing)):
         try:
@@ -109,13 +137,25 @@ def mend(model: nn.Module, sizes: CutSizes, mending: Mending) -> nn.Module:
         raise UnplayableError(Fault("", str(error))) from error
 
 
+def _resize(model: nn.Module, runs: CutRuns, paths: Sequence[str]) -> None:
+    if not paths:
+        return
+    try:
+        rules = learned_rules(model, paths, runs.runs, runs.inputs, runs.kind)
+    except CannotRewriteError as error:
+        raise UnplayableError(Fault(paths[-1], str(error))) from error
+    for path, some in rules.items():
+        if path not in paths or not all(rule.change.is_none for rule in some):
+            resize(model.get_submodule(path), some)
+
+
 def extended(mending: Mending, fault: Fault, model: nn.Module, sizes: CutSizes, unplayable: bool) -> Mending | None:
     """A mending that covers one more fault; None if there is none.
 
     All modules of the faulty one's class are played back with it: where one block's code derives a wrong
     size, the others' does too.
     """
-    called = {str(span.target) for span in sizes.tape.spans if isinstance(span.target, str)}
+    called = called_in(sizes)
     path = fault.module
     if mending.graph:
         if path == "" or path in mending.apart or path not in called:
@@ -131,7 +171,8 @@ def extended(mending: Mending, fault: Fault, model: nn.Module, sizes: CutSizes, 
         return None
     alike = [path] if unplayable or path in apart else _alike(model, path, called)
     replayed = [p for p in dict.fromkeys((*mending.replayed, *alike)) if p not in apart]
-    return replace(mending, replayed=tuple(replayed), apart=tuple(sorted(apart)))
+    resized = tuple(p for p in mending.resized if p not in replayed)
+    return replace(mending, resized=resized, replayed=tuple(replayed), apart=tuple(sorted(apart)))
 
 
 def _fusing_parents(model: nn.Module, paths: Iterable[str]) -> list[str]:
@@ -145,21 +186,37 @@ def _alike(model: nn.Module, path: str, called: set[str]) -> list[str]:
     return [p for p, module in model.named_modules() if type(module) is cls and p in called]
 
 
-def _with_attributes(
+def _options(mending: Mending, fault: Fault, model: nn.Module, sizes: CutSizes) -> Iterator[Mending]:
+    """Mendings that may help with a fault, those that change least first."""
+    path = fault.module
+    if mending.graph or path in mending.replayed:
+        return
+    if path not in mending.resized:
+        for attributes in candidates(model, sizes, path, mending.attributes):
+            yield replace(mending, attributes=(*mending.attributes, *attributes))
+        alike = [path, *(p for p in _alike(model, path, called_in(sizes)) if p not in (path, *mending.resized))]
+        left = tuple(a for a in mending.attributes if a.module not in alike)
+        yield replace(mending, resized=(*mending.resized, *alike), attributes=left)
+
+
+def _better(
     mending: Mending, fault: Fault, model: nn.Module, sizes: CutSizes, fault_of: Callable[[Mending], Fault | None]
 ) -> Mending | None:
-    """The mending with the first size attribute that lets the model run on beyond the fault, if one does."""
-    if mending.graph or fault.module in mending.replayed:
-        return None
-    for attributes in candidates(model, sizes, fault.module, mending.attributes):
-        option = replace(mending, attributes=(*mending.attributes, *attributes))
+    """The first mending that lets the model run on beyond the fault with its own code, if one does."""
+    for option in _options(mending, fault, model, sizes):
         try:
             found = fault_of(option)
-        except UnplayableError:
+        except (UnplayableError, CompactionError) as error:  # an attribute that only looks like a size
+            logger.debug("%s: %s", fault.module, error)
             continue
         if found is None or found.position > fault.position:
             return option
     return None
+
+
+def called_in(sizes: CutSizes) -> set[str]:
+    """Paths of the modules that a run called."""
+    return {str(span.target) for span in sizes.tape.spans if isinstance(span.target, str)}
 
 
 def settle(
@@ -188,7 +245,7 @@ def settle(
         if not unplayable:
             seen.setdefault(fault.module, fault.error)
             playable = mending
-            better = _with_attributes(mending, fault, model, sizes, fault_of)
+            better = _better(mending, fault, model, sizes, fault_of)
             if better is not None:
                 mending = better
                 continue

@@ -1,7 +1,7 @@
 """Making a compact model again from a dense one, its plan and the form of its inputs: nothing else is stored.
 
-Modules that are played back are not stored as code. The dense model is traced again and they are written
-anew, which gives the same operations by the same rules.
+Modules that are played back are not stored as code, nor the sizes that are rewritten in calls. The dense model is
+traced again and both are found anew, which gives the same by the same rules.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 from torch import nn
 
-from prunegate.compaction.cut_sizes import CutSizes
+from prunegate.compaction.cut_sizes import CutRuns
 from prunegate.compaction.mending import Mending, mend
 from prunegate.compaction.plan import Plan
 from prunegate.compaction.surgery import apply
@@ -18,7 +18,7 @@ from prunegate.groups import ExampleInputs, Trace
 
 
 def rebuild(dense: nn.Module, plan: Plan, mending: Mending, inputs: ExampleInputs) -> nn.Module:
-    """Cut ``dense`` in place by a complete plan and play back what the mending lists.
+    """Cut ``dense`` in place by a complete plan and mend it as the mending lists.
 
     Raises:
         CompactionError: The plan or the mending does not fit the model.
@@ -35,8 +35,9 @@ def rebuild(dense: nn.Module, plan: Plan, mending: Mending, inputs: ExampleInput
             if group.name in plan.kept and plan.num_units[group.name] == group.num_units:
                 keep[group.units] = False
                 keep[group.first_unit + np.array(plan.kept[group.name])] = True
-        sizes = CutSizes(trace.tape, trace.with_more_samples(dense, inputs), analysis, keep, trace.is_fake)
-        return mend(apply(dense, plan), sizes, mending)
+        again = trace.with_more_samples(dense, inputs) if mending.plays_back else None
+        runs = CutRuns.of(trace, analysis, keep, inputs, again)
+        return mend(apply(dense, plan), runs, mending)
     except CompactionError:
         raise
     except Exception as error:  # what is stored is played through the model's own code, which may raise anything

@@ -8,7 +8,7 @@ import math
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -16,8 +16,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from prunegate.compaction.certificate import Widely, converted, outputs_of, random_like
-from prunegate.compaction.cut_sizes import CutSizes
+from prunegate.compaction.certificate import Widely, cases_of, converted, outputs_of, random_like
+from prunegate.compaction.cut_sizes import CutRuns
+from prunegate.compaction.equivalence import Side, difference, run
 from prunegate.compaction.faults import Fault, shape_fault, value_fault
 from prunegate.compaction.mending import Mending, mend, settle
 from prunegate.compaction.plan import Mask, Plan
@@ -25,6 +26,7 @@ from prunegate.compaction.surgery import cut
 from prunegate.gates import GateSites
 from prunegate.groups import Analysis, ExampleInputs, Pin, StandIns, Trace, copy_with
 from prunegate.groups.kernels import decomposed_attention, exact_arithmetic, layers_by_parts
+from prunegate.groups.outputs import tensors_in
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +60,7 @@ class Trial:
         """Find the mending, and fill `refused` with the groups that cannot be cut."""
         checks: list[Callable[[Sequence[str]], Fault | None]] = [self._shapes]
         if not self._has_no_values():
-            checks.append(self._values)
+            checks += [self._values, self._other_ways]
         for check in checks:
             names = [group.name for group in self.analysis.groups if group.name not in self.refused]
             fault = check(names)
@@ -71,23 +73,21 @@ class Trial:
         if self.refused:
             logger.info("%d channel groups cannot be cut and are pinned", len(self.refused))
 
-    def _sizes(self, keep: Mask) -> CutSizes:
-        again = None if self.mending.is_plain else self.trace.with_more_samples(self.model, self.inputs)
-        return CutSizes(self.trace.tape, again, self.analysis, keep, self.trace.is_fake)
+    def _runs(self, keep: Mask) -> CutRuns:
+        again = self.trace.with_more_samples(self.model, self.inputs) if self.mending.plays_back else None
+        return CutRuns.of(self.trace, self.analysis, keep, self.inputs, again)
 
-    def _settled(self, keep: Mask, fault_of: Callable[[CutSizes, Mending], Fault | None]) -> Fault | None:
+    def _settled(self, keep: Mask, fault_of: Callable[[CutRuns, Mending], Fault | None]) -> Fault | None:
         def attempt(mending: Mending) -> Fault | None:
             self.mending = mending
-            return fault_of(self._sizes(keep), mending)
+            return fault_of(self._runs(keep), mending)
 
-        self.mending, fault = settle(self.mending, self.model, self._sizes(keep), attempt)
+        self.mending, fault = settle(self.mending, self.model, self._runs(keep).main, attempt)
         return fault
 
     def _shapes(self, chosen: Sequence[str]) -> Fault | None:
         keep, _ = _halves(self.analysis, frozenset(chosen))
-        return self._settled(
-            keep, lambda sizes, mending: shape_fault_of(self.model, self.inputs, sizes, mending, self.trace.is_fake)
-        )
+        return self._settled(keep, lambda runs, mending: shape_fault_of(self.model, runs, mending))
 
     def _values(self, chosen: Sequence[str]) -> Fault | None:
         for keep in _halves(self.analysis, frozenset(chosen)):
@@ -96,47 +96,137 @@ class Trial:
                 return fault
         return None
 
-    def _value_fault(self, sizes: CutSizes, mending: Mending) -> Fault | None:
+    def _other_ways(self, chosen: Sequence[str]) -> Fault | None:
+        """Training mode, gradients and other sizes, where more than torch's own functions decides about them."""
+        keep, _ = _halves(self.analysis, frozenset(chosen))
+        runs = self._runs(keep)
+        trained = any(run.training for run in self.trace.runs)
+        if self.mending.is_plain and not trained and not has_own_backward(self.model, runs):
+            return None
         if self._telling is None:
             self._telling = telling_copy(self.model, self.inputs)
-        fault = value_fault_of(self._telling, self.inputs, sizes, mending, torch.float32)
+        fault = other_fault_of(self._telling, runs, self.mending, torch.float32)
+        if fault is None:
+            return None
+        return other_fault_of(copy_with(self._telling, _doubled), runs, self.mending, torch.float64)
+
+    def _value_fault(self, runs: CutRuns, mending: Mending) -> Fault | None:
+        if self._telling is None:
+            self._telling = telling_copy(self.model, self.inputs)
+        fault = value_fault_of(self._telling, runs, mending, torch.float32)
         if fault is None:
             return None
         # Single precision may only have rounded differently.
-        inputs = self.inputs.map(_doubled)
-        return value_fault_of(copy_with(self._telling, _doubled), inputs, sizes, mending, torch.float64)
+        return value_fault_of(copy_with(self._telling, _doubled), runs, mending, torch.float64)
 
     def _has_no_values(self) -> bool:
         tensors = (*self.model.parameters(), *self.model.buffers(), *self.inputs.tensors())
         return any(t.is_meta for t in tensors)
 
 
-def shape_fault_of(
-    model: nn.Module, inputs: ExampleInputs, sizes: CutSizes, mending: Mending, is_fake: bool
-) -> Fault | None:
-    """The first fault of a cut copy of ``model``, seen without arithmetic where that is possible."""
-    stand_ins = StandIns("fake" if is_fake else "real")
-    copied = stand_ins.of_model(model).eval()
-    inputs = inputs.map(stand_ins.of)
-    # The fused kernel of torch's encoder layers checks nothing on tensors without data.
-    with _quiet(), decomposed_attention(), stand_ins.running(), torch.no_grad():
-        cut(copied, Plan.of(sizes.analysis, sizes.keep))
-        return shape_fault(mend(copied, sizes, mending), inputs, sizes)
+def shape_fault_of(model: nn.Module, runs: CutRuns, mending: Mending) -> Fault | None:
+    """The first fault of a cut copy of ``model`` in any of the runs, seen without arithmetic where that is possible."""
+    stand_ins = StandIns(runs.kind)
+    passed = 0
+    mended: nn.Module | None = None
+    for sizes in runs.at_given_sizes() if mending.plays_back else runs.runs:
+        # The fused kernel of torch's encoder layers checks nothing on tensors without data.
+        with _quiet(), decomposed_attention(), stand_ins.running(), torch.no_grad():
+            if mended is None:
+                mended = stand_ins.of_model(model).eval()
+                cut(mended, Plan.of(sizes.analysis, sizes.keep))
+                mended = mend(mended, runs, mending)
+            one = copy_with(mended, _the_same) if len(runs.runs) > 1 else mended
+            inputs = sizes.variation.of(runs.inputs).map(stand_ins.of)
+            fault, count = shape_fault(one.train(sizes.training), inputs, sizes)
+        if fault is not None:
+            return replace(fault, position=fault.position + passed)
+        passed += count
+    return None
 
 
-def value_fault_of(
-    model: nn.Module, inputs: ExampleInputs, sizes: CutSizes, mending: Mending, dtype: torch.dtype
-) -> Fault | None:
+def value_fault_of(model: nn.Module, runs: CutRuns, mending: Mending, dtype: torch.dtype) -> Fault | None:
     """The first module of a cut copy that computes something else than it does in the masked model."""
-    masked, compact = (copy_with(model, lambda tensor: tensor).eval() for _ in range(2))
+    sizes = runs.main
+    masked, compact = (copy_with(model, _the_same).eval() for _ in range(2))
     device = next(iter(masked.parameters())).device
     sites = GateSites(masked, sizes.analysis)
     keep = torch.from_numpy(sizes.keep).to(device, torch.float32)
     cut(compact, Plan.of(sizes.analysis, sizes.keep))
-    arguments = random_like(inputs).map(lambda t: t.to(dtype) if t.is_floating_point() else t)
+    arguments = random_like(runs.inputs).map(lambda t: t.to(dtype) if t.is_floating_point() else t)
     with Widely(dtype), exact_arithmetic(device):
-        mended = mend(compact, sizes, mending)
+        mended = mend(compact, runs, mending)
         return value_fault(masked, partial(_under, sites, masked, keep), mended, arguments, sizes, _SUSPECT[dtype])
+
+
+def other_fault_of(model: nn.Module, runs: CutRuns, mending: Mending, dtype: torch.dtype) -> Fault | None:
+    """Whether a cut copy of a model differs from the masked one in training, in gradients or at another size."""
+    sizes = runs.main
+    masked, compact = (copy_with(model, _the_same).train(False) for _ in range(2))
+    keep = torch.from_numpy(sizes.keep).to(next(iter(masked.parameters())).device, torch.float32)
+    plan = Plan.of(sizes.analysis, sizes.keep)
+    first = _Masked(masked, sizes.analysis, keep)
+    cut(compact, plan)
+    variations = [] if mending.plays_back else [run.variation for run in runs.runs]
+    with Widely(dtype), exact_arithmetic(keep.device):
+        sides = Side(first, masked), Side.of(mend(compact, runs, mending))
+        for case in cases_of(runs.inputs, variations)[1:]:
+            inputs = case.inputs.map(lambda t: t.to(dtype) if t.is_floating_point() else t)
+            try:
+                expected = run(sides[0], inputs, case.training, case.gradients)
+            except Exception as reason:  # a foreign forward may raise anything
+                logger.info("%s: the model does not run so: %s", case, reason)
+                continue
+            try:
+                found = run(sides[1], inputs, case.training, case.gradients)
+            except Exception as error:
+                return Fault("", f"does not run ({case}): {type(error).__name__}: {error}")
+            apart = difference(expected, found, plan.tensors).max_rel
+            if not apart <= _SUSPECT[dtype]:
+                return Fault("", f"computes something else than the masked model ({case}; relative {apart:.1g})")
+    return None
+
+
+class _Masked(nn.Module):
+    """A model under one mask."""
+
+    def __init__(self, model: nn.Module, analysis: Analysis, keep: torch.Tensor) -> None:
+        super().__init__()
+        self.model, self._sites, self._keep = model, GateSites(model, analysis), keep
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return _under(self._sites, self.model, self._keep, *args, **kwargs)
+
+
+def has_own_backward(model: nn.Module, runs: CutRuns) -> bool:
+    """Whether anything the model computes has a backward that is not torch's own, seen without arithmetic."""
+    stand_ins = StandIns(runs.kind)
+    copied = stand_ins.of_model(model).eval()
+    try:
+        with stand_ins.running(), torch.enable_grad():
+            for tensor in (*copied.parameters(), *copied.buffers()):
+                if tensor.is_floating_point():
+                    tensor.requires_grad_()
+            inputs = runs.inputs.map(stand_ins.of)
+            outputs = tensors_in(copied(*inputs.args, **inputs.kwargs))
+    except Exception as reason:  # a foreign forward may raise anything
+        logger.info("how gradients are computed could not be seen: %s", reason)
+        return True
+    pending: list[Any] = [tensor.grad_fn for tensor in outputs if tensor.grad_fn is not None]
+    seen: set[Any] = set(pending)
+    while pending:
+        node = pending.pop()
+        made_by = getattr(node, "_forward_cls", None)
+        if made_by is not None and not made_by.__module__.startswith("torch."):
+            return True
+        following = {one for one, _ in node.next_functions if one is not None} - seen
+        seen |= following
+        pending += following
+    return False
+
+
+def _the_same(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor
 
 
 def _under(sites: GateSites, model: nn.Module, mask: torch.Tensor, *args: Any, **kwargs: Any) -> Any:

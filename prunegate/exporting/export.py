@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_map
 
-from prunegate.compaction import gap, outputs_of, relative
+from prunegate.compaction import gap, outputs_of
 from prunegate.errors import ExportError
 from prunegate.exporting import onnx, pt2
 from prunegate.exporting.target import Target
@@ -122,7 +122,7 @@ def _difference(target: Target, model: nn.Module, cases: Sequence[ExampleInputs]
 
 
 def _relative(expected: Sequence[torch.Tensor], found: Sequence[torch.Tensor]) -> float:
-    return relative(*gap(expected, found))
+    return gap(expected, found).max_rel
 
 
 def _dynamic_sizes(inputs: ExampleInputs) -> Any:

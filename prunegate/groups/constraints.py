@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -112,6 +112,25 @@ class Constraints:
         self.axes.append(LabelledAxis(kind, tensor, axis, self.size, length, ndim))
         self.size += length
         return ids
+
+    def mark(self) -> tuple[int, ...]:
+        """Where the record stands now, for `back_to`."""
+        return (*map(len, self._lists()), len(self.grids), self.size)
+
+    def back_to(self, mark: tuple[int, ...]) -> None:
+        """Forget what was noted since a mark: the run that said it came to nothing."""
+        for noted, length in zip(self._lists(), mark, strict=False):
+            del noted[length:]
+        for key in list(self.grids)[mark[-2] :]:
+            del self.grids[key]
+        for ids in self._ids[len(self.axes) :]:
+            del self._number[id(ids)]
+        del self._ids[len(self.axes) :]
+        self.size = mark[-1]
+
+    def _lists(self) -> tuple[list[Any], ...]:
+        return (self.axes, self.contractions, self.consumed, self.split_heads, self.masked, self.produced, self.pins,
+                self.ties, self.alike)  # fmt: skip
 
     def is_table(self, label: Ids) -> bool:
         """Whether no id was given to a weight: they come from vectors, buffers and constants of the code."""

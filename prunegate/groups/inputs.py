@@ -83,6 +83,11 @@ class ExampleInputs:
         batch = self.batch_size()
         return self.map(lambda t: torch.cat([t, t]) if t.dim() > 0 and t.shape[0] == batch else t)
 
+    def of_samples(self, count: int) -> ExampleInputs:
+        """The first samples alone, at most so many."""
+        batch = self.batch_size()
+        return self.map(lambda t: t[:count] if t.dim() > 0 and t.shape[0] == batch else t)
+
     def batch_size(self) -> int:
         """Samples in one call: the leading size of the first tensor with dimensions."""
         return next((int(t.shape[0]) for t in self.tensors() if t.dim() > 0), 1)

@@ -13,6 +13,7 @@ from typing import Any, Literal
 import torch
 
 from prunegate.groups.labels import Labels, Shape
+from prunegate.groups.size_calls import SizeCall, SizeCallKey
 
 
 @dataclass(slots=True, unsafe_hash=True)  # never changed; frozen ones are slower to make, and there are many
@@ -74,10 +75,15 @@ class Span:
 
 @dataclass
 class Tape:
-    """All operations of a run, the calls they belong to in the order these began, and every tensor's form."""
+    """All operations of a run, the calls they belong to in the order these began, and every tensor's form.
+
+    Attributes:
+        sized: The calls of functions that are handed sizes.
+    """
 
     operations: list[Operation] = field(default_factory=list)
     spans: list[Span] = field(default_factory=list)
+    sized: dict[SizeCallKey, SizeCall] = field(default_factory=dict)
     shapes: list[Shape] = field(default_factory=list)
     dtypes: list[torch.dtype] = field(default_factory=list)
     labels: list[Labels] = field(default_factory=list)

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import inspect
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from types import CodeType
 from typing import Any, Literal
 
 import numpy as np
@@ -16,17 +20,19 @@ from torch._subclasses.fake_tensor import (
     DynamicOutputShapeException,
     UnsupportedOperatorException,
 )
-from torch.utils._pytree import tree_leaves
 
 from prunegate.errors import TraceError
 from prunegate.groups.analysis import Analysis
 from prunegate.groups.constraints import Constraints, Pin
-from prunegate.groups.copies import modules_by_path
+from prunegate.groups.copies import copy_with, modules_by_path
+from prunegate.groups.input_sizes import Variation, other_sizes
 from prunegate.groups.inputs import ExampleInputs
 from prunegate.groups.kernels import decomposed_attention
+from prunegate.groups.outputs import names_of_state, tensors_in
 from prunegate.groups.rules import module_rule
+from prunegate.groups.size_calls import OF_LAYERS
 from prunegate.groups.solve import solve
-from prunegate.groups.stand_ins import KINDS, StandIns
+from prunegate.groups.stand_ins import KINDS, Kind, StandIns
 from prunegate.groups.tape import Source, Tape
 from prunegate.groups.tracer import Tracer
 from prunegate.groups.values import Values
@@ -37,14 +43,35 @@ logger = logging.getLogger(__name__)
 _NEEDS_VALUES = (DataDependentOutputException, DynamicOutputShapeException, UnsupportedOperatorException)
 
 
+@dataclass(frozen=True)
+class Run:
+    """One run that was followed.
+
+    Attributes:
+        variation: How its inputs differed from the example inputs.
+        training: Whether the model was in training mode.
+    """
+
+    tape: Tape
+    variation: Variation
+    training: bool
+
+
 class Trace:
-    """The constraints of one model's run; `analysis` may be asked for repeatedly as groups get refused."""
+    """The constraints of one model's runs; `analysis` may be asked for repeatedly as groups get refused.
+
+    Attributes:
+        runs: The runs that were followed; the first is that on the example inputs in eval mode.
+        not_followed: What other runs could not be followed, and why.
+    """
 
     def __init__(self, model: nn.Module, inputs: ExampleInputs, whole_heads: frozenset[str] = frozenset()) -> None:
         """Follow the channels of ``model`` through a run on ``inputs``.
 
         The run is on a copy whose tensors hold no data: nothing is computed, no weights are needed and the
-        model is not touched. Where a shape depends on values, the run is repeated with real tensors.
+        model is not touched. Where a shape depends on values, the run is repeated with real tensors. Where the
+        model's code handles sizes, or acts differently in training, it is followed at other sizes and in training mode
+        as well: what is removed has to be right in all of these runs.
 
         Args:
             whole_heads: Modules whose attention loses whole heads, even where there are more places within them.
@@ -53,11 +80,14 @@ class Trace:
             TraceError: The model does not run on these inputs.
         """
         self._batch_size = inputs.batch_size()
+        self._state = names_of_state(model)
         self._again: tuple[Tape | None] | None = None
+        self.runs: list[Run] = []
+        self.not_followed: tuple[tuple[str, str], ...] = ()
         for kind in KINDS:
             self.constraints = Constraints(whole_heads=whole_heads)
             self._values = Values(self.constraints)
-            self.tape = Tape()
+            self.runs = []
             self._stand_ins = StandIns(kind)
             try:
                 with _no_collection(unless=kind == "real"):
@@ -69,7 +99,8 @@ class Trace:
             else:
                 if kind != "meta" or not self.tape.lacks_literals():
                     break
-        self.tape.close()
+        for run in self.runs:
+            run.tape.close()
         self._used = self._values.used
         del self._values  # it keeps every tensor of the run alive
 
@@ -82,6 +113,16 @@ class Trace:
         """Itself: what a run said does not change."""
         return self
 
+    @property
+    def kind(self) -> Kind:
+        """What stood in for the model's tensors."""
+        return self._stand_ins.kind
+
+    @property
+    def tape(self) -> Tape:
+        """The run on the example inputs in eval mode."""
+        return self.runs[0].tape
+
     def _follow(self, model: nn.Module, inputs: ExampleInputs) -> None:
         copied = self._stand_ins.of_model(model)
         self._parameters, self._shapes = [], {}
@@ -90,26 +131,58 @@ class Trace:
                 self._parameters.append(name)
             self._shapes[name] = tuple(tensor.shape)
             self._values.add_leaf(tensor, kind, name)
-            self.tape.add(tensor, self._values.labels(tensor), Source("stored", name))
-        self._run(copied.eval(), inputs, self.tape)
-        if self._unused():
+        # What a run leaves behind in the model is not there in the next one.
+        self._run(copy_with(copied, _the_same), inputs, Variation(), training=False)
+        if not self._handles_sizes() and not self._unused() and not differs_in_training(model):
+            return
+        other = self._tried(copied, inputs, [replace(v, doubled=True) for v in other_sizes(inputs)], training=False)
+        known = set(self.tape.sized)
+        if other is None:
+            other = self._tried(copied, inputs, [Variation(doubled=True)], training=False)
+        if other is None:
+            self.not_followed += (("another number of samples", self._reason),)
+        if differs_in_training(model) or self._unused():
             # Heads that only training runs read channels too; what they ask for must hold as well.
-            costs = len(self.constraints.contractions)
-            try:
-                self._run(copied.train(), inputs.doubled(), None)
-            except TraceError as reason:
-                logger.info("training mode could not be followed: %s", reason)
-            del self.constraints.contractions[costs:]
+            trained = self._tried(copied, inputs, [Variation(doubled=True)], training=True)
+            if trained is None:
+                self.not_followed += (("training mode", self._reason),)
+            if trained is not None and other is not None and not known.issuperset(self.runs[-1].tape.sized):
+                varied = replace(other, doubled=True) if other.layout else Variation()
+                self._tried(copied, inputs, [varied], training=True)
 
-    def _run(self, model: nn.Module, inputs: ExampleInputs, tape: Tape | None) -> None:
+    def _tried(
+        self, model: nn.Module, inputs: ExampleInputs, variations: Sequence[Variation], training: bool
+    ) -> Variation | None:
+        """Follow the first of some other runs that the model makes."""
+        for variation in variations:
+            mark, used = self.constraints.mark(), set(self._values.used)
+            try:
+                self._run(copy_with(model, _the_same), inputs, variation, training)
+            except TraceError as reason:
+                logger.info("%s, training %s, could not be followed: %s", variation, training, reason)
+                self._reason = str(reason)
+                self.constraints.back_to(mark)
+                self._values.used = used
+            else:
+                return variation
+        return None
+
+    def _handles_sizes(self) -> bool:
+        """Whether the model's code hands sizes to functions that are not layers."""
+        return any(call.function not in OF_LAYERS for call in self.tape.sized.values())
+
+    def _run(self, model: nn.Module, inputs: ExampleInputs, variation: Variation, training: bool) -> None:
+        tape = Tape()
+        for _, name, tensor in stored_tensors(model):
+            tape.add(tensor, self._values.labels(tensor), Source("stored", name))
         watch = Watch(tape, module_rule)
-        inputs = inputs.map(self._stand_ins.of)
+        costs = len(self.constraints.contractions)
+        inputs = variation.of(inputs).map(self._stand_ins.of)
         for tensor in inputs.tensors():
             self._values.set(tensor, ())
-            if tape is not None:
-                tape.add(tensor, (), Source("input"))
+            tape.add(tensor, (), Source("input"))
         try:
-            with run_watched(model, watch, self._stand_ins), Tracer(self._values, watch, tape):
+            with run_watched(model.train(training), watch, self._stand_ins), Tracer(self._values, watch, tape):
                 outputs = model(*inputs.args, **inputs.kwargs)
         except Exception as error:
             raise TraceError(
@@ -118,9 +191,12 @@ class Trace:
                 "which model(...) works."
             ) from error
         self._pin_outputs(outputs)
+        if self.runs:  # costs are those of the example inputs
+            del self.constraints.contractions[costs:]
+        self.runs.append(Run(tape, variation, training))
 
     def _pin_outputs(self, outputs: Any) -> None:
-        found = [t for t in tree_leaves(plain_outputs(outputs)) if isinstance(t, torch.Tensor)]
+        found = tensors_in(outputs, self._state)
         if not found:
             raise TraceError(
                 "model output: found no tensor, expected at least one. Nothing can be compared or trained "
@@ -225,13 +301,31 @@ def stored_tensors(model: nn.Module) -> list[tuple[Literal["parameter", "buffer"
     return [*parameters.values(), *buffers.values()]
 
 
-def plain_outputs(outputs: Any) -> Any:
-    """Dataclass-like outputs as dicts, so that their tensors are found."""
-    if hasattr(outputs, "to_tuple"):
-        return outputs.to_tuple()
-    if hasattr(outputs, "__dataclass_fields__"):
-        return {name: getattr(outputs, name) for name in outputs.__dataclass_fields__}
-    return outputs
+def differs_in_training(model: nn.Module) -> bool:
+    """Whether code of the model, other than torch's own layers, looks at which mode it is in."""
+    classes: set[Any] = {type(module) for module in model.modules()}
+    return any(map(_looks_at_training, classes))
+
+
+@lru_cache(maxsize=4096)
+def _looks_at_training(cls: type) -> bool:
+    for base in cls.__mro__:
+        if base.__module__.startswith("torch.") or base is object:
+            continue
+        for member in vars(base).values():
+            code = getattr(inspect.unwrap(member) if callable(member) else member, "__code__", None)
+            if code is not None and _names_training(code):
+                return True
+    return False
+
+
+def _names_training(code: CodeType) -> bool:
+    inner = (constant for constant in code.co_consts if isinstance(constant, CodeType))
+    return "training" in code.co_names or any(map(_names_training, inner))
+
+
+def _the_same(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor
 
 
 @contextlib.contextmanager

@@ -7,6 +7,7 @@ kept when the gated model runs (`prunegate.gates.call_sites`), so a mask finds i
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ from torch.overrides import TorchFunctionMode
 
 from prunegate.groups.copies import modules_by_path
 from prunegate.groups.maskable import MASKABLE
+from prunegate.groups.size_calls import SIZED, CodePlace, SizeCall, SizeCallKey, place_in_code
 from prunegate.groups.tape import Span, Tape, Value, holds
 
 
@@ -32,12 +34,25 @@ class CallAddress:
 
 @dataclass(slots=True)
 class Frame:
-    """A running module: its path, and how often each function had been called when it began."""
+    """A running module: its path, and how often each function had been called when it began.
+
+    Attributes:
+        number: How many calls of the module came before this one.
+        places: How often the call at each place in its code has been made.
+    """
 
     path: str
     before: Mapping[str, int] = field(default_factory=dict)
     span: Span | None = None
     rule: Any = None
+    number: int = 0
+    places: dict[CodePlace, int] = field(default_factory=dict)
+
+    def key(self, place: CodePlace) -> SizeCallKey:
+        """The key of the next call at a place."""
+        repetition = self.places.get(place, 0)
+        self.places[place] = repetition + 1
+        return SizeCallKey(self.path, self.number, place, repetition)
 
 
 # Functions that are played back whole: they take no sizes, and what they do in training or by a fused
@@ -65,6 +80,7 @@ class Watch(TorchFunctionMode):
         super().__init__()
         self.frames = [Frame("")]
         self._counts: dict[str, int] = dict.fromkeys(MASKABLE, 0)
+        self._calls: Counter[str] = Counter()
         self.is_opaque = False
         self.on_module_end: Callable[[nn.Module, Any, Any, Any, Any], None] = lambda *call: None
         self._rule_of = rule_of
@@ -91,6 +107,18 @@ class Watch(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         name = function_name(func)
+        if name in SIZED and self._tape is not None and not self.is_opaque:
+            return self._sized(self._tape, name, func, args, kwargs)
+        return self._called(name, func, args, kwargs)
+
+    def _sized(self, tape: Tape, name: str, func: Callable[..., Any], args: tuple[Any, ...], kwargs: Any) -> Any:
+        key = self.frames[-1].key(place_in_code(func))
+        call = tape.sized[key] = SizeCall(name, tape.refer(args), tape.refer(kwargs))
+        result = self._called(name, func, args, kwargs)
+        call.result = tape.refer(result)
+        return result
+
+    def _called(self, name: str, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if name not in self._counts and name not in _WHOLE:
             return func(*args, **kwargs)
         if name in self._counts:
@@ -139,7 +167,8 @@ class Watch(TorchFunctionMode):
         return call
 
     def _enter(self, path: str, module: nn.Module, args: Any, kwargs: Any) -> None:
-        frame = Frame(path, self._counts.copy())
+        frame = Frame(path, self._counts.copy(), number=self._calls[path])
+        self._calls[path] += 1
         if self._tape is not None and not self.is_opaque:
             frame.span = Span(path, self._tape.refer(args), self._tape.refer(kwargs), len(self._tape.operations))
             self._tape.spans.append(frame.span)

@@ -62,6 +62,8 @@ class ConsoleListener:
         self.console.print(comparison.table())
         for precision in ("float64", "float32"):
             found = certificate[precision]
+            if found is None or found["max_rel"] is None:
+                continue  # the model does not run in this precision; `limits` say so
             self._line(
                 f"certificate, {precision}: largest difference to the gated model {found['max_abs']:.1e}, "
                 f"relative {found['max_rel']:.1e}"

@@ -16,17 +16,20 @@ from prunegate import checkpoint
 from prunegate.builders import Builder
 from prunegate.compaction import (
     Certificate,
-    CutSizes,
+    CutRuns,
     Fault,
     Mask,
     Mending,
     Plan,
+    Side,
     attribute_edits,
+    cases_of,
     certify,
     cut,
     feature_edits,
     mend,
     outputs_of,
+    put_aside,
     set_attributes,
     settle,
     shape_fault_of,
@@ -138,16 +141,15 @@ def _compact(gated: GatedModel, keep: Mask, mending: Mending) -> Compaction:
     plan = cut(dense, Plan.of(gated.analysis, keep))
     dense = copy_with(dense, lambda tensor: _own(tensor) if id(tensor) in shared else tensor)
     training = {path: module.training for path, module in dense.named_modules()}
-    sizes = _sizes(gated, keep, mending)
-    model = mend(dense, sizes, mending)
-    plan = plan.with_attributes(attribute_edits(sizes, mending.attributes))
+    runs = _runs(gated, keep, mending)
+    model = mend(dense, runs, mending)
+    plan = plan.with_attributes(attribute_edits(runs.main, mending.attributes))
     told = feature_edits(skeleton, model, gated.example_inputs)
     set_attributes(model, told)
     plan = plan.with_attributes(told)
     for path, module in model.named_modules():
         module.training = training.get(path, module.training)
-    gates = [*gated.gates.parameters(), *gated.gates.buffers()]
-    certificate = certify(gated, model, gated.example_inputs, gates, decides_by_value=not gated.trace.is_fake)
+    certificate = _certified(gated, model, plan, mending)
     costs = {
         metric: {"dense": gated.dense_cost(metric), "compact": gated.realised_cost(metric)}
         for metric in ("macs", "params")
@@ -155,6 +157,16 @@ def _compact(gated: GatedModel, keep: Mask, mending: Mending) -> Compaction:
     origin = _origin(skeleton, plan, mending, gated.example_inputs, costs)
     checkpoint.set_origin(model, origin)
     return Compaction(model, plan, certificate, gated.backend, costs, mending, origin, gated.example_inputs)
+
+
+def _certified(gated: GatedModel, model: nn.Module, plan: Plan, mending: Mending) -> Certificate:
+    gates = [*gated.gates.parameters(), *gated.gates.buffers()]
+    runs = gated.trace.runs
+    cases = cases_of(gated.example_inputs, [] if mending.plays_back else [run.variation for run in runs])
+    with put_aside(gated.gates):
+        gated.set_masks(gated.masks())  # in training they would be drawn
+        sides = Side(gated, gated.model), Side.of(model)
+        return certify(*sides, cases, plan.tensors, gates, decides_by_value=not gated.trace.is_fake)
 
 
 def _origin(
@@ -176,9 +188,10 @@ def _origin(
     return checkpoint.Origin((step,), class_name, None, skeleton, dense_costs)
 
 
-def _sizes(gated: GatedModel, keep: Mask, mending: Mending) -> CutSizes:
-    again = None if mending.is_plain else gated.trace.with_more_samples(gated.dense_copy(True), gated.example_inputs)
-    return CutSizes(gated.trace.tape, again, gated.analysis, keep, gated.trace.is_fake)
+def _runs(gated: GatedModel, keep: Mask, mending: Mending) -> CutRuns:
+    model = gated.dense_copy(share_weights=True)
+    again = gated.trace.with_more_samples(model, gated.example_inputs) if mending.plays_back else None
+    return CutRuns.of(gated.trace, gated.analysis, keep, gated.example_inputs, again)
 
 
 def _mending_for(gated: GatedModel, keep: Mask, mending: Mending) -> Mending:
@@ -190,10 +203,9 @@ def _mending_for(gated: GatedModel, keep: Mask, mending: Mending) -> Mending:
     model = gated.dense_copy(share_weights=True)
 
     def fault_of(mending: Mending) -> Fault | None:
-        sizes = _sizes(gated, keep, mending)
-        return shape_fault_of(model, gated.example_inputs, sizes, mending, gated.trace.is_fake)
+        return shape_fault_of(model, _runs(gated, keep, mending), mending)
 
-    mending, fault = settle(mending, model, _sizes(gated, keep, mending), fault_of)
+    mending, fault = settle(mending, model, _runs(gated, keep, mending).main, fault_of)
     if fault is not None:
         raise CompactionError(
             f"compaction: {fault.module or 'the model'}: {fault.error}. Its code does not follow the channels that "

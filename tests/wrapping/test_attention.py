@@ -118,7 +118,7 @@ def test_a_position_in_the_code_is_honoured_by_the_graph() -> None:
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             x = self.a(x)
-            return self.b(x) + x[..., 2:3]
+            return self.b(x) + torch.ops.aten.slice(x, -1, 2, 3)
 
     gated = prunegate.wrap(Picks().double().eval(), tokens(2))
     assert gated.backend == "graph"
@@ -152,11 +152,12 @@ def test_heads_go_as_wholes_where_something_else_needs_their_width() -> None:
 
 def test_heads_go_as_wholes_where_the_code_cannot_do_without_their_width() -> None:
     class Stubborn(Transformer):
-        """Its block is the model itself, which cannot be played back, and it counts on 24 channels."""
+        """Its block is the model itself, which cannot be played back, and it calls an operation by itself."""
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            q, k, v = self.attention.qkv(self.stem(x)).chunk(3, dim=-1)
-            q, k, v = (t.reshape(*t.shape[:2], -1, 6).transpose(1, 2) for t in (q, k, v))
+            view = torch.ops.aten._unsafe_view
+            q, k, v = (t.contiguous() for t in self.attention.qkv(self.stem(x)).chunk(3, dim=-1))
+            q, k, v = (view(t, [*t.shape[:2], -1, 6]).transpose(1, 2) for t in (q, k, v))
             x = nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2)
             return self.head(self.attention.out(x.flatten(2)).mean(1))
 

@@ -219,7 +219,7 @@ def test_compaction_that_would_differ_is_refused(gated: prunegate.GatedModel, mo
 
 def test_explain_tells_the_reach_of_each_back_end_tried_and_what_to_do() -> None:
     class Positions(nn.Module):
-        """Code with a position in it, which only a graph can follow."""
+        """Code that calls operations by themselves with positions, which only a graph can follow."""
 
         def __init__(self) -> None:
             super().__init__()
@@ -227,7 +227,8 @@ def test_explain_tells_the_reach_of_each_back_end_tried_and_what_to_do() -> None
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             x = self.b(torch.relu(self.a(x)))
-            return self.c(torch.cat([x[:, 4:], x[:, :4]], dim=1))
+            cut = torch.ops.aten.slice
+            return self.c(torch.cat([cut(x, 1, 4, 8), cut(x, 1, 0, 4)], dim=1))
 
     gated = prunegate.wrap(Positions(), torch.randn(2, 5))
     told = gated.explain()

@@ -1,0 +1,233 @@
+"""Whether two models compute the same: all that they return, and the gradients of it, in either mode and at any size.
+
+The two may be a gated model and its compact one, a compact model and what was loaded or exported. They are run with
+nothing shared: on inputs of their own, under one seed, on copies whose buffers and plain attributes are put aside.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode
+
+from prunegate.compaction.plan import Mask
+from prunegate.groups import ExampleInputs, function_name
+from prunegate.groups.kernels import exact_arithmetic
+from prunegate.groups.outputs import names_of_state, tensors_in
+
+# For a parameter the kept positions of each of its cut axes.
+Kept: TypeAlias = Mapping[str, Mapping[int, Mask]]
+
+# A tensor that is smaller than this share of the largest is judged relative to that share: it may be rounding alone.
+_FLOOR = 1e-3
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Largest differences over all tensors compared; ``max_rel`` is relative to the tensor they are in."""
+
+    max_abs: float
+    max_rel: float
+
+    def worst(self, other: Difference) -> Difference:
+        """The larger of each."""
+        return Difference(max(self.max_abs, other.max_abs), max(self.max_rel, other.max_rel))
+
+
+@dataclass(frozen=True)
+class Side:
+    """One of two models that are compared.
+
+    Attributes:
+        model: What is called.
+        inner: The model within it that has the user's forward and parameters.
+    """
+
+    model: nn.Module
+    inner: nn.Module
+
+    @classmethod
+    def of(cls, model: nn.Module) -> Side:
+        """A plain model."""
+        return cls(model, model)
+
+    def converted(self, change: Callable[[nn.Module], nn.Module]) -> Side:
+        """The same for a changed copy of the model, which is what is called."""
+        path = next(path for path, module in self.model.named_modules() if module is self.inner)
+        changed = change(self.model)
+        return Side(changed, changed.get_submodule(path))
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a run gave: outputs, and gradients of inputs and parameters where they were asked for."""
+
+    outputs: Sequence[torch.Tensor]
+    gradients: Mapping[str, torch.Tensor]
+
+
+def run(side: Side, inputs: ExampleInputs, training: bool = False, gradients: bool = False) -> Found:
+    """Run a model on inputs of its own, with random operations steadied."""
+    inputs = inputs.map(lambda tensor: tensor.detach().clone())
+    wanted: dict[str, torch.Tensor] = {}
+    if gradients:
+        # Not the inputs themselves: code may write into what it is given.
+        leaves = {f"input {i}": t.requires_grad_() for i, t in enumerate(inputs.tensors()) if t.is_floating_point()}
+        wanted = {**leaves, **{n: p for n, p in side.inner.named_parameters() if p.requires_grad}}
+        inputs = inputs.map(lambda tensor: tensor.clone())
+    device = inputs.tensors()[0].device
+    state = names_of_state(side.inner)
+    modes = [(module, module.training) for module in side.model.modules()]
+    side.model.train(training)
+    try:
+        with (
+            torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
+            torch.enable_grad() if gradients else torch.no_grad(),
+            exact_arithmetic(device),
+            Steady() if training else nullcontext(),
+        ):
+            torch.manual_seed(0)
+            outputs = tensors_in(side.model(*inputs.args, **inputs.kwargs), state)
+            found = _gradients(outputs, wanted) if gradients else {}
+    finally:
+        for module, mode in modes:
+            module.training = mode
+    return Found([tensor.detach() for tensor in outputs], found)
+
+
+def _gradients(outputs: Sequence[torch.Tensor], wanted: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Gradients of a sum of all finite outputs, each weighted at random."""
+    generator = torch.Generator().manual_seed(0)
+    total: torch.Tensor | None = None
+    for tensor in outputs:
+        if not tensor.requires_grad:
+            continue
+        tensor = torch.view_as_real(tensor) if tensor.is_complex() else tensor
+        weights = torch.rand(tensor.shape, generator=generator, dtype=torch.float64).to(tensor.device, tensor.dtype)
+        part = torch.where(torch.isfinite(tensor), tensor * weights, 0).sum()
+        total = part if total is None else total + part
+    if total is None or not wanted:
+        return {}
+    found = torch.autograd.grad(total, list(wanted.values()), allow_unused=True)
+    return {name: g for (name, _), g in zip(wanted.items(), found, strict=True) if g is not None}
+
+
+def difference(expected: Found, found: Found, kept: Kept | None = None) -> Difference:
+    """How far two runs are apart, in outputs and gradients.
+
+    Args:
+        kept: What of the first model's parameters the second one has.
+    """
+    result = gap(expected.outputs, found.outputs)
+    first, second = [], []
+    # A gradient of zero and none at all are the same.
+    for name in expected.gradients.keys() | found.gradients.keys():
+        one, other = expected.gradients.get(name), found.gradients.get(name)
+        if one is not None:
+            one = _cut(one, (kept or {}).get(name, {}))
+        given = one if one is not None else other
+        assert given is not None
+        first.append(torch.zeros_like(given) if one is None else one)
+        second.append(torch.zeros_like(given) if other is None else other)
+    return result.worst(gap(first, second))
+
+
+def _cut(tensor: torch.Tensor, axes: Mapping[int, Mask]) -> torch.Tensor:
+    for axis, mask in axes.items():
+        tensor = tensor.index_select(axis, torch.from_numpy(np.flatnonzero(mask)).to(tensor.device))
+    return tensor
+
+
+def gap(expected: Sequence[torch.Tensor], found: Sequence[torch.Tensor]) -> Difference:
+    """How far lists of tensors are apart; infinite if they differ in form.
+
+    Equal infinities are equal, and so are entries that are no number in both. Complex entries are compared whole.
+    """
+    if [tuple(t.shape) for t in expected] != [tuple(t.shape) for t in found]:
+        return Difference(math.inf, math.inf)
+    apart = [_apart(a, b.to(a.device)) for a, b in zip(expected, found, strict=True) if a.numel()]
+    largest = max((size for _, size in apart), default=0.0)
+    if any(most == math.inf for most, _ in apart):
+        return Difference(math.inf, math.inf)
+    relative = (most / max(size, _FLOOR * largest) if most else 0.0 for most, size in apart)
+    return Difference(max((most for most, _ in apart), default=0.0), max(relative, default=0.0))
+
+
+def _apart(a: torch.Tensor, b: torch.Tensor) -> tuple[float, float]:
+    """The largest difference of two entries, and the largest finite entry of the first tensor."""
+    if a.is_sparse or a.is_nested:
+        a, b = (t.to_dense() if t.is_sparse else t.to_padded_tensor(0.0) for t in (a, b))
+    wide = torch.complex128 if a.is_complex() or b.is_complex() else torch.float64
+    a, b = a.to(wide), b.to(wide)
+    finite = torch.isfinite(a)
+    if not bool(finite.all()):
+        same = torch.equal(finite, torch.isfinite(b)) and torch.equal(
+            torch.nan_to_num(a[~finite], 0.5), torch.nan_to_num(b[~finite], 0.5)
+        )
+        if not same:
+            return math.inf, 0.0
+        a, b = a[finite], b[finite]
+        if not a.numel():
+            return 0.0, 0.0
+    most = float((a - b).abs().max())
+    return (most if math.isfinite(most) else math.inf), float(a.abs().max())
+
+
+# In training these draw a number for every entry, which has no like where entries are gone.
+_DROPOUT = frozenset(
+    """dropout dropout1d dropout2d dropout3d alpha_dropout feature_alpha_dropout dropout_ alpha_dropout_
+    feature_dropout native_dropout""".split()
+)
+_LIKE = frozenset("rand_like randn_like bernoulli".split())
+_IN_PLACE = frozenset("bernoulli_ normal_ uniform_ exponential_ log_normal_ cauchy_".split())
+
+
+class Steady(TorchFunctionMode):
+    """Random operations over the entries of a tensor give the same for all: nothing is dropped, noise is a constant.
+
+    What draws without regard to a tensor goes by the seed.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs or {})
+        name = function_name(func)
+        if name in _DROPOUT:
+            given: torch.Tensor = args[0] if args else kwargs["input"]
+            return given if name.endswith("_") else given.clone()
+        if name in _LIKE:
+            return torch.full_like(args[0], 0.5 if name != "bernoulli" else 1.0)
+        if name in _IN_PLACE and isinstance(args[0], torch.Tensor):
+            return args[0].fill_(1.0)
+        if name == "scaled_dot_product_attention":
+            args = (*args[:4], 0.0, *args[5:]) if len(args) > 4 else args
+            kwargs.pop("dropout_p", None)
+        elif name == "multi_head_attention_forward" and len(args) > 10:
+            args = (*args[:10], 0.0, *args[11:])
+        return func(*args, **kwargs)
+
+
+@contextmanager
+def put_aside(*models: nn.Module) -> Iterator[None]:
+    """Buffers, and plain attributes that hold tensors or numbers, are afterwards what they were before."""
+    tensors = [(buffer, buffer.detach().clone()) for model in models for buffer in model.buffers()]
+    modules = [(vars(module), dict(vars(module))) for model in models for module in model.modules()]
+    registered = [(d["_buffers"], dict(d["_buffers"])) for d, _ in modules]
+    try:
+        yield
+    finally:
+        for attributes, before in modules:
+            attributes.clear()
+            attributes.update(before)
+        for buffers, had in registered:
+            buffers.clear()
+            buffers.update(had)
+        with torch.no_grad():
+            for buffer, data in tensors:
+                buffer.copy_(data)

@@ -1,0 +1,149 @@
+"""Learning how a module's code has to be corrected, from runs of the cut model beside those of the dense one.
+
+The code is the same in both, so a call is known by its place in it. Where the cut model's call would not make what the
+dense run's call leaves after the cut, it is handed what does, and the run goes on.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from prunegate.compaction.cut_sizes import CutSizes
+from prunegate.compaction.needed_sizes import needed
+from prunegate.compaction.resizing import resize
+from prunegate.compaction.size_rules import (
+    CannotRewriteError,
+    Observed,
+    SizeRule,
+    numbers_in,
+    rules_for,
+    shape_of_first,
+)
+from prunegate.groups import ExampleInputs, StandIns, Value, function_name, values_in
+from prunegate.groups.size_calls import SIZED, CodePlace, SizeCall, place_in_code
+from prunegate.groups.trace import run_watched
+from prunegate.groups.watch import Watch
+
+# For each module what was seen at each place in its code, and the how manieth time there.
+_Seen = dict[str, dict[tuple[CodePlace, int], list[Observed]]]
+
+
+def learned_rules(
+    model: nn.Module, paths: Collection[str], runs: Sequence[CutSizes], inputs: ExampleInputs, kind: Any
+) -> Mapping[str, tuple[SizeRule, ...]]:
+    """Rules for the modules at ``paths`` of a cut model; and none for modules in them that these must not reach.
+
+    Args:
+        runs: The runs of the dense model after the cut, at all sizes and in all modes that were followed.
+        kind: What stands in for the model's tensors.
+
+    Raises:
+        CannotRewriteError: What the code does is not to be followed by rules.
+    """
+    seen: _Seen = defaultdict(lambda: defaultdict(list))
+    for sizes in runs:
+        _observe(model, paths, sizes, inputs, kind, seen)
+    rules = {path: rules_for(list(seen[path].values())) for path in paths}
+    shielded = {path for path, places in seen.items() if path not in rules and _reached(path, places.values(), rules)}
+    return {**rules, **dict.fromkeys(shielded, ())}
+
+
+def _reached(path: str, places: Iterable[Sequence[Observed]], rules: Mapping[str, tuple[SizeRule, ...]]) -> bool:
+    """Whether rules of a module around this one fit calls that are this one's."""
+    around = [rule for outer, some in rules.items() if path.startswith(f"{outer}." if outer else "") for rule in some]
+    return any(
+        rule.function == one.function and rule.fits(one.shape, one.given) and not rule.change.is_none
+        for seen in places
+        for one in seen
+        for rule in around
+    )
+
+
+def _observe(
+    model: nn.Module, paths: Collection[str], sizes: CutSizes, inputs: ExampleInputs, kind: Any, seen: _Seen
+) -> None:
+    stand_ins = StandIns(kind)
+    copied = stand_ins.of_model(model).train(sizes.training)
+    for path in paths:
+        resize(copied.get_submodule(path), ())  # what its code does by itself is to be seen
+    given = sizes.variation.of(inputs).map(stand_ins.of)
+    learner = _Learner(sizes, frozenset(paths), seen)
+    with run_watched(copied, learner, stand_ins):
+        try:
+            copied(*given.args, **given.kwargs)
+        except CannotRewriteError:
+            raise
+        except Exception as error:  # a foreign forward may raise anything
+            if learner.failed is not None:
+                raise CannotRewriteError(str(learner.failed)) from error
+            # Code outside of these modules may be at fault; what was learned is tried.
+
+
+class _Learner(Watch):
+    """Follows a run of the cut model and corrects the calls of some modules.
+
+    Attributes:
+        failed: Why a call could not be corrected, if one could not.
+    """
+
+    def __init__(self, sizes: CutSizes, paths: frozenset[str], seen: _Seen) -> None:
+        super().__init__(None)
+        self._sizes, self._paths, self._seen = sizes, paths, seen
+        self.failed: Exception | None = None
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        name = function_name(func)
+        if name not in SIZED or self.is_opaque:
+            return func(*args, **kwargs)
+        key = self.frames[-1].key(place_in_code(func))
+        call = self._sizes.tape.sized.get(key)
+        places = self._seen[key.module]
+        shape, given = shape_of_first(args), tuple(numbers_in((args, kwargs)))
+        if key.module not in self._paths or call is None or call.function != name:
+            places[key.place, key.repetition].append(_as_it_is(name, shape, given))
+            return func(*args, **kwargs)
+        try:
+            found = needed(call, self._sizes, args, kwargs)
+            cut = _cut_dims(call, self._sizes)
+            observed = Observed(
+                name, shape, cut, given, tuple(numbers_in((found.args, found.kwargs))), found.sections,
+                found.positions, found.dim,
+            )  # fmt: skip
+        except CannotRewriteError as error:
+            self.failed = error
+            raise
+        places[key.place, key.repetition].append(observed)
+        if found.sections is not None:
+            return torch.split(args[0], list(found.sections), found.dim)
+        result = func(*found.args, **found.kwargs)
+        if found.positions is not None:
+            chosen = torch.tensor(found.positions, device=result.device)
+            result = result.index_select(found.dim, chosen)
+        self._compare(name, call, result)
+        return result
+
+    def _compare(self, name: str, call: SizeCall, result: Any) -> None:
+        if isinstance(call.result, Value) and isinstance(result, torch.Tensor):
+            expected = self._sizes.shape(call.result.number)
+            if tuple(result.shape) != expected:
+                self.failed = CannotRewriteError(f"{name} makes {tuple(result.shape)}, expected {expected}")
+                raise self.failed
+
+
+def _as_it_is(name: str, shape: tuple[int, ...] | None, given: tuple[int, ...]) -> Observed:
+    return Observed(name, shape, (False,) * len(shape or ()), given, given)
+
+
+def _cut_dims(call: SizeCall, sizes: CutSizes) -> tuple[bool, ...]:
+    """The dimensions along which the first tensor of a call was cut."""
+    for value in values_in(call.args)[:1]:
+        return tuple(mask is not None for mask in sizes.kept(value.number))
+    return ()

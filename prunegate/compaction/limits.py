@@ -1,0 +1,36 @@
+"""Limits: conditions outside of which it is not shown that a compact model computes what the gated one computes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from prunegate.compaction.mending import Mending
+from prunegate.groups import ExampleInputs, Trace
+
+
+@dataclass(frozen=True)
+class Limit:
+    """One condition.
+
+    Attributes:
+        module: Path of the module that it is about; empty for the whole model.
+        what: What holds there, e.g. ``"runs only at the traced sizes"``.
+    """
+
+    module: str
+    what: str
+
+    def __str__(self) -> str:
+        return f"{self.module or 'the model'}: {self.what}"
+
+
+def limits_of(mending: Mending, trace: Trace, inputs: ExampleInputs) -> tuple[Limit, ...]:
+    """The limits of what `wrap` found."""
+    shapes = ", ".join(str(tuple(tensor.shape)) for tensor in inputs.tensors())
+    played = (
+        f"runs only on inputs of the sizes that it was traced with ({shapes}; the number of samples is free) and with "
+        "the arguments that it was given then, for it is played back"
+    )
+    found = [Limit(path, played) for path in (("",) if mending.graph else mending.replayed)]
+    found += [Limit("", f"{what} could not be followed: {why}") for what, why in trace.not_followed]
+    return tuple(found)

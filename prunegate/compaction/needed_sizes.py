@@ -1,0 +1,288 @@
+"""What a call that is handed sizes has to be handed once channels are gone, from what it made in the dense run.
+
+One function for each kind of call. Each is given the dense call, with numbers of the tape for its tensors, and the
+arguments that the code gives in the cut model; it gives these arguments with the sizes that are right.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+
+from prunegate.compaction.cut_sizes import CutSizes
+from prunegate.compaction.plan import Mask
+from prunegate.compaction.size_rules import CannotRewriteError, numbers_in, with_numbers
+from prunegate.groups import Value, values_in
+from prunegate.groups.size_calls import SizeCall
+
+
+@dataclass(frozen=True)
+class Needed:
+    """The arguments that a call needs; see `prunegate.compaction.size_rules.Change` for the rest."""
+
+    args: Any
+    kwargs: Any
+    sections: tuple[int, ...] | None = None
+    positions: tuple[int, ...] | None = None
+    dim: int = 0
+
+
+@dataclass(frozen=True)
+class _Dense:
+    """A call of the dense run, and which positions of its tensors stay."""
+
+    call: SizeCall
+    sizes: CutSizes
+
+    @property
+    def input(self) -> int:
+        """The number of the tensor it works on."""
+        for value in (*self.call.args, *self.call.kwargs.values()):
+            if isinstance(value, Value):
+                return value.number
+        raise CannotRewriteError(f"{self.call.function} works on no tensor")
+
+    @property
+    def result(self) -> int:
+        if not isinstance(self.call.result, Value):
+            raise CannotRewriteError(f"{self.call.function} returns no tensor")
+        return self.call.result.number
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The result's shape after the cut."""
+        return self.sizes.shape(self.result)
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        return self.sizes.tape.shapes[self.input]
+
+    def kept(self, dim: int) -> Mask | None:
+        """Which positions of the tensor it works on stay along a dimension."""
+        return self.sizes.kept(self.input)[dim]
+
+    def argument(self, place: int, name: str, default: Any = None) -> Any:
+        return _argument(self.call.args, self.call.kwargs, place, name, default)
+
+
+_Rule: TypeAlias = Callable[[_Dense, Any, Any], Needed]
+
+
+def needed(call: SizeCall, sizes: CutSizes, args: Any, kwargs: Any) -> Needed:
+    """What a call has to be given.
+
+    Raises:
+        CannotRewriteError: No numbers serve.
+    """
+    return _RULES[call.function](_Dense(call, sizes), args, kwargs)
+
+
+def _argument(args: Sequence[Any], kwargs: Mapping[str, Any], place: int, name: str, default: Any = None) -> Any:
+    return args[place] if place < len(args) else kwargs.get(name, default)
+
+
+def _replaced(args: Any, kwargs: Any, place: int, name: str, value: Any) -> tuple[Any, Any]:
+    if place < len(args):
+        return (*args[:place], value, *args[place + 1 :]), kwargs
+    return args, ({**kwargs, name: value} if name in kwargs else kwargs)
+
+
+def _shape(dense: _Dense, args: Any, kwargs: Any) -> Needed:
+    """Those whose numbers begin with the shape of what they make."""
+    shape = dense.shape
+    numbers = numbers_in((args, kwargs))
+    if len(numbers) < len(shape):  # a view as another dtype
+        return Needed(args, kwargs)
+    told = [given if given == -1 else size for given, size in zip(numbers, shape, strict=False)]
+    args, kwargs = with_numbers((args, kwargs), iter([*told, *numbers[len(shape) :]]))
+    return Needed(args, kwargs)
+
+
+def _unflatten(dense: _Dense, args: Any, kwargs: Any) -> Needed:
+    dim = int(_argument(args, kwargs, 1, "dim")) % len(dense.input_shape)
+    given = _argument(args, kwargs, 2, "sizes")
+    new = dense.shape[dim : dim + len(given)]
+    new = tuple(-1 if one == -1 else size for one, size in zip(given, new, strict=True))
+    return Needed(*_replaced(args, kwargs, 2, "sizes", type(given)(new) if type(given) is list else new))
+
+
+def _split(dense: _Dense, args: Any, kwargs: Any) -> Needed:
+    """Parts of the sizes that are left, in the form they were asked for where that can be."""
+    dim = int(_argument(args, kwargs, 2, "dim", 0)) % len(dense.input_shape)
+    parts = tuple(dense.sizes.shape(value.number)[dim] for value in values_in(dense.call.result))
+    given = args[1] if len(args) > 1 else next((v for n, v in kwargs.items() if n not in ("dim", "input")), None)
+    name = next((n for n in kwargs if n not in ("dim", "input", "tensor")), "")
+    if isinstance(given, (list, tuple)) and "split" in dense.call.function and len(given) == len(parts):
+        return Needed(*_replaced(args, kwargs, 1, name, type(given)(parts) if type(given) is list else parts))
+    if isinstance(given, (int, torch.SymInt)) and parts:
+        if dense.call.function in ("split", "unsafe_split") and parts == _by_size(sum(parts), parts[0]):
+            return Needed(*_replaced(args, kwargs, 1, name, parts[0]))
+        if dense.call.function in ("chunk", "unsafe_chunk") and parts == _by_size(
+            sum(parts), int(-(-sum(parts) // given))
+        ):
+            return Needed(args, kwargs)
+    return Needed(args, kwargs, sections=parts, dim=dim)
+
+
+def _by_size(total: int, size: int) -> tuple[int, ...]:
+    whole, rest = divmod(total, max(size, 1))
+    return (size,) * whole + ((rest,) if rest else ())
+
+
+def _places(mask: Mask, picked: Sequence[int]) -> list[int]:
+    """Where the kept ones among some positions lie in what is left."""
+    places = np.cumsum(mask) - 1
+    return [int(places[position]) for position in picked if mask[position]]
+
+
+def _index(dense: _Dense, args: Any, kwargs: Any) -> Needed:
+    given, before = args[1], dense.call.args[1]
+    parts, dense_parts = (one if isinstance(one, tuple) else (one,) for one in (given, before))
+    if len(parts) != len(dense_parts):
+        return Needed(args, kwargs)
+    taken = sum(_dims_of(dense, part) for part in dense_parts)
+    new: list[Any] = []
+    dim = result_dim = 0
+    positions: tuple[int, ...] | None = None
+    along = 0
+    for part, dense_part in zip(parts, dense_parts, strict=True):
+        if part is None:
+            new.append(part)
+            result_dim += 1
+            continue
+        if part is Ellipsis:
+            new.append(part)
+            left = len(dense.input_shape) - taken
+            dim, result_dim = dim + left, result_dim + left
+            continue
+        mask = dense.kept(dim) if isinstance(part, (int, slice, torch.SymInt)) and not isinstance(part, bool) else None
+        if mask is None:
+            new.append(part)
+        elif isinstance(part, slice):
+            part, some = _slice(part, dense_part, mask)
+            if some is not None:
+                if positions is not None:
+                    raise CannotRewriteError("several strides in one index")
+                positions, along = some, result_dim
+            new.append(part)
+        else:
+            place = int(dense_part) % len(mask)
+            if not mask[place]:
+                raise CannotRewriteError("its code picks one channel, which is gone")
+            new.append(int(mask[:place].sum()))
+        dim += _dims_of(dense, dense_part)
+        result_dim += 0 if isinstance(part, int) else 1
+    index = tuple(new) if isinstance(given, tuple) else new[0]
+    return Needed((args[0], index, *args[2:]), kwargs, positions=positions, dim=along)
+
+
+def _dims_of(dense: _Dense, part: Any) -> int:
+    """How many dimensions a part of an index stands for."""
+    if part is None or part is Ellipsis or isinstance(part, bool):
+        return 0
+    if isinstance(part, Value) and dense.sizes.tape.dtypes[part.number] is torch.bool:
+        return len(dense.sizes.tape.shapes[part.number])
+    return 1
+
+
+def _slice(given: slice, before: slice, mask: Mask) -> tuple[slice, tuple[int, ...] | None]:
+    """The slice of what is left, and what to pick from it where that is not enough."""
+    places = _places(mask, range(*before.indices(len(mask))))
+    length = int(mask.sum())
+    first, last = (places[0], places[-1] + 1) if places else (0, 0)
+    if places == list(range(first, last)) and (given.start is not None or first == 0):
+        stop = last if given.stop is not None else None
+        if stop is not None or last == length:
+            start = first if given.start is not None else None
+            return slice(start, stop, 1 if given.step is not None else None), None
+    whole = slice(0 if given.start is not None else None, length if given.stop is not None else None,
+                  1 if given.step is not None else None)  # fmt: skip
+    return whole, tuple(places)
+
+
+def _narrow(dense: _Dense, args: Any, kwargs: Any) -> Needed:
+    dim = int(_argument(args, kwargs, 1, "dim")) % len(dense.input_shape)
+    mask = dense.kept(dim)
+    if mask is None:
+        return Needed(args, kwargs)
+    start, length = int(dense.argument(2, "start")), int(dense.argument(3, "length"))
+    places = _places(mask, range(start, start + length))
+    first = places[0] if places else 0
+    if places != list(range(first, first + len(places))):
+        raise CannotRewriteError("what it narrows to is not side by side")
+    args, kwargs = _replaced(args, kwargs, 2, "start", first)
+    return Needed(*_replaced(args, kwargs, 3, "length", len(places)))
+
+
+def _select(dense: _Dense, args: Any, kwargs: Any) -> Needed:
+    dim = int(_argument(args, kwargs, 1, "dim")) % len(dense.input_shape)
+    mask = dense.kept(dim)
+    if mask is None:
+        return Needed(args, kwargs)
+    place = int(dense.argument(2, "index")) % len(mask)
+    return Needed(*_replaced(args, kwargs, 2, "index", int(mask[:place].sum())))
+
+
+def _repeat(dense: _Dense, args: Any, kwargs: Any) -> Needed:
+    shape, before = dense.shape, dense.sizes.shape(dense.input)
+    before = (1,) * (len(shape) - len(before)) + tuple(before)
+    numbers = numbers_in((args, kwargs))
+    if len(numbers) != len(shape) or any(a % b for a, b in zip(shape, before, strict=True) if b):
+        raise CannotRewriteError("how often it repeats is not to be told")
+    times = iter([a // b if b else 1 for a, b in zip(shape, before, strict=True)])
+    args, kwargs = with_numbers((args, kwargs), times)
+    return Needed(args, kwargs)
+
+
+def _normalised(dense: _Dense, args: Any, kwargs: Any) -> Needed:
+    given = tuple(_argument(args, kwargs, 1, "normalized_shape"))
+    return Needed(*_replaced(args, kwargs, 1, "normalized_shape", dense.sizes.shape(dense.input)[-len(given) :]))
+
+
+def _groups(place: int, name: str) -> _Rule:
+    """Those that are told of how many groups their channels are."""
+
+    def rule(dense: _Dense, args: Any, kwargs: Any) -> Needed:
+        groups = int(dense.argument(place, name, 1))
+        channels = dense.kept(1) if len(dense.input_shape) > 1 else None
+        left = groups if channels is None else int(channels.reshape(groups, -1).any(axis=1).sum())
+        return Needed(*_replaced(args, kwargs, place, name, left))
+
+    return rule
+
+
+def _table(dense: _Dense, args: Any, kwargs: Any) -> Needed:
+    """Those whose entries depend on their place: made at full size, then cut."""
+    numbers: Iterator[Any] = iter(numbers_in((dense.call.args, dense.call.kwargs)))
+    args, kwargs = with_numbers((args, kwargs), numbers)
+    kept = dense.sizes.kept(dense.result)
+    cut = [(dim, mask) for dim, mask in enumerate(kept) if mask is not None]
+    if len(cut) > 1:
+        raise CannotRewriteError("a table that is cut along two dimensions")
+    for dim, mask in cut:
+        return Needed(args, kwargs, positions=tuple(np.flatnonzero(mask).tolist()), dim=dim)
+    return Needed(args, kwargs)
+
+
+_RULES: dict[str, _Rule] = {
+    **dict.fromkeys(
+        """view reshape expand broadcast_to new_zeros new_ones new_empty new_full zeros ones empty full rand
+        randn""".split(),
+        _shape,
+    ),
+    "unflatten": _unflatten,
+    **dict.fromkeys("split split_with_sizes unsafe_split chunk unsafe_chunk tensor_split".split(), _split),
+    "getitem": _index,
+    "narrow": _narrow,
+    "select": _select,
+    **dict.fromkeys("repeat tile".split(), _repeat),
+    **dict.fromkeys("layer_norm rms_norm".split(), _normalised),
+    "group_norm": _groups(1, "num_groups"),
+    **dict.fromkeys("conv1d conv2d conv3d".split(), _groups(6, "groups")),
+    **dict.fromkeys("conv_transpose1d conv_transpose2d conv_transpose3d".split(), _groups(6, "groups")),
+    **dict.fromkeys("arange linspace eye".split(), _table),
+}

@@ -1,0 +1,137 @@
+"""Modules whose own code goes on to run, with other numbers where it hands sizes to functions of torch.
+
+Code that holds sizes as numbers, or derives them (``C // num_heads``), makes tensors of wrong shapes when channels are
+cut. Such a module keeps its class, as a subclass of the same name, and its forward; while that runs, a function mode
+rewrites the numbers by rules (`prunegate.compaction.size_rules`). So branches, arguments, other lengths, functions with
+a backward of their own, checkpointing and compilation stay what they are in the model's code.
+"""
+
+from __future__ import annotations
+
+import inspect
+import threading
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode
+
+from prunegate.compaction.size_rules import SizeRule, applied, numbers_in, shape_of_first, with_numbers
+from prunegate.groups.copies import COPIED_BY_ATTRIBUTES
+
+_RULES = "_prunegate_sizes"
+_MADE = "_prunegate_resized"
+
+
+class RewriteSizes(TorchFunctionMode):
+    """Rewrites numbers in the calls that one module's own code makes.
+
+    What other modules do that it calls is theirs: those of them that have rules run under a mode of their own, and only
+    the innermost one acts.
+    """
+
+    def __init__(self, rules: Sequence[SizeRule]) -> None:
+        super().__init__()
+        self.rules: dict[str, list[SizeRule]] = {}
+        for rule in rules:
+            self.rules.setdefault(rule.function, []).append(rule)
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        name = getattr(func, "__name__", "")
+        name = "getitem" if name == "__getitem__" else name
+        kwargs = kwargs or {}
+        if name not in self.rules or _running.modes[-1] is not self:
+            return func(*args, **kwargs)
+        given = numbers_in((args, kwargs))
+        shape = shape_of_first(args)
+        for rule in self.rules[name]:
+            if rule.fits(shape, given):
+                return call_changed(rule, func, args, kwargs, given)
+        return func(*args, **kwargs)
+
+    def __enter__(self) -> RewriteSizes:
+        _running.modes.append(self)
+        super().__enter__()  # type: ignore[no-untyped-call]
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        _running.modes.pop()
+        super().__exit__(*exception)  # type: ignore[no-untyped-call]
+
+    def again(self) -> RewriteSizes:
+        """The mode to run the module's code under once more, in a backward pass."""
+        return self
+
+
+class _Running(threading.local):
+    def __init__(self) -> None:
+        self.modes: list[RewriteSizes] = []
+
+
+_running = _Running()
+
+
+def call_changed(rule: SizeRule, func: Callable[..., Any], args: Any, kwargs: Any, given: Sequence[Any]) -> Any:
+    """The result of a call with the numbers that a rule gives it."""
+    change = rule.change
+    if change.sections is not None:
+        return torch.split(args[0], list(change.sections), change.dim)
+    if change.is_none:
+        return func(*args, **kwargs)
+    args, kwargs = with_numbers((args, kwargs), iter(applied(change, given)))
+    result = func(*args, **kwargs)
+    if change.positions is not None:
+        result = result.index_select(change.dim, torch.tensor(change.positions, device=result.device))
+    return result
+
+
+def resize(module: nn.Module, rules: Sequence[SizeRule]) -> None:
+    """Let a module's forward run under rules, in place of those it may have had."""
+    vars(module)[_RULES] = tuple(rules)
+    if _MADE not in vars(type(module)):
+        cls: Any = type(module)
+        module.__class__ = _resized_class(cls)
+
+
+def rules_of(module: nn.Module) -> tuple[SizeRule, ...] | None:
+    """The rules that a module's forward runs under, if it does."""
+    found: tuple[SizeRule, ...] | None = vars(module).get(_RULES)
+    return found
+
+
+@lru_cache(maxsize=4096)
+def _resized_class(cls: Any) -> type[nn.Module]:
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        with RewriteSizes(self._prunegate_sizes):
+            return cls.forward(self, *args, **kwargs)
+
+    def reduce(self: Any, protocol: int) -> Any:
+        # As its own class would, which pickle finds by name; this one is made again.
+        reduced = cls.__reduce_ex__(self, protocol)
+        if isinstance(reduced, str) or type(self) is not made:
+            return reduced
+        make, arguments, *state = reduced
+        return _unpickled, (cls, *(cls if part is made else part for part in (make, *arguments))), *state
+
+    body = {
+        "forward": forward,
+        "__reduce_ex__": reduce,
+        "__module__": cls.__module__,
+        "__qualname__": cls.__qualname__,
+        "__doc__": cls.__doc__,
+        COPIED_BY_ATTRIBUTES: True,
+        _MADE: True,
+    }
+    made: type[nn.Module] = type(cls.__name__, (cls,), body)
+    forward.__signature__ = inspect.signature(cls.forward)  # type: ignore[attr-defined]
+    return made
+
+
+def _unpickled(cls: Any, *parts: Any) -> Any:
+    resized = _resized_class(cls)
+    make, *arguments = (resized if part is cls else part for part in parts)
+    return make(*arguments)

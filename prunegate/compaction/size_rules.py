@@ -1,0 +1,231 @@
+"""Which numbers the code of a module hands to functions of torch, and what they have to be once channels are gone.
+
+A rule is keyed by what stands in the call: the function, the sizes of the tensor it works on, and the numbers it is
+given. Sizes that follow the batch or the length are free, so that a rule serves all of them; where a module's code
+takes a branch that no rule knows, its numbers stay as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any, TypeAlias
+
+import torch
+
+# A size that a rule fixes, or None for any.
+Size: TypeAlias = "int | None"
+
+
+class CannotRewriteError(Exception):
+    """Why the numbers in a module's calls cannot be rewritten by rules."""
+
+
+@dataclass(frozen=True)
+class Change:
+    """What becomes of one call.
+
+    Attributes:
+        numbers: The numbers that it is handed in place of those it was given; None leaves one as it is, a fraction
+            scales it.
+        sections: The call is replaced by a split into parts of these sizes, along `dim`.
+        positions: From the result only these positions are taken, along `dim`.
+    """
+
+    numbers: tuple[int | Fraction | None, ...]
+    sections: tuple[int, ...] | None = None
+    positions: tuple[int, ...] | None = None
+    dim: int = 0
+
+    @property
+    def is_none(self) -> bool:
+        return self.sections is None and self.positions is None and all(n is None for n in self.numbers)
+
+
+@dataclass(frozen=True)
+class SizeRule:
+    """What the calls of a function become that work on a tensor of these sizes and are given these numbers."""
+
+    function: str
+    shape: tuple[Size, ...] | None
+    given: tuple[Size, ...]
+    change: Change
+
+    def fits(self, shape: Sequence[int] | None, given: Sequence[int]) -> bool:
+        """Whether a call is one of those."""
+        return _agree(self.shape, shape) and _agree(self.given, given)
+
+    @property
+    def num_fixed(self) -> int:
+        """How much it fixes: of several rules that fit, the one that fixes most is meant."""
+        return sum(size is not None for size in (*(self.shape or ()), *self.given))
+
+
+def _agree(pattern: Sequence[Size] | None, found: Sequence[int] | None) -> bool:
+    if pattern is None or found is None:
+        return pattern is None and found is None
+    if len(pattern) != len(found):
+        return False
+    # Compilers follow no strict zip, and both are as long.
+    return all([wanted is None or wanted == size for wanted, size in zip(pattern, found)])  # noqa: B905, C419
+
+
+def numbers_in(tree: Any) -> list[Any]:
+    """All whole numbers in an argument tree, in order, those of slices among them."""
+    found: list[Any] = []
+    _collect(tree, found)
+    return found
+
+
+def _collect(tree: Any, found: list[Any]) -> None:
+    if isinstance(tree, bool):
+        return
+    if isinstance(tree, (int, torch.SymInt)):
+        found.append(tree)
+    elif isinstance(tree, (tuple, list)):
+        for entry in tree:
+            _collect(entry, found)
+    elif isinstance(tree, dict):
+        for entry in tree.values():
+            _collect(entry, found)
+    elif isinstance(tree, slice):
+        for entry in (tree.start, tree.stop, tree.step):
+            _collect(entry, found)
+
+
+def with_numbers(tree: Any, numbers: Iterator[Any]) -> Any:
+    """The tree with other numbers, in the same order."""
+    if isinstance(tree, bool):
+        return tree
+    if isinstance(tree, (int, torch.SymInt)):
+        return next(numbers)
+    if isinstance(tree, torch.Size):
+        return tuple([with_numbers(entry, numbers) for entry in tree])
+    if type(tree) in (tuple, list):
+        return type(tree)([with_numbers(entry, numbers) for entry in tree])
+    if isinstance(tree, dict):
+        return {key: with_numbers(value, numbers) for key, value in tree.items()}
+    if isinstance(tree, slice):
+        return slice(*[with_numbers(entry, numbers) for entry in (tree.start, tree.stop, tree.step)])
+    return tree
+
+
+def shape_of_first(tree: Any) -> tuple[int, ...] | None:
+    """The shape of the first tensor among positional arguments; None where there is none."""
+    for entry in tree:
+        if isinstance(entry, torch.Tensor):
+            return tuple(entry.shape)
+    return None
+
+
+@dataclass(frozen=True)
+class Observed:
+    """One call that was seen in a run of the cut model, and what it has to be.
+
+    Attributes:
+        cut: The dimensions of the tensor it works on that channels were cut from.
+        needed: The numbers it has to be handed.
+    """
+
+    function: str
+    shape: tuple[int, ...] | None
+    cut: tuple[bool, ...]
+    given: tuple[int, ...]
+    needed: tuple[int, ...]
+    sections: tuple[int, ...] | None = None
+    positions: tuple[int, ...] | None = None
+    dim: int = 0
+
+    @property
+    def is_right(self) -> bool:
+        """Whether it is as it should be."""
+        return self.given == self.needed and self.sections is None and self.positions is None
+
+
+def rule_of(seen: Sequence[Observed]) -> SizeRule:
+    """The rule for one place in the code, from what was seen there in runs at different sizes.
+
+    Raises:
+        CannotRewriteError: How its numbers follow the sizes is not to be told.
+    """
+    first = seen[0]
+    alone = len({(one.shape, one.given) for one in seen}) == 1
+    shape = None
+    if first.shape is not None:
+        # What was seen once may follow the batch; what channels were cut from does not.
+        sizes = zip(*(one.shape or () for one in seen), strict=True)
+        shape = tuple(_common(found) if first.cut[dim] or not alone else None for dim, found in enumerate(sizes))
+    given, numbers = [], []
+    for place in range(len(first.given)):
+        pairs = [(one.given[place], one.needed[place]) for one in seen]
+        known, number = _number(pairs)
+        given.append(None if alone and number is None else known)
+        numbers.append(number)
+    if len({(one.sections, one.positions, one.dim) for one in seen}) > 1:
+        raise CannotRewriteError(f"the parts that {first.function} makes follow the sizes of the inputs")
+    return SizeRule(
+        first.function, shape, tuple(given), Change(tuple(numbers), first.sections, first.positions, first.dim)
+    )
+
+
+def _common(found: Sequence[int]) -> Size:
+    return found[0] if len(set(found)) == 1 else None
+
+
+def _number(pairs: Sequence[tuple[int, int]]) -> tuple[Size, int | Fraction | None]:
+    """What to expect of a number, and what to make of it."""
+    given = _common([one for one, _ in pairs])
+    if all(one == needed for one, needed in pairs):
+        return given, None
+    needed = _common([needed for _, needed in pairs])
+    if needed is not None:
+        return given, needed
+    ratios = {Fraction(needed, one) if one else Fraction(0) for one, needed in pairs}
+    if len(ratios) > 1:
+        raise CannotRewriteError("a number in its code follows the sizes of the inputs in no simple way")
+    return given, ratios.pop()
+
+
+def rules_for(places: Sequence[Sequence[Observed]]) -> tuple[SizeRule, ...]:
+    """Rules that give every call what it needs, the most particular ones first.
+
+    Args:
+        places: For each place in the code what was seen there.
+
+    Raises:
+        CannotRewriteError: Two calls that look the same need different numbers.
+    """
+    wrong = {one.function for seen in places for one in seen if not one.is_right}
+    concerned = [seen for seen in places if seen[0].function in wrong]
+    rules = [rule_of(same) for seen in concerned for same in _of_one_form(seen)]
+    unique = sorted(dict.fromkeys(rules), key=lambda rule: -rule.num_fixed)
+    for seen in concerned:
+        for one in seen:
+            found = next(rule for rule in unique if rule.function == one.function and rule.fits(one.shape, one.given))
+            if applied(found.change, one.given) != list(one.needed) or (
+                (found.change.sections, found.change.positions) != (one.sections, one.positions)
+            ):
+                raise CannotRewriteError(f"two of its calls of {one.function} look the same and need other numbers")
+    return tuple(unique)
+
+
+def _of_one_form(seen: Sequence[Observed]) -> list[list[Observed]]:
+    """What was seen at one place, apart where calls have other numbers of dimensions or arguments."""
+    forms: dict[tuple[Any, ...], list[Observed]] = {}
+    for one in seen:
+        forms.setdefault((one.shape and len(one.shape), one.cut, len(one.given)), []).append(one)
+    return list(forms.values())
+
+
+def applied(change: Change, given: Sequence[Any]) -> list[Any]:
+    """The numbers that a call is handed."""
+    result = []
+    for number, one in zip(change.numbers, given):  # noqa: B905 -- as long as each other where a rule fits
+        if number is None:
+            result.append(one)
+        elif isinstance(number, int):
+            result.append(number)
+        else:
+            result.append(one * number.numerator // number.denominator)
+    return result

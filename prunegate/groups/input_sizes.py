@@ -1,0 +1,109 @@
+"""The same inputs at other sizes: more samples, and other lengths or image sizes.
+
+What a dimension of an input means is written nowhere. Options are made for the usual layouts; whether the model takes
+one is found by running it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import torch
+
+from prunegate.groups.inputs import ExampleInputs
+
+# For a tensor the dimensions that are positions: pixels, tokens, samples of sound.
+_Layout: TypeAlias = Callable[[torch.Tensor], tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class Variation:
+    """How inputs differ from the example inputs in size alone.
+
+    Attributes:
+        doubled: Every sample is there twice.
+        layout: Where positions are taken to be, ``"channels first"`` or ``"channels last"``; None if they stay.
+        growth: How their number grows, ``"steps"`` or ``"twice"``.
+    """
+
+    doubled: bool = False
+    layout: str | None = None
+    growth: str = "steps"
+
+    def of(self, inputs: ExampleInputs) -> ExampleInputs:
+        """The example inputs so varied. Values are those of the example, repeated."""
+        if self.layout is not None:
+            inputs = _resized(inputs, _LAYOUTS[self.layout], _GROWTHS[self.growth])
+        return inputs.doubled() if self.doubled else inputs
+
+    def __str__(self) -> str:
+        parts = ["twice the samples"] if self.doubled else []
+        parts += ["another size"] if self.layout is not None else []
+        return " and ".join(parts) or "as given"
+
+
+def other_sizes(inputs: ExampleInputs) -> list[Variation]:
+    """Variations in the number of positions that make a difference, likeliest to be taken first."""
+    seen = {_shapes(inputs)}
+    found = []
+    for growth in _GROWTHS:
+        for layout in _LAYOUTS:
+            variation = Variation(layout=layout, growth=growth)
+            shapes = _shapes(variation.of(inputs.map(lambda tensor: tensor.to("meta"))))
+            if shapes not in seen:
+                seen.add(shapes)
+                found.append(variation)
+    return found
+
+
+def _shapes(inputs: ExampleInputs) -> tuple[tuple[int, ...], ...]:
+    return tuple(tuple(tensor.shape) for tensor in inputs.tensors())
+
+
+def _channels_first(tensor: torch.Tensor) -> tuple[int, ...]:
+    if tensor.dim() >= 4:
+        return tuple(range(2, tensor.dim()))
+    if tensor.dim() == 3 and not tensor.is_floating_point():
+        return (1, 2)
+    return (tensor.dim() - 1,) if tensor.dim() >= 2 else ()
+
+
+def _channels_last(tensor: torch.Tensor) -> tuple[int, ...]:
+    if tensor.dim() >= 4:
+        return tuple(range(1, tensor.dim() - 1))
+    return (1,) if tensor.dim() >= 2 else ()
+
+
+def _by_steps(size: int, place: int) -> int:
+    """A few steps more, a step being what the size seems to be a multiple of; unequal sides for images."""
+    return size + min(size & -size, 32) * (2 + place)
+
+
+def _twice(size: int, place: int) -> int:
+    return 2 * size
+
+
+_LAYOUTS: dict[str, _Layout] = {"channels last": _channels_last, "channels first": _channels_first}
+_GROWTHS = {"steps": _by_steps, "twice": _twice}
+
+
+def _resized(inputs: ExampleInputs, layout: _Layout, grown: Callable[[int, int], int]) -> ExampleInputs:
+    """Sizes that are equal in several inputs (token ids and their mask) stay equal."""
+    new: dict[tuple[int, int], int] = {}
+    for tensor in inputs.tensors():
+        for place, dim in enumerate(layout(tensor)):
+            size = tensor.shape[dim]
+            if size > 1:
+                new.setdefault((size, place), grown(size, place))
+
+    def change(tensor: torch.Tensor) -> torch.Tensor:
+        for place, dim in enumerate(layout(tensor)):
+            size = tensor.shape[dim]
+            if size > 1:
+                repeated = torch.arange(new[size, place], device=tensor.device) % size
+                tensor = tensor.index_select(dim, repeated)
+        return tensor
+
+    return inputs.map(change)

@@ -1,0 +1,67 @@
+"""Calls of functions that are handed sizes or places, and where in the model's code they stand."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+# Functions that are told by numbers how large their result is, or which part of a tensor it is.
+SIZED = frozenset(
+    """view reshape unflatten expand broadcast_to new_zeros new_ones new_empty new_full zeros ones empty full rand randn
+    split split_with_sizes unsafe_split unsafe_chunk chunk tensor_split getitem narrow select repeat tile layer_norm
+    rms_norm group_norm conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d arange linspace
+    eye""".split()
+)
+# Those that are given the sizes of a layer, and say nothing of how a model's code handles its tensors.
+OF_LAYERS = frozenset(
+    """layer_norm rms_norm group_norm conv1d conv2d conv3d conv_transpose1d conv_transpose2d
+    conv_transpose3d""".split()
+)
+
+
+@dataclass(frozen=True, slots=True)
+class CodePlace:
+    """A place in the model's code: an instruction of the function that begins at a line of a file."""
+
+    file: str
+    line: int
+    function: str
+    instruction: int
+
+
+@dataclass(frozen=True, slots=True)
+class SizeCallKey:
+    """One call in a run: of which call of which module it is part, where it stands, and the how manieth there it is."""
+
+    module: str
+    number: int
+    place: CodePlace
+    repetition: int
+
+
+@dataclass(slots=True)
+class SizeCall:
+    """What such a call was given and what it returned, with numbers of the tape in place of tensors."""
+
+    function: str
+    args: Any
+    kwargs: Any
+    result: Any = None
+
+
+def place_in_code(func: Any) -> CodePlace:
+    """Where the call of ``func`` stands that a function mode is handling, past all code that only passes it on."""
+    own = getattr(func, "__code__", None)
+    frame = sys._getframe(2)
+    while frame.f_back is not None and (frame.f_code is own or frame.f_globals.get("__name__") in _PASSING_ON):
+        frame = frame.f_back
+    code = frame.f_code
+    return CodePlace(code.co_filename, code.co_firstlineno, code.co_name, frame.f_lasti)
+
+
+_PASSING_ON = frozenset(
+    """torch.overrides torch._tensor torch.functional torch.utils._device prunegate.groups.watch
+    prunegate.groups.kernels prunegate.gates.call_sites prunegate.compaction.resizing prunegate.compaction.learning
+    prunegate.compaction.equivalence prunegate.compaction.certificate""".split()
+)
