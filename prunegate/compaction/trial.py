@@ -319,7 +319,7 @@ def telling_copy(model: nn.Module, inputs: ExampleInputs) -> nn.Module:
         for parameter in copied.parameters():
             drawn = torch.empty(parameter.shape, dtype=torch.float32)
             if parameter.dim() >= 2:
-                bound = math.sqrt(3 / max(parameter[0].numel(), 1))  # variance 1 / fan-in
+                bound = math.sqrt(3 / max(parameter.shape[1:].numel(), 1))  # variance 1 / fan-in
                 drawn.uniform_(-bound, bound, generator=generator)
             else:
                 drawn.uniform_(0.5, 1.0, generator=generator)  # scales and biases alike, clear of zero

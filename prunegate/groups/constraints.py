@@ -105,7 +105,9 @@ class Constraints:
     def new_axis(
         self, kind: Literal["parameter", "buffer", "constant"], tensor: str, axis: int, length: int, ndim: int = 1
     ) -> Ids:
-        """Fresh ids, shape (length,), for the indices of a tensor's dimension."""
+        """Fresh ids, shape (length,), for the indices of a tensor's dimension; none are noted for one of length 0."""
+        if length == 0:
+            return np.zeros(0, dtype=np.int64)
         ids = np.arange(self.size, self.size + length, dtype=np.int64)
         self._number[id(ids)] = len(self.axes)
         self._ids.append(ids)

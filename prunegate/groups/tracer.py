@@ -124,8 +124,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         arguments = {**signature.defaults, **dict(zip(signature.arguments, args, strict=False)), **kwargs}
         call = Call(signature.name, func, arguments, inputs, outputs, shapes, values, self.watch)
         values.use(inputs)
-        empty = signature.name != "cat" and any(0 in shape for shape in shapes.values())
-        labels = _pin_all(call, "a tensor without elements passes through") if empty else signature.rule(call)
+        labels = signature.rule(call)
         origin = values.origin(inputs[0]) if signature.moves and inputs else None
         for tensor, found in zip(outputs, labels, strict=True):
             values.set(tensor, found, origin)

@@ -42,6 +42,8 @@ class Values:
         key = id(tensor)
         if key not in self._labels:
             self._alive.append(tensor)
+        if tensor.numel() == 0:  # an operation may have left none of some channels
+            labels = tuple([label for label in labels if label.size])
         self._labels[key] = labels
         for label in labels:
             if label.ndim > 1 and label.size != max(label.shape):

@@ -144,6 +144,8 @@ class Call:
         taken: set[int] = set()
         for label in map(collapse, labels):
             dims = set(varying(label))
+            if label.size == 0:  # the operation leaves none of these channels
+                continue
             if label.size == 1:
                 self.pin(label, "a single channel is picked by its position")
             elif dims & taken:

@@ -13,8 +13,9 @@ from prunegate.groups.rules.pointwise import unite_operands
 def _cat(call: Call) -> list[Labels]:
     ndim = len(call.shape)
     dim = call.dim("dim", ndim)
-    # Without those that hold nothing, of whatever form: a prefix of no tokens, an empty start.
-    parts = [t for t in call.inputs if len(call.shape_of(t)) == ndim and t.numel() > 0]
+    # Without an empty start of shape (0,), which fits to all. Others that hold nothing, such as a prefix of no tokens,
+    # have to agree in their other dimensions.
+    parts = [t for t in call.inputs if len(call.shape_of(t)) == ndim]
     across = [along(call.labels_of(t), dim) for t in parts]
     beside = [tuple(x for x in call.labels_of(t) if x is not mine) for t, mine in zip(parts, across, strict=True)]
     # A label over the joined dimension and another one at once: whatever else it varies on must agree.

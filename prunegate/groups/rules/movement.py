@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 import torch
 from torch.utils._python_dispatch import _disable_current_modes
 
-from prunegate.groups.labels import Labels, along, pick, reshaped, varying
+from prunegate.groups.labels import Labels, along, on_axis, pick, reshaped, varying
 from prunegate.groups.partition import Ids
 from prunegate.groups.rules.call import Call, RuleTable, table
 
@@ -23,8 +24,14 @@ def _each_label(move: Callable[[Call, Ids], Ids]) -> Callable[[Call], list[Label
     return rule
 
 
-def _reshape(call: Call, label: Ids) -> Ids:
-    return reshaped(label, call.shape_of(call.inputs[0]), call.shape)
+def _reshape(call: Call) -> list[Labels]:
+    labels, before, after = call.labels_of(call.inputs[0]), call.shape_of(call.inputs[0]), call.shape
+    if 0 in before:  # what is there along the other dimensions moves as if this one had an entry
+        before, after = (tuple([max(size, 1) for size in shape]) for shape in (before, after))
+        if math.prod(before) != math.prod(after):
+            call.pin(labels, "a tensor without elements gets another shape")
+            return [()]
+    return [call.keep([reshaped(label, before, after) for label in labels])]
 
 
 def _permute(call: Call, label: Ids) -> Ids:
@@ -130,13 +137,8 @@ def _constant_pad(call: Call) -> list[Labels]:
             if min(pad[i], pad[i + 1]) < 0 or len(varying(label)) > 1:
                 call.pin(label, "cropped or padded along the channels")
                 break
-            sides = [
-                call.constraints.pinned_ids(n, call.reason("padding")).reshape(
-                    [n if d == dim else 1 for d in range(label.ndim)]
-                )
-                for n in (pad[i], pad[i + 1])
-            ]
-            label = np.concatenate([sides[0], label, sides[1]], axis=dim)
+            first, last = (call.constraints.pinned_ids(n, call.reason("padding")) for n in pad[i : i + 2])
+            label = on_axis(np.concatenate([first, label.reshape(-1), last]), dim, label.ndim)
         else:
             result.append(label)
     return [tuple(result)]
@@ -205,7 +207,7 @@ def _glu(call: Call) -> list[Labels]:
 
 RULES: RuleTable = {
     **table(
-        _each_label(_reshape),
+        _reshape,
         """view _unsafe_view reshape _reshape_alias _reshape_copy view_copy flatten unflatten view_as
         unsqueeze""",
     ),
