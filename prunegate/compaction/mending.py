@@ -7,7 +7,7 @@ under which the sizes that it hands to functions are rewritten; and as a last re
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -23,6 +23,7 @@ from prunegate.compaction.size_rules import CannotRewriteError
 from prunegate.compaction.surgery import set_attributes
 from prunegate.compaction.writer import CannotReplayError
 from prunegate.errors import CompactionError
+from prunegate.groups.kernels import without_misled_kernels
 
 logger = logging.getLogger(__name__)
 
@@ -123,12 +124,12 @@ def mend(model: nn.Module, runs: CutRuns, mending: Mending) -> nn.Module:
     sizes = runs.main
     set_attributes(model, attribute_edits(sizes, mending.attributes))
     _resize(model, runs, mending.resized)
-    fusing = [path for path in _fusing_parents(model, mending.replayed) if path not in mending.apart]
-    for path in dict.fromkeys((*mending.replayed, *fusing)):
+    for path in mending.replayed:
         try:
             play_back(model, path, sizes, mending.apart)
         except CannotReplayError as error:
             raise UnplayableError(Fault(path, str(error))) from error
+    without_misled_kernels(model)
     if not mending.graph:
         return model
     try:
@@ -173,12 +174,6 @@ def extended(mending: Mending, fault: Fault, model: nn.Module, sizes: CutSizes, 
     replayed = [p for p in dict.fromkeys((*mending.replayed, *alike)) if p not in apart]
     resized = tuple(p for p in mending.resized if p not in replayed)
     return replace(mending, resized=resized, replayed=tuple(replayed), apart=tuple(sorted(apart)))
-
-
-def _fusing_parents(model: nn.Module, paths: Iterable[str]) -> list[str]:
-    """Encoder layers of torch around these modules: for inference they pass by the forward of their attention."""
-    parents = dict.fromkeys(path.rpartition(".")[0] for path in paths)
-    return [path for path in parents if path and isinstance(model.get_submodule(path), nn.TransformerEncoderLayer)]
 
 
 def _alike(model: nn.Module, path: str, called: set[str]) -> list[str]:

@@ -13,6 +13,7 @@ from prunegate.compaction.layer_sizes import sizes_after_slicing
 from prunegate.compaction.plan import AttributeValue, Mask, Plan
 from prunegate.errors import CompactionError
 from prunegate.groups import in_place_of
+from prunegate.groups.kernels import without_packing
 
 
 def cut(model: nn.Module, plan: Plan) -> Plan:
@@ -51,7 +52,11 @@ def apply(model: nn.Module, plan: Plan) -> nn.Module:
 
 
 def slice_tensors(model: nn.Module, tensors: Mapping[str, Mapping[int, Mask]]) -> None:
-    """Keep the marked positions of every listed axis; tensors that modules share stay shared."""
+    """Keep the marked positions of every listed axis; tensors that modules share stay shared.
+
+    Torch's encoders no longer pack padded sequences then: a cut model is to give what the gated one does.
+    """
+    without_packing(model)
     aliases, modules = _aliases(model), dict(model.named_modules(remove_duplicate=False))
     for name, axes in tensors.items():
         original = _lookup(modules, name)

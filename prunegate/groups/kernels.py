@@ -31,6 +31,35 @@ class unfused_layers(TorchFunctionMode):  # noqa: N801 -- used as a context
         return func(*args, **(kwargs or {}))
 
 
+def without_packing(model: nn.Module) -> None:
+    """Have torch's encoders leave padded sequences as they are, in place.
+
+    For inference they pack them for fused kernels, which leaves zeros where the padding was; run by its parts, as when
+    it is trained and while it is gated, an encoder leaves other values there. Whether to pack is an attribute.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.TransformerEncoder):
+            module.use_nested_tensor = False
+
+
+def without_misled_kernels(model: nn.Module) -> None:
+    """Have torch's encoder layers run by their parts, in place, where their attention no longer is what torch made.
+
+    The fused kernel for inference takes it for granted that queries, keys and values are as wide as the input, and
+    never calls the attention's own forward. A layer asks an attribute whether there is a kernel for its activation.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.TransformerEncoderLayer) and not _is_as_torch_made_it(module.self_attn):
+            module.activation_relu_or_gelu = 0
+
+
+def _is_as_torch_made_it(attention: nn.Module) -> bool:
+    if not isinstance(attention, nn.MultiheadAttention) or type(attention).forward is not nn.MultiheadAttention.forward:
+        return False
+    weight, width = attention.in_proj_weight, attention.embed_dim
+    return weight is None or tuple(weight.shape) == (3 * width, width)
+
+
 class _ForAll:
     """A change of torch's switches, which are the whole process's: made once for all threads that are in here.
 

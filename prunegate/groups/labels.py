@@ -1,8 +1,8 @@
 """Labels: which unit each index of a tensor belongs to.
 
 A label is an integer array that broadcasts against its tensor: size 1 along the dimensions on which
-the unit does not depend, full size along those on which it does (so it is 1 along a dimension of length 0). Its entries are ids handed out by
-`Constraints`. A tensor carries a tuple of labels, at most one for a dimension. Labels are NumPy
+the unit does not depend and along those of length 0, full size along those on which it does. Its entries
+are ids handed out by `Constraints`. A tensor carries a tuple of labels, at most one for a dimension. Labels are NumPy
 arrays, so arithmetic on them is invisible to the dispatch modes that watch the model.
 """
 
