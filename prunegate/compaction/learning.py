@@ -18,6 +18,7 @@ from prunegate.compaction.needed_sizes import needed
 from prunegate.compaction.resizing import resize
 from prunegate.compaction.size_rules import (
     CannotRewriteError,
+    Number,
     Observed,
     SizeRule,
     numbers_in,
@@ -25,7 +26,7 @@ from prunegate.compaction.size_rules import (
     shape_of_first,
 )
 from prunegate.groups import ExampleInputs, StandIns, Value, function_name, values_in
-from prunegate.groups.size_calls import SIZED, CodePlace, SizeCall, place_in_code
+from prunegate.groups.size_calls import SIZED, CodePlace, SizeCall, is_scaled, place_in_code
 from prunegate.groups.trace import run_watched
 from prunegate.groups.watch import Watch
 
@@ -101,7 +102,7 @@ class _Learner(Watch):
     ) -> Any:
         kwargs = kwargs or {}
         name = function_name(func)
-        if name not in SIZED or self.is_opaque:
+        if self.is_opaque or not (name in SIZED or is_scaled(name, args, kwargs)):
             return func(*args, **kwargs)
         key = self.frames[-1].key(place_in_code(func))
         call = self._sizes.tape.sized.get(key)
@@ -138,7 +139,7 @@ class _Learner(Watch):
                 raise self.failed
 
 
-def _as_it_is(name: str, shape: tuple[int, ...] | None, given: tuple[int, ...]) -> Observed:
+def _as_it_is(name: str, shape: tuple[int, ...] | None, given: tuple[Number, ...]) -> Observed:
     return Observed(name, shape, (False,) * len(shape or ()), given, given)
 
 

@@ -17,7 +17,7 @@ from prunegate.compaction.cut_sizes import CutSizes
 from prunegate.compaction.plan import Mask
 from prunegate.compaction.size_rules import CannotRewriteError, numbers_in, with_numbers
 from prunegate.groups import Value, values_in
-from prunegate.groups.size_calls import SizeCall
+from prunegate.groups.size_calls import SCALED, SizeCall
 
 
 @dataclass(frozen=True)
@@ -255,6 +255,15 @@ def _groups(place: int, name: str) -> _Rule:
     return rule
 
 
+def _scaled(dense: _Dense, args: Any, kwargs: Any) -> Needed:
+    """Those that compute with numbers: what the gated model computes with, which has all channels."""
+    numbers = numbers_in((dense.call.args, dense.call.kwargs))
+    if len(numbers) != len(numbers_in((args, kwargs))):
+        raise CannotRewriteError(f"{dense.call.function} is given other arguments than in the dense run")
+    args, kwargs = with_numbers((args, kwargs), iter(numbers))
+    return Needed(args, kwargs)
+
+
 def _table(dense: _Dense, args: Any, kwargs: Any) -> Needed:
     """Those whose entries depend on their place: made at full size, then cut."""
     numbers: Iterator[Any] = iter(numbers_in((dense.call.args, dense.call.kwargs)))
@@ -269,6 +278,7 @@ def _table(dense: _Dense, args: Any, kwargs: Any) -> Needed:
 
 
 _RULES: dict[str, _Rule] = {
+    **dict.fromkeys(SCALED, _scaled),
     **dict.fromkeys(
         """view reshape expand broadcast_to new_zeros new_ones new_empty new_full zeros ones empty full rand
         randn""".split(),

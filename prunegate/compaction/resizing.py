@@ -8,21 +8,18 @@ a backward of their own, checkpointing and compilation stay what they are in the
 
 from __future__ import annotations
 
-import inspect
 import threading
 from collections.abc import Callable, Sequence
-from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from prunegate.compaction.derived_classes import derive
 from prunegate.compaction.size_rules import SizeRule, applied, numbers_in, shape_of_first, with_numbers
-from prunegate.groups.copies import COPIED_BY_ATTRIBUTES
 
 _RULES = "_prunegate_sizes"
-_MADE = "_prunegate_resized"
 
 
 class RewriteSizes(TorchFunctionMode):
@@ -42,7 +39,7 @@ class RewriteSizes(TorchFunctionMode):
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         name = getattr(func, "__name__", "")
-        name = "getitem" if name == "__getitem__" else name
+        name = name.strip("_") if name.startswith("__") else name
         kwargs = kwargs or {}
         if name not in self.rules or _running.modes[-1] is not self:
             return func(*args, **kwargs)
@@ -92,46 +89,12 @@ def call_changed(rule: SizeRule, func: Callable[..., Any], args: Any, kwargs: An
 def resize(module: nn.Module, rules: Sequence[SizeRule]) -> None:
     """Let a module's forward run under rules, in place of those it may have had."""
     vars(module)[_RULES] = tuple(rules)
-    if _MADE not in vars(type(module)):
-        cls: Any = type(module)
-        module.__class__ = _resized_class(cls)
+    derive(module, _resized_forward)
 
 
-def rules_of(module: nn.Module) -> tuple[SizeRule, ...] | None:
-    """The rules that a module's forward runs under, if it does."""
-    found: tuple[SizeRule, ...] | None = vars(module).get(_RULES)
-    return found
-
-
-@lru_cache(maxsize=4096)
-def _resized_class(cls: Any) -> type[nn.Module]:
+def _resized_forward(cls: Any) -> Callable[..., Any]:
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         with RewriteSizes(self._prunegate_sizes):
             return cls.forward(self, *args, **kwargs)
 
-    def reduce(self: Any, protocol: int) -> Any:
-        # As its own class would, which pickle finds by name; this one is made again.
-        reduced = cls.__reduce_ex__(self, protocol)
-        if isinstance(reduced, str) or type(self) is not made:
-            return reduced
-        make, arguments, *state = reduced
-        return _unpickled, (cls, *(cls if part is made else part for part in (make, *arguments))), *state
-
-    body = {
-        "forward": forward,
-        "__reduce_ex__": reduce,
-        "__module__": cls.__module__,
-        "__qualname__": cls.__qualname__,
-        "__doc__": cls.__doc__,
-        COPIED_BY_ATTRIBUTES: True,
-        _MADE: True,
-    }
-    made: type[nn.Module] = type(cls.__name__, (cls,), body)
-    forward.__signature__ = inspect.signature(cls.forward)  # type: ignore[attr-defined]
-    return made
-
-
-def _unpickled(cls: Any, *parts: Any) -> Any:
-    resized = _resized_class(cls)
-    make, *arguments = (resized if part is cls else part for part in parts)
-    return make(*arguments)
+    return forward

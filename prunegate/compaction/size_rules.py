@@ -14,8 +14,10 @@ from typing import Any, TypeAlias
 
 import torch
 
-# A size that a rule fixes, or None for any.
-Size: TypeAlias = "int | None"
+# A number that a call is given: a size, or what the code made of sizes.
+Number: TypeAlias = "int | float"
+# One that a rule fixes, or None for any.
+Size: TypeAlias = "Number | None"
 
 
 class CannotRewriteError(Exception):
@@ -33,7 +35,7 @@ class Change:
         positions: From the result only these positions are taken, along `dim`.
     """
 
-    numbers: tuple[int | Fraction | None, ...]
+    numbers: tuple[Number | Fraction | None, ...]
     sections: tuple[int, ...] | None = None
     positions: tuple[int, ...] | None = None
     dim: int = 0
@@ -52,7 +54,7 @@ class SizeRule:
     given: tuple[Size, ...]
     change: Change
 
-    def fits(self, shape: Sequence[int] | None, given: Sequence[int]) -> bool:
+    def fits(self, shape: Sequence[int] | None, given: Sequence[Number]) -> bool:
         """Whether a call is one of those."""
         return _agree(self.shape, shape) and _agree(self.given, given)
 
@@ -62,7 +64,7 @@ class SizeRule:
         return sum(size is not None for size in (*(self.shape or ()), *self.given))
 
 
-def _agree(pattern: Sequence[Size] | None, found: Sequence[int] | None) -> bool:
+def _agree(pattern: Sequence[Size] | None, found: Sequence[Number] | None) -> bool:
     if pattern is None or found is None:
         return pattern is None and found is None
     if len(pattern) != len(found):
@@ -72,7 +74,7 @@ def _agree(pattern: Sequence[Size] | None, found: Sequence[int] | None) -> bool:
 
 
 def numbers_in(tree: Any) -> list[Any]:
-    """All whole numbers in an argument tree, in order, those of slices among them."""
+    """All numbers in an argument tree, in order, those of slices among them."""
     found: list[Any] = []
     _collect(tree, found)
     return found
@@ -81,7 +83,7 @@ def numbers_in(tree: Any) -> list[Any]:
 def _collect(tree: Any, found: list[Any]) -> None:
     if isinstance(tree, bool):
         return
-    if isinstance(tree, (int, torch.SymInt)):
+    if isinstance(tree, _NUMBERS):
         found.append(tree)
     elif isinstance(tree, (tuple, list)):
         for entry in tree:
@@ -94,11 +96,14 @@ def _collect(tree: Any, found: list[Any]) -> None:
             _collect(entry, found)
 
 
+_NUMBERS = (int, float, torch.SymInt)
+
+
 def with_numbers(tree: Any, numbers: Iterator[Any]) -> Any:
     """The tree with other numbers, in the same order."""
     if isinstance(tree, bool):
         return tree
-    if isinstance(tree, (int, torch.SymInt)):
+    if isinstance(tree, _NUMBERS):
         return next(numbers)
     if isinstance(tree, torch.Size):
         return tuple([with_numbers(entry, numbers) for entry in tree])
@@ -131,8 +136,8 @@ class Observed:
     function: str
     shape: tuple[int, ...] | None
     cut: tuple[bool, ...]
-    given: tuple[int, ...]
-    needed: tuple[int, ...]
+    given: tuple[Number, ...]
+    needed: tuple[Number, ...]
     sections: tuple[int, ...] | None = None
     positions: tuple[int, ...] | None = None
     dim: int = 0
@@ -169,11 +174,11 @@ def rule_of(seen: Sequence[Observed]) -> SizeRule:
     )
 
 
-def _common(found: Sequence[int]) -> Size:
+def _common(found: Sequence[Number]) -> Size:
     return found[0] if len(set(found)) == 1 else None
 
 
-def _number(pairs: Sequence[tuple[int, int]]) -> tuple[Size, int | Fraction | None]:
+def _number(pairs: Sequence[tuple[Number, Number]]) -> tuple[Size, Number | Fraction | None]:
     """What to expect of a number, and what to make of it."""
     given = _common([one for one, _ in pairs])
     if all(one == needed for one, needed in pairs):
@@ -181,8 +186,9 @@ def _number(pairs: Sequence[tuple[int, int]]) -> tuple[Size, int | Fraction | No
     needed = _common([needed for _, needed in pairs])
     if needed is not None:
         return given, needed
-    ratios = {Fraction(needed, one) if one else Fraction(0) for one, needed in pairs}
-    if len(ratios) > 1:
+    whole = [(a, b) for a, b in pairs if isinstance(a, int) and isinstance(b, int)]
+    ratios = {Fraction(b, a) if a else Fraction(0) for a, b in whole} if len(whole) == len(pairs) else set()
+    if len(ratios) != 1:
         raise CannotRewriteError("a number in its code follows the sizes of the inputs in no simple way")
     return given, ratios.pop()
 
@@ -224,8 +230,8 @@ def applied(change: Change, given: Sequence[Any]) -> list[Any]:
     for number, one in zip(change.numbers, given):  # noqa: B905 -- as long as each other where a rule fits
         if number is None:
             result.append(one)
-        elif isinstance(number, int):
-            result.append(number)
-        else:
+        elif isinstance(number, Fraction):
             result.append(one * number.numerator // number.denominator)
+        else:
+            result.append(number)
     return result

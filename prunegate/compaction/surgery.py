@@ -10,10 +10,11 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor
 
 from prunegate.compaction.layer_sizes import sizes_after_slicing
+from prunegate.compaction.narrow_attention import fit_attention
 from prunegate.compaction.plan import AttributeValue, Mask, Plan
 from prunegate.errors import CompactionError
 from prunegate.groups import in_place_of
-from prunegate.groups.kernels import without_packing
+from prunegate.groups.kernels import without_misled_kernels, without_packing
 
 
 def cut(model: nn.Module, plan: Plan) -> Plan:
@@ -23,20 +24,15 @@ def cut(model: nn.Module, plan: Plan) -> Plan:
         The plan with the attribute edits that the layers' new shapes ask for, already made.
     """
     slice_tensors(model, plan.tensors)
-    by_module: dict[str, dict[str, Mapping[int, Mask]]] = {}
-    aliases, modules = _aliases(model), dict(model.named_modules(remove_duplicate=False))
-    for name, axes in plan.tensors.items():
-        for alias in aliases[id(_lookup(modules, name))]:
-            path, _, attribute = alias.rpartition(".")
-            by_module.setdefault(path, {})[attribute] = axes
     attributes: dict[str, dict[str, AttributeValue]] = {}
-    for path, masks in by_module.items():
+    for path, masks in _by_module(model, plan).items():
         module = model.get_submodule(path)
-        sizes = sizes_after_slicing(module, masks)
+        sizes: dict[str, AttributeValue] = {**fit_attention(module, masks)} or sizes_after_slicing(module, masks)
         edits = {name: value for name, value in sizes.items() if getattr(module, name) != value}
         if edits:
             attributes[path] = edits
     set_attributes(model, attributes)
+    without_misled_kernels(model)
     return Plan(plan.kept, plan.num_units, plan.tensors, attributes)
 
 
@@ -47,8 +43,23 @@ def apply(model: nn.Module, plan: Plan) -> nn.Module:
         CompactionError: The plan names a tensor, size or attribute that the model does not have.
     """
     slice_tensors(model, plan.tensors)
+    for path, masks in _by_module(model, plan).items():
+        if "num_heads" in plan.attributes.get(path, {}):  # older plans have such layers played back
+            fit_attention(model.get_submodule(path), masks)
     set_attributes(model, plan.attributes)
+    without_misled_kernels(model)
     return model
+
+
+def _by_module(model: nn.Module, plan: Plan) -> dict[str, dict[str, Mapping[int, Mask]]]:
+    """For each module the masks of its own tensors, under all of their names."""
+    found: dict[str, dict[str, Mapping[int, Mask]]] = {}
+    aliases, modules = _aliases(model), dict(model.named_modules(remove_duplicate=False))
+    for name, axes in plan.tensors.items():
+        for alias in aliases[id(_lookup(modules, name))]:
+            path, _, attribute = alias.rpartition(".")
+            found.setdefault(path, {})[attribute] = axes
+    return found
 
 
 def slice_tensors(model: nn.Module, tensors: Mapping[str, Mapping[int, Mask]]) -> None:

@@ -13,8 +13,14 @@ SIZED = frozenset(
     rms_norm group_norm conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d arange linspace
     eye""".split()
 )
+# Functions that compute with numbers, which the code may have made from sizes: scales, counts.
+SCALED = frozenset(
+    """mul rmul imul mul_ multiply div div_ divide truediv rtruediv itruediv true_divide floordiv add radd iadd add_ sub
+    rsub isub sub_ pow rpow pow_ clamp full_like fill_ masked_fill masked_fill_ tensor baddbmm addmm
+    scaled_dot_product_attention""".split()
+)
 # Those that are given the sizes of a layer, and say nothing of how a model's code handles its tensors.
-OF_LAYERS = frozenset(
+OF_LAYERS = SCALED | frozenset(
     """layer_norm rms_norm group_norm conv1d conv2d conv3d conv_transpose1d conv_transpose2d
     conv_transpose3d""".split()
 )
@@ -60,6 +66,12 @@ def place_in_code(func: Any) -> CodePlace:
     return CodePlace(code.co_filename, code.co_firstlineno, code.co_name, frame.f_lasti)
 
 
+def is_scaled(name: str, args: Any, kwargs: Any) -> bool:
+    """Whether a call is of a function that computes with numbers, and is given one."""
+    return name in SCALED and not _NUMBERS.isdisjoint(map(type, (*args, *kwargs.values())))
+
+
+_NUMBERS = frozenset({int, float})
 _PASSING_ON = frozenset(
     """torch.overrides torch._tensor torch.functional torch.utils._device prunegate.groups.watch
     prunegate.groups.kernels prunegate.gates.call_sites prunegate.compaction.resizing prunegate.compaction.learning

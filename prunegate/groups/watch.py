@@ -19,7 +19,7 @@ from torch.overrides import TorchFunctionMode
 
 from prunegate.groups.copies import modules_by_path
 from prunegate.groups.maskable import MASKABLE
-from prunegate.groups.size_calls import SIZED, CodePlace, SizeCall, SizeCallKey, place_in_code
+from prunegate.groups.size_calls import SIZED, CodePlace, SizeCall, SizeCallKey, is_scaled, place_in_code
 from prunegate.groups.tape import Span, Tape, Value, holds
 
 
@@ -107,7 +107,7 @@ class Watch(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         name = function_name(func)
-        if name in SIZED and self._tape is not None and not self.is_opaque:
+        if self._tape is not None and not self.is_opaque and (name in SIZED or is_scaled(name, args, kwargs)):
             return self._sized(self._tape, name, func, args, kwargs)
         return self._called(name, func, args, kwargs)
 

@@ -1,0 +1,64 @@
+"""Subclasses of a module's class with another forward, made while a model is mended.
+
+No module holds such a class, so its instances are pickled as those of the class it is made from.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
+
+from torch import nn
+
+from prunegate.groups.copies import COPIED_BY_ATTRIBUTES
+
+_MAKERS: dict[type, Callable[[Any], Callable[..., Any]]] = {}
+
+
+def derive(module: nn.Module, make_forward: Callable[[Any], Callable[..., Any]]) -> None:
+    """Give a module the forward that ``make_forward`` makes for its class; once.
+
+    Args:
+        make_forward: A function that pickle finds by name.
+    """
+    cls: Any = type(module)
+    if _MAKERS.get(cls) is not make_forward:
+        module.__class__ = _derived(cls, make_forward)
+
+
+def is_derived(module: nn.Module, make_forward: Callable[[Any], Callable[..., Any]]) -> bool:
+    """Whether a module, or what its class was made from, has that forward."""
+    return any(_MAKERS.get(cls) is make_forward for cls in type(module).__mro__)
+
+
+@lru_cache(maxsize=4096)
+def _derived(cls: Any, make_forward: Callable[[Any], Callable[..., Any]]) -> type[nn.Module]:
+    def reduce(self: Any, protocol: int) -> Any:
+        reduced = cls.__reduce_ex__(self, protocol)
+        if isinstance(reduced, str) or type(self) is not made:  # a subclass has a way of its own
+            return reduced
+        make, arguments, *state = reduced
+        parts = (cls if part is made else part for part in (make, *arguments))
+        return _unpickled, (cls, make_forward, *parts), *state
+
+    forward: Any = make_forward(cls)
+    forward.__signature__ = inspect.signature(cls.forward)
+    body = {
+        "forward": forward,
+        "__reduce_ex__": reduce,
+        "__module__": cls.__module__,
+        "__qualname__": cls.__qualname__,
+        "__doc__": cls.__doc__,
+        COPIED_BY_ATTRIBUTES: True,
+    }
+    made: type[nn.Module] = type(cls.__name__, (cls,), body)
+    _MAKERS[made] = make_forward
+    return made
+
+
+def _unpickled(cls: Any, make_forward: Any, *parts: Any) -> Any:
+    derived = _derived(cls, make_forward)
+    make, *arguments = (derived if part is cls else part for part in parts)
+    return make(*arguments)
