@@ -7,6 +7,7 @@ from prunegate.compaction.cut_sizes import CutRuns, CutSizes
 from prunegate.compaction.equivalence import Difference, Side, gap, put_aside
 from prunegate.compaction.faults import Fault
 from prunegate.compaction.feature_sizes import feature_edits
+from prunegate.compaction.limits import Limit, limits_of
 from prunegate.compaction.mending import Mending, UnplayableError, mend, settle
 from prunegate.compaction.plan import Mask, Plan
 from prunegate.compaction.rebuild import rebuild
@@ -21,6 +22,7 @@ __all__ = [
     "CutSizes",
     "Difference",
     "Fault",
+    "Limit",
     "Mask",
     "Mending",
     "Plan",
@@ -36,6 +38,7 @@ __all__ = [
     "evaluating",
     "feature_edits",
     "gap",
+    "limits_of",
     "mend",
     "outputs_of",
     "put_aside",

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from prunegate.compaction import Mending
+from prunegate.compaction import Limit, Mending, limits_of
 from prunegate.costs import CostModel, keep_within
 from prunegate.errors import BudgetError, nearest
 from prunegate.gates import Gates, GateSites, remove_call_sites, standardised_magnitudes
@@ -96,6 +96,11 @@ class GatedModel(nn.Module):
     def pinned(self) -> list[PinnedGroup]:
         """The channel groups that have none, each with its `reason`."""
         return list(self.analysis.pinned)
+
+    @property
+    def limits(self) -> tuple[Limit, ...]:
+        """Conditions outside of which it is not shown that the compact model computes what this one does."""
+        return limits_of(self.mending, self.trace, self.example_inputs)
 
     @property
     def tau(self) -> float:
