@@ -18,6 +18,7 @@ from torch.overrides import TorchFunctionMode
 
 from prunegate.gates.masked_functions import call_masked
 from prunegate.groups import MaskedCall
+from prunegate.groups.copies import COPIED_BY_ATTRIBUTES
 from prunegate.groups.maskable import MASKABLE
 
 # `prunegate.groups.function_name`, as far as it matters here, in a form that compilers follow.
@@ -150,7 +151,7 @@ def _masking_class(cls: Any) -> type[nn.Module]:
         return _unpickled, (cls, made, tuple(cls if a is type(self) else a for a in arguments)), *state
 
     body = {"forward": forward, "__reduce_ex__": reduce, "__module__": cls.__module__, "__qualname__": cls.__qualname__}
-    return type(cls.__name__, (cls,), {**body, "__doc__": cls.__doc__})
+    return type(cls.__name__, (cls,), {**body, "__doc__": cls.__doc__, COPIED_BY_ATTRIBUTES: True})
 
 
 def _unpickled(cls: Any, made: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:

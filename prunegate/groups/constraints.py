@@ -17,6 +17,9 @@ from prunegate.groups.labels import Labels, Shape, align, varying
 from prunegate.groups.partition import Ids
 from prunegate.groups.watch import CallAddress
 
+# The name of axes along which one entry has become many.
+SPREAD = "spread"
+
 
 @dataclass(frozen=True)
 class Pin:
@@ -143,6 +146,12 @@ class Constraints:
                 return False
             ids = ids[(ids < axis.start) | (ids >= axis.start + axis.length)]
         return True
+
+    def is_spread(self, label: Ids) -> bool:
+        """Whether a label stands for one entry that became many: the tensor is the same for all of these units."""
+        first = int(label.reshape(-1)[0])
+        axis = self.axes[bisect_right(self.axes, first, key=lambda axis: axis.start) - 1]
+        return axis.tensor == SPREAD and np.array_equal(label.reshape(-1), np.arange(axis.length) + axis.start)
 
     def pinned_ids(self, length: int, pin: Pin) -> Ids:
         """Fresh ids, shape (length,), that stand for channels nobody may remove."""

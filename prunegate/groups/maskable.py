@@ -4,7 +4,7 @@ from __future__ import annotations
 
 # For these it is enough that removed units are zero.
 ZERO_NEUTRAL = frozenset(
-    """matmul mm bmm einsum linear conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d
+    """matmul mm bmm mv dot vdot einsum linear conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d
     sum norm vector_norm linalg_vector_norm normalize _weight_norm""".split()
 )
 # Those that read units as a weight does. Attention scales by the root of the width that is left.

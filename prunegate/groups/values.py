@@ -25,9 +25,14 @@ class Values:
     _origin: dict[int, str] = field(default_factory=dict)
     _alive: list[torch.Tensor] = field(default_factory=list)
     used: set[str] = field(default_factory=set)
+    _parameters: set[str] = field(default_factory=set)
+    _zeroed: set[int] = field(default_factory=set)
+    _to_be_zeroed: set[int] = field(default_factory=set)
 
     def add_leaf(self, tensor: torch.Tensor, kind: Literal["parameter", "buffer"], name: str) -> None:
         """Give every dimension of a parameter or buffer its own ids."""
+        if kind == "parameter":
+            self._parameters.add(name)
         shape = tuple(tensor.shape)
         labels = tuple(
             [
@@ -48,6 +53,10 @@ class Values:
         for label in labels:
             if label.ndim > 1 and label.size != max(label.shape):
                 self.constraints.require_rectangular(label)
+        self._zeroed.discard(key)  # an operation in place may have written to it
+        if key in self._to_be_zeroed:
+            self._to_be_zeroed.discard(key)
+            self._zeroed.add(key)
         if origin is None:
             self._origin.pop(key, None)
         else:
@@ -68,5 +77,18 @@ class Values:
         """Note that the run read the parameters and buffers these are views of."""
         self.used.update(self._origin[id(tensor)] for tensor in tensors if id(tensor) in self._origin)
 
+    def set_zeroed(self, output: torch.Tensor) -> None:
+        """Note of an operation's output, before its labels are set, that it is zero wherever its units are out."""
+        self._to_be_zeroed.add(id(output))
+
+    def is_zeroed(self, tensor: torch.Tensor) -> bool:
+        """Whether a tensor is known to be zero wherever its units are out: what sums it reads them no more."""
+        return id(tensor) in self._zeroed
+
     def origin(self, tensor: torch.Tensor) -> str | None:
         return self._origin.get(id(tensor))
+
+    def parameter(self, tensor: torch.Tensor) -> str | None:
+        """The name of the parameter that a tensor is a view of."""
+        name = self.origin(tensor)
+        return name if name in self._parameters else None

@@ -122,6 +122,7 @@ def compact(gated: GatedModel) -> Compaction:
     Raises:
         CompactionError: The compact model would not compute what the gated model computes.
     """
+    _refuse_without_weights(gated)
     keep = gated.gates.hard_mask().cpu().numpy()
     try:
         return _compact(gated, keep, _mending_for(gated, keep, gated.mending))
@@ -136,11 +137,12 @@ def compact(gated: GatedModel) -> Compaction:
 def _compact(gated: GatedModel, keep: Mask, mending: Mending) -> Compaction:
     # The copy shares the gated model's weights until they are cut, so that no second full set is ever held.
     dense = gated.dense_copy(share_weights=True)
+    training = {path: module.training for path, module in dense.named_modules()}
+    dense.eval()  # in training mode a weight that is computed (spectral norm) may change buffers when it is looked at
     skeleton = copy_with(dense, on_meta)
     shared = {id(tensor) for tensor in (*dense.parameters(), *dense.buffers())}
     plan = cut(dense, Plan.of(gated.analysis, keep))
     dense = copy_with(dense, lambda tensor: _own(tensor) if id(tensor) in shared else tensor)
-    training = {path: module.training for path, module in dense.named_modules()}
     runs = _runs(gated, keep, mending)
     model = mend(dense, runs, mending)
     plan = plan.with_attributes(attribute_edits(runs.main, mending.attributes))
@@ -213,6 +215,17 @@ def _mending_for(gated: GatedModel, keep: Mask, mending: Mending) -> Mending:
             "it looks at with wrap(..., exclude=[...]), or keep other units."
         )
     return mending
+
+
+def _refuse_without_weights(gated: GatedModel) -> None:
+    tensors = (*gated.model.named_parameters(), *gated.model.named_buffers())
+    empty = next((name for name, tensor in tensors if tensor.is_meta), None)
+    if empty is not None or any(tensor.is_meta for tensor in gated.example_inputs.tensors()):
+        raise CompactionError(
+            f"{empty or 'example_inputs'}: found a tensor on the meta device, expected one with data. A compact model "
+            "is handed out with a certificate of what it computes, and here nothing can be computed. Build the model "
+            "with its weights, and wrap it with example inputs that have values."
+        )
 
 
 def _own(tensor: torch.Tensor) -> torch.Tensor:

@@ -87,8 +87,11 @@ class Call:
             self.constraints.pin(label, reason)
 
     def consume(self, weight: torch.Tensor, ids: Ids) -> bool:
-        """Note that ``weight`` reads the units of its own axis ``ids``; False if it is no stored weight."""
-        name = self.values.origin(weight)
+        """Note that ``weight`` reads the units of its own axis ``ids``; False if it is no parameter.
+
+        A buffer is none: code may write to it, and what it writes to a masked one would be lost.
+        """
+        name = self.values.parameter(weight)
         if name is None:
             return False
         self.constraints.consumed.append((name, ids.reshape(-1)))

@@ -130,15 +130,49 @@ def _addmm(call: Call) -> list[Labels]:
 
 
 def _mv(call: Call) -> list[Labels]:
-    """Matrix times vector, and vector times vector: rare, so the summed axis stays."""
-    kept = []
-    for tensor in call.inputs:
-        for label in call.labels_of(tensor):
-            if call.shape and varying(label) == (0,) and tensor.dim() == 2:
-                kept.append(label[:, 0])
-            else:
-                call.pin(label, "summed in a product with a vector")
+    """Matrix times vector. A stored matrix is masked along both of its axes, so the result is zero where rows are out.
+
+    Spectral norm is such a product: what it makes of a weight is then what it makes of the weight's kept part.
+    """
+    matrix, vector = call.inputs[:2]
+    kept, column = [], None
+    for label in call.labels_of(matrix):
+        if varying(label) == (0,):
+            kept.append(label[:, 0])
+            if call.consume(matrix, label):
+                call.values.set_zeroed(call.outputs[0])
+        elif varying(label) == (1,):
+            column = label[0]
+        else:
+            call.pin(label, "one unit lies on the summed and on a remaining axis of a matrix product")
+    _sum_with_vector(call, (matrix, column), (vector, _only(call, vector)))
     return [tuple(kept)]
+
+
+def _dot(call: Call) -> list[Labels]:
+    """Vector times vector."""
+    left, right = call.inputs[:2]
+    _sum_with_vector(call, (left, _only(call, left)), (right, _only(call, right)))
+    return [()]
+
+
+def _only(call: Call, vector: torch.Tensor) -> Ids | None:
+    return next((label for label in call.labels_of(vector) if label.size > 1), None)
+
+
+def _sum_with_vector(call: Call, left: tuple[torch.Tensor, Ids | None], right: tuple[torch.Tensor, Ids | None]) -> None:
+    (left_tensor, a), (right_tensor, b) = left, right
+    if a is None or b is None:
+        for ids in (a, b):
+            if ids is not None:
+                call.pin(ids, "summed against channels that cannot be removed")
+        return
+    call.constraints.tie(a, b)
+    if any(call.values.is_zeroed(tensor) for tensor in (left_tensor, right_tensor)):
+        return
+    matrix = left_tensor.dim() == 2 and call.consume(left_tensor, a)
+    if not (matrix or call.mask(b) or call.mask(a)):
+        call.pin(a, "summed in a product with a vector, where nothing can be masked")
 
 
 def _embedding(call: Call) -> list[Labels]:
@@ -165,6 +199,7 @@ def column(labels: Labels, dim: int, length: int) -> Ids | None:
 RULES: RuleTable = {
     **table(_mm, "mm bmm"),
     **table(_addmm, "addmm baddbmm _addmm_activation"),
-    **table(_mv, "mv dot vdot"),
+    **table(_mv, "mv"),
+    **table(_dot, "dot vdot"),
     **table(_embedding, "embedding"),
 }

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 
 import torch
 
-from prunegate.groups.labels import Labels, Shape, align, varying
+from prunegate.groups.labels import Labels, Shape, align, along, on_axis, varying
 from prunegate.groups.rules.call import Call, RuleTable, table
 from prunegate.groups.rules.movement import unless_on
 from prunegate.groups.rules.pointwise import Operand, unite_operands
@@ -86,6 +86,25 @@ def _gather(call: Call) -> list[Labels]:
     return [unite_operands(call, operands, ndim)]
 
 
+def _masked_scatter(call: Call) -> list[Labels]:
+    """Rows of a source, one after the other, where a mask says so: one that is the same for all of a row's channels.
+
+    It is where it has one entry for them, or one that was spread over them.
+    """
+    target, mask, source = call.tensor("self"), call.tensor("mask"), call.tensor("source")
+    last, shape, rows = len(call.shape) - 1, call.shape_of(mask), call.shape_of(source)
+    along_rows = along(call.labels_of(mask), mask.dim() - 1) if shape else None
+    whole = not shape or shape[-1] == 1 or (along_rows is not None and call.constraints.is_spread(along_rows))
+    if not whole or not rows or rows[-1] != call.shape[-1] or call.shape_of(target) != call.shape:
+        return _take(call)
+    operands: list[Operand] = [_operand(call, target, set(range(last)))]
+    spread = tuple(1 if d < len(shape) - 1 else size for d, size in enumerate(shape))
+    operands.append((unless_on(call, mask, range(len(shape) - 1), "used as an index"), spread))
+    moved = unless_on(call, source, range(len(rows) - 1), _PLACED)
+    operands.append((tuple(on_axis(label.reshape(-1), last, last + 1) for label in moved), (*[1] * last, rows[-1])))
+    return [unite_operands(call, operands, last + 1)]
+
+
 def _take(call: Call) -> list[Labels]:
     for tensor in call.inputs:
         call.pin(call.labels_of(tensor), _PICKED)
@@ -134,5 +153,6 @@ RULES: RuleTable = {
     **table(_index_select, "index_select"),
     **table(_index_add, "index_add index_copy index_fill index_reduce"),
     **table(_gather, "gather scatter scatter_add scatter_reduce"),
-    **table(_take, "take put"),
+    **table(_masked_scatter, "masked_scatter"),
+    **table(_take, "take put masked_select"),
 }

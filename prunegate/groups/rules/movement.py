@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch.utils._python_dispatch import _disable_current_modes
 
-from prunegate.groups.labels import Labels, along, on_axis, pick, reshaped, varying
+from prunegate.groups.constraints import SPREAD
+from prunegate.groups.labels import Labels, align, along, on_axis, pick, reshaped, varying
 from prunegate.groups.partition import Ids
 from prunegate.groups.rules.call import Call, RuleTable, table
 
@@ -96,10 +97,11 @@ def _flip(call: Call, label: Ids) -> Ids:
     return np.flip(label, call["dims"])
 
 
-def _repeat(call: Call, label: Ids) -> Ids:
-    ndim = len(call.shape)
-    label = label.reshape((1,) * (ndim - label.ndim) + label.shape)
-    return np.tile(label, [n if label.shape[d] > 1 else 1 for d, n in enumerate(call["repeats"])])
+def _repeat(call: Call) -> list[Labels]:
+    repeats = call["repeats"]
+    moved = [align(label, len(call.shape)) for label in call.labels_of(call.inputs[0])]
+    tiled = [np.tile(label, [n if label.shape[d] > 1 else 1 for d, n in enumerate(repeats)]) for label in moved]
+    return [call.keep([*tiled, *_spread(call)])]
 
 
 def _roll(call: Call) -> list[Labels]:
@@ -188,8 +190,25 @@ def _invoke(func: torch._ops.OpOverload, arguments: dict[str, Any]) -> Any:
     return func(*positional, **keyword)
 
 
-def _expand(call: Call, label: Ids) -> Ids:
-    return label.reshape((1,) * (len(call.shape) - label.ndim) + label.shape)
+def _expand(call: Call) -> list[Labels]:
+    return [call.keep([*(align(label, len(call.shape)) for label in call.labels_of(call.inputs[0])), *_spread(call)])]
+
+
+def _spread(call: Call) -> Labels:
+    """Labels along the dimensions on which one entry becomes many: those may follow the channels they meet.
+
+    As when an operation broadcasts: ``x / count.expand_as(x)`` is ``x / count``. Where the code gives a number of its
+    own instead, the trial tells.
+    """
+    before = call.shape_of(call.inputs[0])
+    before = (1,) * (len(call.shape) - len(before)) + before
+    return tuple(
+        [
+            on_axis(call.constraints.new_axis("constant", SPREAD, d, size), d, len(before))
+            for d, (had, size) in enumerate(zip(before, call.shape, strict=True))
+            if had == 1 < size
+        ]
+    )
 
 
 def _glu(call: Call) -> list[Labels]:
@@ -217,9 +236,9 @@ RULES: RuleTable = {
     **table(_each_label(_squeeze), "squeeze squeeze_copy"),
     **table(_each_label(_slice), "slice slice_copy"),
     **table(_each_label(_select), "select select_copy"),
-    **table(_each_label(_expand), "expand expand_copy"),
+    **table(_expand, "expand expand_copy"),
     **table(_each_label(_flip), "flip"),
-    **table(_each_label(_repeat), "repeat"),
+    **table(_repeat, "repeat"),
     **table(_split, "split unsafe_split split_with_sizes unsafe_split_with_sizes split_copy split_with_sizes_copy"),
     **table(_unbind, "unbind unbind_copy"),
     **table(
