@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
@@ -235,20 +236,28 @@ class _Narrows(TorchDispatchMode):  # type: ignore[no-untyped-call]
 _NARROW = frozenset({torch.float32, torch.bfloat16, torch.float16, torch.complex64})
 
 
-class Widely(TorchFunctionMode):
-    """In a comparison in double precision, casts to single precision in the model's code become casts to double.
+# A default dtype is the whole process's: comparisons of several threads take turns.
+_one_at_a_time = threading.RLock()
+_PRECISIONS = frozenset({torch.float64, torch.float32, torch.float16, torch.bfloat16})
+_CASTS = frozenset({"double", "float", "half", "bfloat16"})
 
-    Some code (normalisation layers of language models) casts to float32 whatever it is given; rounding there
-    would hide what the comparison is to show. Tensors that a forward makes are of the comparison's precision as well,
-    whatever the user's default is.
+
+class Widely(TorchFunctionMode):
+    """In a comparison in one precision, casts to another one in the model's code become casts to that of the comparison.
+
+    Some code (normalisation layers of language models) casts to float32 whatever it is given; rounding there would hide
+    what the comparison is to show. Where layers of one model have several precisions, its code casts between them, and
+    all weights have one precision here. Tensors that a forward makes are of the comparison's precision as well, whatever
+    the user's default is.
     """
 
     def __init__(self, dtype: torch.dtype) -> None:
         super().__init__()
-        self._dtype, self._wide = dtype, dtype is torch.float64
+        self._dtype = dtype
         self._default = torch.get_default_dtype()
 
     def __enter__(self) -> Widely:
+        _one_at_a_time.acquire()
         super().__enter__()  # type: ignore[no-untyped-call]
         self._default = torch.get_default_dtype()
         torch.set_default_dtype(self._dtype)
@@ -257,16 +266,20 @@ class Widely(TorchFunctionMode):
     def __exit__(self, *exception: Any) -> None:
         torch.set_default_dtype(self._default)
         super().__exit__(*exception)  # type: ignore[no-untyped-call]
+        _one_at_a_time.release()
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if self._wide:
-            if getattr(func, "__name__", "") == "float":
-                return args[0].double()
-            if any(a is torch.float32 for a in (*args, *kwargs.values())):
-                args = tuple(torch.float64 if a is torch.float32 else a for a in args)
-                kwargs = {key: torch.float64 if a is torch.float32 else a for key, a in kwargs.items()}
+        if getattr(func, "__name__", "") in _CASTS:
+            return args[0].to(self._dtype)
+        if any(_is_precision(a) for a in (*args, *kwargs.values())):
+            args = tuple(self._dtype if _is_precision(a) else a for a in args)
+            kwargs = {key: self._dtype if _is_precision(a) else a for key, a in kwargs.items()}
         return func(*args, **kwargs)
+
+
+def _is_precision(argument: Any) -> bool:
+    return isinstance(argument, torch.dtype) and argument in _PRECISIONS
 
 
 @contextmanager

@@ -111,7 +111,18 @@ def write_span(
     write_operations(place, span.last)
     result = writer.filled(span.result, None if again is None else again.spans[number].result)
     writer.graph.output(_output(writer, result))
+    for node in writer.graph.nodes:
+        _refuse_what_cannot_be_written((node.args, node.kwargs))
     return writer.graph, writer.literals
+
+
+def _refuse_what_cannot_be_written(tree: Any) -> None:
+    """Code is written, so what it hands on has to have a written form: a generator or an object of a class has none."""
+    if isinstance(tree, list | tuple | dict):
+        for part in tree.values() if isinstance(tree, dict) else tree:
+            _refuse_what_cannot_be_written(part)
+    elif not isinstance(tree, (fx.Node, complex, type(...), *_PLAIN)):
+        raise CannotReplayError(f"it hands on a {type(tree).__name__}, which cannot be written down")
 
 
 def _write_call(writer: Writer, span: Span, again: Span | None, prefix: str) -> None:

@@ -324,6 +324,10 @@ def telling_copy(model: nn.Module, inputs: ExampleInputs) -> nn.Module:
             else:
                 drawn.uniform_(0.5, 1.0, generator=generator)  # scales and biases alike, clear of zero
             parameter.copy_(drawn)
-    with Widely(torch.float32):
-        outputs = outputs_of(copied.float(), random_like(inputs))
+    try:
+        with Widely(torch.float32):
+            outputs = outputs_of(copied.float(), random_like(inputs))
+    except Exception as reason:  # a foreign forward may raise anything
+        logger.info("the model does not run in single precision: %s", reason)
+        return copied.double()
     return copied if all(torch.isfinite(t).all() for t in outputs) else copy_with(model).float()

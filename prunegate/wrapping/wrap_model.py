@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from prunegate.compaction import Mending, Trial
 from prunegate.errors import NothingToPruneError, TraceError
@@ -100,6 +101,12 @@ def _module(model: nn.Module) -> nn.Module:
             "model: found a gated model, expected a plain one. It has gates already. Train those, or wrap "
             "gated.unwrap() to begin anew."
         )
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if is_lazy(tensor):
+            raise TraceError(
+                f"{name}: found a tensor that has no shape yet, expected one with a size for every channel. A lazy layer "
+                "learns its sizes from the first batch. Call model(batch) once before wrap."
+            )
     for path, module in model.named_modules():
         if isinstance(module, torch.jit.ScriptModule):
             raise TraceError(
