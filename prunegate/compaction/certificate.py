@@ -243,12 +243,12 @@ _CASTS = frozenset({"double", "float", "half", "bfloat16"})
 
 
 class Widely(TorchFunctionMode):
-    """In a comparison in one precision, casts to another one in the model's code become casts to that of the comparison.
+    """In a comparison in one precision, casts to another one in the model's code become casts to the comparison's.
 
     Some code (normalisation layers of language models) casts to float32 whatever it is given; rounding there would hide
     what the comparison is to show. Where layers of one model have several precisions, its code casts between them, and
-    all weights have one precision here. Tensors that a forward makes are of the comparison's precision as well, whatever
-    the user's default is.
+    all weights have one precision here. Tensors that a forward makes are of the comparison's precision as well,
+    whatever the user's default is.
     """
 
     def __init__(self, dtype: torch.dtype) -> None:

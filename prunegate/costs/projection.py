@@ -18,18 +18,21 @@ def keep_within(
     groups: Sequence[slice],
     round_to: int = 1,
     allowed: Mask | None = None,
+    least: Sequence[int] | None = None,
 ) -> Mask | None:
     """Choose hard masks that keep within all ``limits`` and to which nothing can be added.
 
     Units are taken in blocks of ``round_to`` within their channel group, most preferred first. A group's
-    first block always stays. All other blocks are ordered by preference, the longest affordable
-    beginning of that order is kept, and then every further block that still fits.
+    first block always stays, and further ones where more units have to. All other blocks are ordered by
+    preference, the longest affordable beginning of that order is kept, and then every further block that
+    still fits.
 
     Args:
         limits: Costs of the same units, each with the most that it may come to.
         preference: Shape (units,); higher is kept longer. Equal preferences thin all groups alike.
         groups: Where each channel group's units lie.
         allowed: Units that may be kept, at least one of each group; all by default.
+        least: How many units of each group have to stay; one by default.
 
     Returns:
         bool, shape (units,), or None if even one block of each group costs more than a limit.
@@ -40,13 +43,14 @@ def keep_within(
 
     keep = np.zeros(len(preference), dtype=bool)
     blocks: list[tuple[float, float, npt.NDArray[np.int64]]] = []
-    for group in groups:
+    for group, fewest in zip(groups, least or [1] * len(groups), strict=True):
         ranked = group.start + np.argsort(-preference[group], kind="stable")
         if allowed is not None:
             ranked = ranked[allowed[ranked]]
         parts = np.split(ranked, range(round_to, len(ranked), round_to))
-        keep[parts[0]] = True
-        for place, part in enumerate(parts[1:], start=1):
+        always = -(-fewest // round_to)
+        keep[np.concatenate(parts[:always])] = True
+        for place, part in enumerate(parts[always:], start=always):
             blocks.append((-float(preference[part].mean()), place / len(parts), part))
     if not fits(keep):
         return None

@@ -64,7 +64,9 @@ class Gates(nn.Module):
         self._replay = Replay()
         self._looked: tuple[tuple[int, int], bool] | None = None
         owner = np.repeat(np.arange(len(groups)), [group.num_units for group in groups])
-        self._constants = Constants(owner=owner, place=np.arange(count))
+        least = np.array([group.least for group in groups], dtype=np.int64)
+        self._least = {group.name: group.least for group in groups}
+        self._constants = Constants(owner=owner, place=np.arange(count), least=least[owner])
         self.register_buffer("_tau", torch.tensor(1.0), persistent=False)
         for name, shape in (("dropped", (count,)), ("is_fixed", ()), ("closed", (count,))):
             self.register_buffer(name, torch.zeros(shape))
@@ -197,14 +199,22 @@ class Gates(nn.Module):
 
     @torch.no_grad()
     def _always_kept(self) -> torch.Tensor:
-        """The first of each channel group's highest logits: the unit that always stays, bool, shape (units,)."""
+        """The first of each channel group's highest logits: the units that always stay, bool, shape (units,).
+
+        One of each group, and further ones where its ``least`` asks for them.
+        """
         constants, count = self._constants.at(self.logits.device), len(self._slices)
-        owner, place = constants["owner"], constants["place"]
+        owner, place, least = constants["owner"], constants["place"], constants["least"]
         logits = self.logits.float().masked_fill(self.closed > 0, -math.inf)
-        highest = logits.new_full((count,), -math.inf).scatter_reduce(0, owner, logits, "amax")
-        candidates = torch.where(logits == highest[owner], place, len(place))
-        first = place.new_full((count,), len(place)).scatter_reduce(0, owner, candidates, "amin")
-        return place == first[owner]
+        kept = torch.zeros_like(place, dtype=torch.bool)
+        for number in range(max(self._least.values(), default=1)):
+            highest = logits.new_full((count,), -math.inf).scatter_reduce(0, owner, logits, "amax")
+            candidates = torch.where((logits == highest[owner]) & ~kept, place, len(place))
+            first = place.new_full((count,), len(place)).scatter_reduce(0, owner, candidates, "amin")
+            chosen = (place == first[owner]) & (least > number)
+            kept = kept | chosen
+            logits = logits.masked_fill(chosen, -math.inf)
+        return kept
 
     def masks(self) -> dict[str, torch.Tensor]:
         """The present hard masks by group, bool, each of shape (units,)."""
@@ -231,6 +241,13 @@ class Gates(nn.Module):
                 raise MaskError(
                     f"{name}: found a mask that keeps no unit, expected at least one. Removing a whole channel "
                     "group would leave a layer without channels. Keep one unit."
+                )
+            least = self._least[name]
+            if least > 1 and not mask.is_meta and int(mask.bool().sum()) < least:
+                raise MaskError(
+                    f"{name}: found a mask that keeps {int(mask.bool().sum())} unit(s), expected at least {least}. The "
+                    f"model takes a statistic over these channels, an unbiased variance say, that fewer have not. Keep "
+                    f"{least} units."
                 )
             flat[self._slices[name]] = mask.bool().to(flat.device)
         self.dropped.copy_(~flat)

@@ -44,14 +44,16 @@ class ChannelGroup:
 
     Attributes:
         name: The module that produces the channels.
-        num_units: How many units can be removed one by one (at least one always stays).
+        num_units: How many units can be removed one by one (at least ``least`` always stay).
         first_unit: Place of the group's units in the model-wide order of all units.
+        least: How many units have to stay: one, or as many as a statistic over them needs.
     """
 
     name: str
     num_units: int
     first_unit: int
     members: tuple[Member, ...]
+    least: int = 1
 
     @property
     def channels_per_unit(self) -> int:

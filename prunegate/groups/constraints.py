@@ -87,7 +87,8 @@ class Constraints:
     argument reads them. ``split_heads`` are the ids of an attention's places within its heads, with the module that
     multiplies queries and keys; ``whole_heads`` are the modules that are to lose whole heads. ``alike`` are ties
     of whole axes, index by index, by their numbers in ``axes``: most are, and to solve them takes no work for each
-    index.
+    index. ``needed`` pairs the ids along which a statistic is taken with how many of them it needs: an unbiased
+    variance divides by one less than their number.
     """
 
     axes: list[LabelledAxis] = field(default_factory=list)
@@ -100,6 +101,7 @@ class Constraints:
     pins: list[tuple[Ids, Pin]] = field(default_factory=list)
     ties: list[tuple[Ids, Ids]] = field(default_factory=list)
     alike: list[tuple[int, int]] = field(default_factory=list)
+    needed: list[tuple[Ids, int]] = field(default_factory=list)
     grids: dict[tuple[Shape, bytes], Ids] = field(default_factory=dict)
     size: int = 0
     _ids: list[Ids] = field(default_factory=list)

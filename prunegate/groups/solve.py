@@ -225,10 +225,29 @@ def _with_members(
         between = [first] if first == last else _groups_among(units, bounds)
         for group in between:
             members[group].append(Member(axis.tensor, axis.axis, units, spans[group]))
+    least = _least_units(constraints, units_of, bounds)
     return [
-        ChannelGroup(name, len(roots), int(bounds[number]), tuple(members[number]))
+        ChannelGroup(name, len(roots), int(bounds[number]), tuple(members[number]), least[number])
         for number, (name, roots) in enumerate(groups)
     ]
+
+
+def _least_units(constraints: Constraints, units_of: Ids, bounds: Ids) -> list[int]:
+    """How many units of each group have to stay so that every statistic has the entries that it needs."""
+    least = [1] * (len(bounds) - 1)
+    for ids, count in constraints.needed:
+        units = units_of[ids.reshape(-1)]
+        missing = count - int((units < 0).sum())
+        present, entries = np.unique(units[units >= 0], return_counts=True)
+        groups = np.searchsorted(bounds, present, side="right") - 1
+        fewest = {group: int(entries[groups == group].min()) for group in np.unique(groups).tolist()}
+        missing -= sum(least[group] * width for group, width in fewest.items())
+        for group in sorted(fewest, key=lambda group: bounds[group] - bounds[group + 1]):  # the largest first
+            if missing > 0:
+                more = min(-(-missing // fewest[group]), int(bounds[group + 1] - bounds[group]) - least[group])
+                least[group] += more
+                missing -= more * fewest[group]
+    return least
 
 
 def _groups_among(units: Ids, bounds: Ids) -> list[int]:

@@ -198,7 +198,7 @@ class GatedModel(nn.Module):
         units = [group.units for group in self.analysis.groups]
         allowed = self.gates.open_units().cpu().numpy()
         costs = [(self._cost(metric), limit) for metric, limit in limits]
-        keep = keep_within(costs, logits, units, self.round_to, allowed)
+        keep = keep_within(costs, logits, units, self.round_to, allowed, [g.least for g in self.groups])
         if keep is None:
             metric, limit = next((one for one in limits if one[1] < self.least_cost(one[0])), limits[0])
             raise BudgetError(unreachable(self, metric, limit))

@@ -40,5 +40,6 @@ def fewest_units(analysis: Analysis, round_to: int) -> Mask:
     """A mask that keeps as few units of every group as may stay."""
     keep = np.zeros(analysis.num_units, dtype=bool)
     for group in analysis.groups:
-        keep[group.first_unit : group.first_unit + min(round_to, group.num_units)] = True
+        fewest = -(-group.least // round_to) * round_to
+        keep[group.first_unit : group.first_unit + min(fewest, group.num_units)] = True
     return keep

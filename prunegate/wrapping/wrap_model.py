@@ -104,8 +104,8 @@ def _module(model: nn.Module) -> nn.Module:
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         if is_lazy(tensor):
             raise TraceError(
-                f"{name}: found a tensor that has no shape yet, expected one with a size for every channel. A lazy layer "
-                "learns its sizes from the first batch. Call model(batch) once before wrap."
+                f"{name}: found a tensor that has no shape yet, expected one with a size for every channel. A lazy "
+                "layer learns its sizes from the first batch. Call model(batch) once before wrap."
             )
     for path, module in model.named_modules():
         if isinstance(module, torch.jit.ScriptModule):

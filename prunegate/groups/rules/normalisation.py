@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from prunegate.groups.labels import Labels, on_axis, varying
 from prunegate.groups.partition import Ids
 from prunegate.groups.rules.call import Call, RuleTable, table
@@ -92,7 +94,9 @@ def _group_norm(call: Call) -> list[Labels]:
             call.constraints.tie_along(label.reshape(groups, width), 1)
             united.append(label)
         else:
-            call.constraints.tie_along(label.reshape(groups, width), 0)
+            places = call.constraints.tie_along(label.reshape(groups, width), 0)
+            if math.prod(call.shape_of(x)[2:]) == 1:  # torch refuses statistics of a single value
+                call.constraints.needed.append((places, 2))
             united += _masked(call, [label])
     return [tuple(united), *([()] * (len(call.outputs) - 1))]
 

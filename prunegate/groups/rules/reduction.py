@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 from prunegate.groups.labels import Labels, pick, varying
@@ -45,6 +46,7 @@ def _clear_of(call: Call, labels: Iterable[Ids], dims: set[int]) -> list[Ids]:
         inside = [d for d in varying(label) if d in dims]
         if inside and len(inside) == len(varying(label)):
             if call.name in _MASKED and call.mask(label):
+                _need_enough(call, label, dims)
                 continue
             call.pin(label, f"{call.name} is taken over these channels")
             continue
@@ -52,6 +54,18 @@ def _clear_of(call: Call, labels: Iterable[Ids], dims: set[int]) -> list[Ids]:
             label = call.constraints.tie_along(label, dim)
         result.append(label)
     return result
+
+
+def _need_enough(call: Call, label: Ids, dims: set[int]) -> None:
+    """A variance divides by the number of entries less a correction, so more than that have to stay."""
+    if not call.name.startswith(("var", "std")):
+        return
+    correction = call.arguments.get("correction")
+    if correction is None:
+        correction = int(call.arguments.get("unbiased", True))
+    shape = call.shape_of(call.inputs[0])
+    beside = math.prod(shape[dim] for dim in dims if label.shape[dim] == 1)
+    call.constraints.needed.append((label, int(correction // beside) + 1))
 
 
 def _along(call: Call) -> list[Labels]:

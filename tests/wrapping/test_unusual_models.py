@@ -1,0 +1,237 @@
+"""Models that are unusual in what they hold or hand on: precisions, buffers, generators, sizes not known yet."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import prunegate
+from prunegate.compaction.certificate import Widely
+from prunegate.errors import CompactionError, PrunegateError, TraceError
+from tests.conftest import random_masks
+
+WIDTH = 16
+
+
+class Net(nn.Module):
+    """Two layers with some code between them, in a module of its own or in the model's forward."""
+
+    def __init__(self, between: Callable[..., torch.Tensor], apart: bool) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(5, WIDTH), nn.Linear(WIDTH, 3)
+        self.between: Callable[..., torch.Tensor] = Apart(between) if apart else between
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y: torch.Tensor = self.b(self.between(self.a(x)))
+        return y
+
+
+class Apart(nn.Module):
+    def __init__(self, between: Callable[..., torch.Tensor]) -> None:
+        super().__init__()
+        self.between = between
+
+    def forward(self, h: torch.Tensor, *others: Any) -> torch.Tensor:
+        return self.between(h, *others)
+
+
+def _seeded() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
+
+
+def _heads(h: torch.Tensor) -> torch.Tensor:
+    return h.view(len(h), 4, 4).softmax(-1).reshape(len(h), 16)
+
+
+OPERATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "noise": lambda h: h + torch.rand(16, generator=_seeded(), dtype=h.dtype),
+    "noise as wide as it finds": lambda h: h + torch.randn(h.shape[1], generator=_seeded(), dtype=h.dtype),
+    "noise written in place": lambda h: h + torch.empty(16, dtype=h.dtype).normal_(generator=_seeded()),
+    "noise beside heads": lambda h: _heads(h) + torch.rand(16, generator=_seeded(), dtype=h.dtype),
+    "an order of samples": lambda h: _heads(h[torch.randperm(len(h), generator=_seeded())]),
+    "a precision of its own": lambda h: _heads(h) + torch.zeros(16, dtype=torch.float64),
+    "infinity": lambda h: torch.where(_heads(h) > 0.9, float("inf"), _heads(h)).clamp(max=2.0),
+}
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+@pytest.mark.parametrize("apart", [False, True], ids=["in the model", "in a module"])
+def test_what_cannot_be_written_down_is_served_or_told(name: str, apart: bool) -> None:
+    x = torch.randn(4, 5, dtype=torch.float64)
+    model = Net(OPERATIONS[name], apart).double().eval()
+    try:
+        gated = prunegate.wrap(model, x)
+        gated.set_masks(random_masks(gated.groups, 0.5, 0))
+        compact = prunegate.compact(gated).model
+    except PrunegateError:
+        return
+    torch.testing.assert_close(compact(x), gated(x), rtol=1e-9, atol=1e-12)
+
+
+def test_a_module_that_is_handed_objects_of_any_class_is_served_or_told() -> None:
+    class Settings:
+        heads = 4
+
+    class Handing(Net):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            others = (
+                Settings(),
+                _seeded(),
+                torch.float64,
+                torch.device("cpu"),
+                len,
+                lambda t: t,
+                ...,
+                range(3),
+                x.shape,
+            )
+            y: torch.Tensor = self.b(self.between(self.a(x), *others))
+            return y
+
+    def between(
+        h: torch.Tensor, settings: Any, generator: torch.Generator, dtype: torch.dtype, *_: Any
+    ) -> torch.Tensor:
+        heads = h.view(len(h), settings.heads, 4).softmax(-1)
+        return heads.reshape(len(h), 16) + torch.rand(16, generator=generator, dtype=dtype)
+
+    with pytest.raises(PrunegateError):
+        prunegate.wrap(Handing(between, True).double(), torch.randn(2, 5).double())
+
+
+class Mixed(nn.Module):
+    """Layers of two precisions; the code casts between them."""
+
+    def __init__(self, outer: torch.dtype, inner: torch.dtype, by_weight: bool) -> None:
+        super().__init__()
+        self.outer, self.inner, self.by_weight = outer, inner, by_weight
+        self.a, self.c = nn.Linear(5, 24).to(outer), nn.Linear(WIDTH, 3).to(outer)
+        self.norm, self.b = nn.LayerNorm(24).to(inner), nn.Linear(24, WIDTH).to(inner)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = self.a(x).relu()
+        h = self.b(self.norm(h.to(self.b.weight.dtype if self.by_weight else self.inner))).relu()
+        y: torch.Tensor = self.c(h.to(self.c.weight.dtype) if self.by_weight else h.to(self.outer))
+        return y
+
+
+@pytest.mark.parametrize("by_weight", [False, True])
+@pytest.mark.parametrize("inner", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("outer", [torch.float64, torch.float32, torch.bfloat16])
+def test_layers_of_several_precisions(outer: torch.dtype, inner: torch.dtype, by_weight: bool) -> None:
+    x = torch.randn(4, 5).to(outer)
+    gated = prunegate.wrap(Mixed(outer, inner, by_weight).eval(), x)
+    assert [group.num_units for group in gated.groups] == [24, WIDTH]
+    gated.set_masks(random_masks(gated.groups, 0.5, 0))
+    compact = prunegate.compact(gated).model
+    assert (compact.a.weight.dtype, compact.b.weight.dtype) == (outer, inner)
+    loose = 1e-5 if {outer, inner} <= {torch.float64, torch.float32} else 2e-2
+    torch.testing.assert_close(compact(x).double(), gated(x).double(), rtol=loose, atol=loose)
+    gated.train().release_masks()
+    gated(x).float().square().sum().backward()
+    assert torch.isfinite(gated.gates.logits.grad).all()
+
+
+def test_comparisons_in_several_threads_leave_the_default_precision_alone() -> None:
+    before = torch.get_default_dtype()
+    both_in = threading.Barrier(2, timeout=0.5)
+
+    def compare(dtype: torch.dtype) -> None:
+        with Widely(dtype):
+            with contextlib.suppress(threading.BrokenBarrierError):  # they take turns
+                both_in.wait()
+            assert torch.zeros(1).dtype is dtype
+
+    threads = [threading.Thread(target=compare, args=(dtype,)) for dtype in (torch.float64, torch.float32)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert torch.get_default_dtype() is before
+
+
+def test_a_lazy_layer_that_has_seen_no_batch_is_told_of_with_the_way_out() -> None:
+    model = nn.Sequential(nn.LazyConv1d(WIDTH, 3), nn.LazyBatchNorm1d(), nn.ReLU(), nn.LazyConv1d(4, 3))
+    x = torch.randn(2, 3, 9)
+    with pytest.raises(TraceError, match=r"0\.weight.*no shape yet.*Call model\(batch\) once"):
+        prunegate.wrap(model, x)
+    model(x)
+    assert [group.num_units for group in prunegate.wrap(model, x).groups] == [WIDTH]
+
+
+def test_a_model_without_weights_is_gated_but_not_compacted() -> None:
+    with torch.device("meta"):
+        model, x = nn.Sequential(nn.Linear(5, WIDTH), nn.LayerNorm(WIDTH), nn.Linear(WIDTH, 3)), torch.randn(2, 5)
+    gated = prunegate.wrap(model, x)
+    gated.set_masks(random_masks(gated.groups, 0.5, 0))
+    with pytest.raises(CompactionError, match=r"0\.weight: found a tensor on the meta device"):
+        prunegate.compact(gated)
+
+
+class Buffered(nn.Module):
+    """Channels are read by a buffer, which training changes in place."""
+
+    def __init__(self, read: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv1d(3, WIDTH, 3, padding=1), nn.Conv1d(WIDTH, 4, 3)
+        self.read = read
+        self.register_buffer("table", torch.randn(WIDTH, WIDTH, 3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = self.read(self.a(x).relu(), self.table)
+        if self.training:
+            with torch.no_grad():
+                self.table.mul_(0.9)
+        y: torch.Tensor = self.b(h)
+        return y
+
+
+READS: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
+    "convolution": lambda h, table: F.conv1d(h, table, padding=1),
+    "matrix product": lambda h, table: (h.transpose(1, 2) @ table[:, :, 0]).transpose(1, 2),
+    "linear": lambda h, table: F.linear(h.transpose(1, 2), table[:, :, 0]).transpose(1, 2),
+    "einsum": lambda h, table: torch.einsum("bct,cd->bdt", h, table[:, :, 0]),
+    "distances": lambda h, table: h * (h.transpose(1, 2) @ table[0]).sum((1, 2), keepdim=True),
+    "addition": lambda h, table: h + table[:, 0, :1],
+}
+
+
+@pytest.mark.parametrize("name", READS)
+def test_a_buffer_reads_channels_and_changes_in_training(name: str) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(2, 3, 9, dtype=torch.float64)
+    gated = prunegate.wrap(Buffered(READS[name]).double().eval(), x)
+    assert "a" in {group.name for group in gated.groups}, [p.reason for p in gated.pinned]
+    gated.magnitudes()
+    gated.set_masks(random_masks(gated.groups, 0.5, 0))
+    compact = prunegate.compact(gated).model
+    for training in (False, True, True, False):
+        a, b = gated.train(training)(x), compact.train(training)(x)
+        torch.testing.assert_close(b, a, rtol=1e-9, atol=1e-12)
+
+
+def test_a_size_attribute_that_would_grow_is_passed_over() -> None:
+    """One attribute holds the width of several branches; set to that of one, it would be too large for another."""
+
+    class Block(nn.Module):
+        def __init__(self, width: int, mid: int) -> None:
+            super().__init__()
+            self.width, self.mid, self.count = width, mid, mid
+            self.a, self.b = nn.Linear(width, mid), nn.Linear(mid, width)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            h = self.a(x).view(-1, self.mid).relu()
+            y: torch.Tensor = x.view(-1, self.width) + self.b(h)
+            return y
+
+    model = nn.Sequential(nn.Linear(5, 18), Block(18, 21), Block(18, 18), nn.Linear(18, 3)).double()
+    x = torch.randn(4, 5, dtype=torch.float64)
+    gated = prunegate.wrap(model, x)
+    gated.set_masks(random_masks(gated.groups, 0.5, 0))
+    torch.testing.assert_close(prunegate.compact(gated).model(x), gated(x), rtol=1e-9, atol=1e-12)
