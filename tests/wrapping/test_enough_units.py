@@ -85,7 +85,7 @@ def test_no_mask_that_is_drawn_has_too_few_units(name: str) -> None:
 
 def test_a_mask_with_too_few_units_is_refused() -> None:
     gated, _ = _gated("standard deviation")
-    with pytest.raises(MaskError, match="keeps 1 unit.*expected at least 2"):
+    with pytest.raises(MaskError, match=r"keeps 1 unit.*expected at least 2"):
         gated.set_masks({"a": torch.arange(WIDTH) == 0})
 
 
