@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import os
 
@@ -21,6 +22,16 @@ torch.set_num_threads(1)
 settings.register_profile("normal", max_examples=100, derandomize=True)
 settings.register_profile("long", max_examples=2000)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "normal"))
+
+
+def pytest_collection_finish() -> None:
+    """Take what was imported, a million objects that stay, out of the garbage collector's sight.
+
+    It would look at all of them again in each full collection, and every training stage ends with one.
+    """
+    gc.collect()
+    gc.freeze()
+
 
 # The ten torchvision models that first light promises, with what randomised eval needs no more than.
 TORCHVISION_MODELS = [
