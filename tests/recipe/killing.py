@@ -1,14 +1,15 @@
-"""A run that is killed again and again, and resumed each time.
+"""A run that is left alone, and one that is killed again and again, and resumed each time.
 
-    python -m tests.recipe.killing RECIPE FOLDER KILLS PROCESSES SEED
+    python -m tests.recipe.killing RECIPE UNDISTURBED KILLED KILLS PROCESSES SEED
 
-Each attempt is a fork of this process, which has imported everything. It is killed (SIGKILL) a few milliseconds after
+Each attempt is a fork of this process, which has imported everything. The killed one is killed (SIGKILL) a few milliseconds after
 it has come to a random step, or a random time after its start, where nothing is trained. Several processes train
 together over gloo. Prints the stages it was killed in as a JSON list.
 """
 
 from __future__ import annotations
 
+import gc
 import itertools
 import json
 import os
@@ -24,7 +25,11 @@ from typing import Any
 
 import torch
 
+import prunegate
+from prunegate.data import load_data
 from prunegate.recipe import Recipe, load_recipe, run
+from tests.conftest import SmallNet
+from tests.recipe.short import timed_briefly, undrawn
 
 
 class Teller:
@@ -85,16 +90,27 @@ def _child(recipe: Recipe, folder: Path, pipe: int, rank: int, processes: int, p
         several = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "MASTER_PORT": port}
         os.environ.update({name: str(value) for name, value in several.items()}, MASTER_ADDR="127.0.0.1")
     try:
-        run(recipe, folder, Teller(pipe), resume=True)
+        with timed_briefly(), undrawn():
+            run(recipe, folder, Teller(pipe), resume=True)
     except BaseException:
         traceback.print_exc()
         os._exit(1)
     os._exit(0)
 
 
-def main(recipe: str, folder: str, kills: int, processes: int, seed: int) -> None:
+def import_everything(recipe: Recipe) -> None:
+    """Also what a run imports on its way: scikit-learn for its data, torch's compiler for its dry runs."""
+    load_data(recipe.data)
+    prunegate.wrap(SmallNet(), torch.zeros(2, 3, 7, 7))
+    gc.collect()
+    gc.freeze()
+
+
+def main(recipe: str, undisturbed: str, folder: str, kills: int, processes: int, seed: int) -> None:
     torch.set_num_threads(1)
     loaded, choice, stages = load_recipe(recipe), random.Random(seed), []
+    import_everything(loaded)
+    attempt(loaded, Path(undisturbed), processes, None, 0.0)
     while len(stages) < kills:
         # A few lines on from wherever it is, so that the run is come through in about so many attempts; or before it
         # has told anything, while it sets out.
@@ -109,4 +125,4 @@ def main(recipe: str, folder: str, kills: int, processes: int, seed: int) -> Non
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], *map(int, sys.argv[3:]))
+    main(*sys.argv[1:4], *map(int, sys.argv[4:]))

@@ -16,6 +16,8 @@ import yaml
 from prunegate import RecipeError, RunFolderError, RunStoppedError
 from prunegate.recipe import Recipe, run
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
 RECIPE: dict[str, Any] = {
     "name": "resumed",
     "seed": 5,
@@ -83,22 +85,16 @@ def test_run_killed_at_twenty_random_moments_ends_bit_for_bit_as_the_undisturbed
     tmp_path: Path, processes: int
 ) -> None:
     (tmp_path / "recipe.yaml").write_text(recipe().dump_yaml())
-
-    def killed(folder: str, kills: int) -> list[str]:
-        arguments = [str(tmp_path / "recipe.yaml"), str(tmp_path / folder), str(kills), str(processes), "0"]
-        done = subprocess.run(
-            [sys.executable, "-m", "tests.recipe.killing", *arguments],
-            stdout=subprocess.PIPE,
-            text=True,
-            check=True,
-            timeout=900,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-        )
-        stages: list[str] = json.loads(done.stdout)
-        return stages
-
-    killed("undisturbed", 0)
-    stages = killed("killed", 20)
+    arguments = [str(tmp_path / name) for name in ("recipe.yaml", "undisturbed", "killed")]
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.recipe.killing", *arguments, "20", str(processes), "0"],
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+        timeout=900,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    stages = json.loads(done.stdout)
     assert len(stages) == 20
     assert {"dense", "gate", "finetune"} <= set(stages)
     assert differing(tmp_path / "undisturbed", tmp_path / "killed") == []
