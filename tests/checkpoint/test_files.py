@@ -82,11 +82,18 @@ def test_shared_weights_stay_shared(tmp_path: Path) -> None:
     assert torch.equal(loaded(x), result.model.eval()(x))
 
 
-@pytest.fixture
-def saved(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     result, _ = compacted("timm/test_resnet")
-    file = tmp_path / "c.safetensors"
+    file = tmp_path_factory.mktemp("checkpoint") / "c.safetensors"
     result.save(file)
+    return file.read_bytes()
+
+
+@pytest.fixture
+def saved(tmp_path: Path, checkpoint: bytes) -> Path:
+    file = tmp_path / "c.safetensors"
+    file.write_bytes(checkpoint)
     return file
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,35 +17,46 @@ import torch
 
 from prunegate.checkpoint import read_document
 from prunegate.checkpoint.files import hash_compared, read_tensors
+from tests.checkpoint.forks import Forks, forks
 from tests.checkpoint.models import compacted
 
 KILLS = 40
 
-# Saves models 0, 1, 2, ... over one and the same file for ever, and says so before it begins.
+# Saves models 0, 1, 2, ... over one and the same file for ever, and tells who it is before it begins.
 SAVER = """
-import itertools, sys, torch
+import itertools, os, torch
+from tests.checkpoint.forks import answer, serve
 from tests.checkpoint.models import compacted
 torch.set_num_threads(1)
 result, _ = compacted("SmallNet", 16)
 result._fingerprint = lambda: None  # the file is to be written often, not described well
-print("ready", flush=True)
-for number in itertools.count():
-    torch.nn.init.constant_(next(result.model.parameters()), number)
-    result.save(sys.argv[1], extra={"number": number})
+
+def save_for_ever(file):
+    answer(os.getpid())
+    for number in itertools.count():
+        torch.nn.init.constant_(next(result.model.parameters()), number)
+        result.save(file, extra={"number": number})
+
+serve(save_for_ever)
 """
 
 LIMITED = """
-import resource, signal, sys
+import resource, signal
 from prunegate.errors import CheckpointError
+from tests.checkpoint.forks import answer, serve
 from tests.checkpoint.models import compacted
 result, _ = compacted("SmallNet", 16)
-signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]), int(sys.argv[2])))
-try:
-    result.save(sys.argv[1])
-except CheckpointError as error:
-    print(error)
-    sys.exit(3)
+
+def save_in(room, file):
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, room))
+    try:
+        result.save(file)
+        answer("saved")
+    except CheckpointError as error:
+        answer(str(error))
+
+serve(save_in)
 """
 
 
@@ -60,36 +73,42 @@ def test_killed_save_leaves_the_old_file_or_the_new_one(tmp_path: Path) -> None:
     seen = set()
     result, _ = compacted("SmallNet", 16)
     first = next(name for name, _ in result.model.named_parameters())
-    for _ in range(KILLS // 10):
-        with subprocess.Popen([sys.executable, "-c", SAVER, str(file)], stdout=subprocess.PIPE, text=True) as child:
-            assert child.stdout is not None
-            assert child.stdout.readline() == "ready\n"
+    with forks(SAVER) as savers:
+        for _ in range(KILLS // 10):
+            savers.start(str(file))
+            child = savers.next_answer()
             # A stopped process is where a killed one would be: looked at again and again, then killed.
             for _ in range(10):
                 time.sleep(pause.uniform(0.001, 0.02))
-                child.send_signal(signal.SIGSTOP)
+                os.kill(child, signal.SIGSTOP)
                 if file.exists():
                     number, tensors = read_whole(file)
                     assert (tensors[first] == number).all()
                     seen.add(number)
-                child.send_signal(signal.SIGCONT)
-            child.kill()
-        read_whole(file)
+                os.kill(child, signal.SIGCONT)
+            os.kill(child, signal.SIGKILL)
+            assert savers.next_answer() == -signal.SIGKILL
+            read_whole(file)
     assert len(seen) > 5
 
 
+@pytest.fixture(scope="module")
+def limited() -> Iterator[Forks]:
+    with forks(LIMITED) as made:
+        yield made
+
+
 @pytest.mark.parametrize("room", [0, 8, 1000, 10_000])
-def test_full_disk_leaves_the_old_file(tmp_path: Path, room: int) -> None:
+def test_full_disk_leaves_the_old_file(tmp_path: Path, limited: Forks, room: int) -> None:
     file = tmp_path / "c.safetensors"
     result, _ = compacted("SmallNet", 16)
     result.save(file, extra={"which": "old"})
     assert file.stat().st_size > room
-    done = subprocess.run(
-        [sys.executable, "-c", LIMITED, str(file), str(room)], stdout=subprocess.PIPE, text=True, check=False
-    )
-    assert done.returncode == 3, done.stdout
-    assert "cannot be written" in done.stdout
-    assert "too large" in done.stdout
+    limited.start(room, str(file))
+    told = limited.next_answer()
+    assert "cannot be written" in told
+    assert "too large" in told
+    assert limited.next_answer() == 0
     assert read_document(file).extra == {"which": "old"}
     assert [path.name for path in tmp_path.iterdir()] == [file.name]
 

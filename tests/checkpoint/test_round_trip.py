@@ -2,36 +2,48 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
 from prunegate.checkpoint import read_document
+from tests.checkpoint.forks import Forks, forks
 from tests.checkpoint.models import MODELS, compacted, outputs_of
 
 LOADER = """
-import sys, torch, prunegate
+import timm, torch, torchvision
+import prunegate
+from tests.checkpoint.forks import serve
 from tests.checkpoint.models import outputs_of
 from tests.conftest import SmallNet
-file, inputs, out, own = sys.argv[1:]
-model = prunegate.load(file, model=SmallNet if own == "SmallNet" else None, verify=True)
-torch.save(outputs_of(model, torch.load(inputs)), out)
+
+def load(file, inputs, out, own):
+    model = prunegate.load(file, model=SmallNet if own == "SmallNet" else None, verify=True)
+    torch.save(outputs_of(model, torch.load(inputs)), out)
+
+serve(load)
 """
 
 
+@pytest.fixture(scope="module")
+def new_processes() -> Iterator[Forks]:
+    """Each has imported what it needs, and loaded nothing before."""
+    with forks(LOADER, "-W", "error") as made:
+        yield made
+
+
 @pytest.mark.parametrize("kind", MODELS)
-def test_new_process_reproduces_the_saved_model_bit_for_bit(tmp_path: Path, kind: str) -> None:
+def test_new_process_reproduces_the_saved_model_bit_for_bit(tmp_path: Path, kind: str, new_processes: Forks) -> None:
     name, size, backend = MODELS[kind]
     result, x = compacted(name, size, backend)
     file = tmp_path / "compact.safetensors"
     result.save(file)  # the builder is found out from the model itself
     expected = outputs_of(result.model, x)
     torch.save(x, tmp_path / "x.pt")
-    arguments = [str(file), str(tmp_path / "x.pt"), str(tmp_path / "y.pt"), name]
-    subprocess.run([sys.executable, "-W", "error", "-c", LOADER, *arguments], check=True, timeout=300)
+    new_processes.start(str(file), str(tmp_path / "x.pt"), str(tmp_path / "y.pt"), name)
+    assert new_processes.next_answer() == 0
     found = torch.load(tmp_path / "y.pt")
     assert len(found) == len(expected) > 0
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
