@@ -6,6 +6,7 @@ import os
 import random
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,25 +17,29 @@ import torch
 from prunegate.training import Processes, random_states, set_random_states
 
 TORCHRUN = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+Trained = Callable[[int, str], list[dict[str, Any]]]
 
 
-def trained(out: Path, processes: int, estimator: str) -> list[dict[str, Any]]:
-    """What every process told."""
-    return told(out, processes, "tests.training.together", estimator)
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    """What every one of so many processes told, which train with one estimator after the other."""
+    one, two = (tmp_path_factory.mktemp(f"trained-by-{count}") for count in (1, 2))
+    start(one, 1, "tests.training.together", "sigmoid")
+    start(two, 2, "tests.training.together", "sigmoid", "gumbel")
+    return lambda count, estimator: [
+        torch.load((one, two)[count - 1] / f"{estimator}-rank{rank}.pt") for rank in range(count)
+    ]
 
 
-def told(out: Path, processes: int, module: str, *arguments: str) -> list[dict[str, Any]]:
-    out.mkdir()
-    start = [sys.executable] if processes == 1 else TORCHRUN
-    command = [*start, "-m", module, str(out), *arguments]
+def start(out: Path, processes: int, module: str, *arguments: str) -> None:
+    command = [*([sys.executable] if processes == 1 else TORCHRUN), "-m", module, str(out), *arguments]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     subprocess.run(command, check=True, timeout=300, env=environment, stderr=subprocess.DEVNULL)
-    return [torch.load(out / f"rank{rank}.pt") for rank in range(processes)]
 
 
-def test_two_processes_with_half_of_each_batch_match_one_process(tmp_path: Path) -> None:
-    (one,) = trained(tmp_path / "one", 1, "sigmoid")
-    two, other = trained(tmp_path / "two", 2, "sigmoid")
+def test_two_processes_with_half_of_each_batch_match_one_process(trained: Trained) -> None:
+    (one,) = trained(1, "sigmoid")
+    two, other = trained(2, "sigmoid")
     for name, expected in one["parameters"].items():
         found = two["parameters"][name]
         assert float((found - expected).abs().max()) <= 1e-5 * max(1.0, float(expected.abs().max())), name
@@ -44,8 +49,8 @@ def test_two_processes_with_half_of_each_batch_match_one_process(tmp_path: Path)
     assert not all(bool(mask.all()) for mask in one["masks"]), "nothing was pruned, so nothing was compared"
 
 
-def test_masks_agree_across_processes_that_draw_noise_of_their_own(tmp_path: Path) -> None:
-    one, other = trained(tmp_path / "two", 2, "gumbel")
+def test_masks_agree_across_processes_that_draw_noise_of_their_own(trained: Trained) -> None:
+    one, other = trained(2, "gumbel")
     assert len(one["masks"]) == 4
     assert all(torch.equal(a, b) for a, b in zip(one["masks"], other["masks"], strict=True))
     assert not all(bool(mask.all()) for mask in one["masks"])
@@ -53,7 +58,8 @@ def test_masks_agree_across_processes_that_draw_noise_of_their_own(tmp_path: Pat
 
 
 def test_all_processes_stop_at_the_step_where_one_meets_a_loss_that_is_no_number(tmp_path: Path) -> None:
-    one, other = told(tmp_path / "two", 2, "tests.training.diverging")
+    start(tmp_path, 2, "tests.training.diverging")
+    one, other = (torch.load(tmp_path / f"rank{rank}.pt") for rank in range(2))
     assert one == other
     assert one["error"].startswith("dense, epoch 2, step 6: the loss is nan, expected a finite number.")
     assert "The batch holds the training samples 60, 61. " in one["error"]

@@ -1,9 +1,9 @@
 """Trains gates and weights for some steps, in one process or under torchrun in several, and tells what came of it.
 
-    [torchrun --nproc-per-node 2] -m tests.training.together OUT ESTIMATOR
+    [torchrun --nproc-per-node 2] -m tests.training.together OUT ESTIMATOR...
 
-Each process writes ``OUT/rank<rank>.pt``: the parameters at the end, the hard masks of every evaluation, and the
-losses. The model has no BatchNorm, whose statistics each process takes over its own part of the batch.
+Each process writes ``OUT/<estimator>-rank<rank>.pt``: the parameters at the end, the hard masks of every evaluation,
+and the losses. The model has no BatchNorm, whose statistics each process takes over its own part of the batch.
 """
 
 from __future__ import annotations
@@ -52,8 +52,11 @@ def main(out: Path, estimator: str) -> None:
     masks.append(gated.gates.hard_mask().clone())
     parameters = {name: parameter.detach() for name, parameter in gated.named_parameters()}
     figures = [[record.loss, record.accuracy, record.expected_macs] for record in records]
-    torch.save({"parameters": parameters, "masks": masks, "figures": figures}, out / f"rank{processes.rank}.pt")
+    torch.save(
+        {"parameters": parameters, "masks": masks, "figures": figures}, out / f"{estimator}-rank{processes.rank}.pt"
+    )
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2])
+    for name in sys.argv[2:]:
+        main(Path(sys.argv[1]), name)

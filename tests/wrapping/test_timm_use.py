@@ -16,7 +16,7 @@ from tests.conftest import random_masks, randomise
 @pytest.mark.parametrize("name", ["test_resnet", "test_vit", "test_convnext", "test_efficientnet", "test_byobnet"])
 def test_compact_model_is_used_as_the_dense_one(tmp_path: Path, name: str) -> None:
     dense = randomise(timm.create_model(name, num_classes=10)).eval()
-    size = dense.pretrained_cfg["input_size"][-1]
+    size = dense.pretrained_cfg["input_size"][-1] if name == "test_vit" else 64
     x = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0))
     gated = prunegate.wrap(dense, x)
     gated.set_masks(random_masks(gated.groups, 0.5, 0))
