@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 
@@ -67,6 +68,13 @@ def read_whole(file: Path) -> tuple[int, dict[str, torch.Tensor]]:
         return document.extra["number"], read_tensors(file)
 
 
+def stop(process: int) -> None:
+    """The signal alone returns before the process has stopped, which may be in the midst of what is read then."""
+    os.kill(process, signal.SIGSTOP)
+    while psutil.Process(process).status() != psutil.STATUS_STOPPED:
+        time.sleep(0.0001)
+
+
 def test_killed_save_leaves_the_old_file_or_the_new_one(tmp_path: Path) -> None:
     file = tmp_path / "c.safetensors"
     pause = random.Random(0)
@@ -80,7 +88,7 @@ def test_killed_save_leaves_the_old_file_or_the_new_one(tmp_path: Path) -> None:
             # A stopped process is where a killed one would be: looked at again and again, then killed.
             for _ in range(10):
                 time.sleep(pause.uniform(0.001, 0.02))
-                os.kill(child, signal.SIGSTOP)
+                stop(child)
                 if file.exists():
                     number, tensors = read_whole(file)
                     assert (tensors[first] == number).all()
