@@ -26,7 +26,8 @@ from prunegate.compaction.size_rules import (
     shape_of_first,
 )
 from prunegate.groups import ExampleInputs, StandIns, Value, function_name, values_in
-from prunegate.groups.size_calls import SIZED, CodePlace, SizeCall, is_scaled, place_in_code
+from prunegate.groups.code_places import CodePlace, place_in_code
+from prunegate.groups.size_calls import SIZED, SizeCall, is_scaled
 from prunegate.groups.trace import run_watched
 from prunegate.groups.watch import Watch
 

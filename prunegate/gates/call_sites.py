@@ -1,6 +1,6 @@
 """Gate sites that are no weights: function calls of the model that must leave units out.
 
-A module with such calls gets a class of its own whose forward runs the module's forward under a mode that counts
+A module with such calls gets a class of its own whose forward runs the module's forward under a mode that knows
 calls as tracing did, and swaps the marked ones for their masked form. The masks themselves are buffers of the module
 that are empty but for the time of a call (`prunegate.gates.binding`).
 """
@@ -18,6 +18,7 @@ from torch.overrides import TorchFunctionMode
 
 from prunegate.gates.masked_functions import call_masked
 from prunegate.groups import MaskedCall
+from prunegate.groups.code_places import CodePlace, place_in_code
 from prunegate.groups.copies import COPIED_BY_ATTRIBUTES
 from prunegate.groups.maskable import MASKABLE
 
@@ -27,15 +28,20 @@ _CALLS, _MASK = "_prunegate_calls", "_prunegate_mask_"
 
 
 class Marked(NamedTuple):
-    """A function call of a module that is masked: which of its calls of which function, and which argument."""
+    """Function calls of a module that are masked; see `MaskedCall`."""
 
     function: str
-    number: int
     place: int
+    numbers: tuple[int, ...]
+    codes: tuple[CodePlace, ...]
+    is_every: bool
 
 
 class MaskCalls(TorchFunctionMode):
-    """Counts the calls of every function while a module's forward runs, and masks those that are marked.
+    """Masks the calls of functions that are marked, while a module's forward runs.
+
+    They are known by where they stand in the code, or by how many of the function's calls came before: where all calls
+    at that place are not alike, and under a compiler, which cannot tell the place.
 
     Args:
         masks: For each of the calls its mask, which broadcasts over the argument.
@@ -45,9 +51,9 @@ class MaskCalls(TorchFunctionMode):
     def __init__(self, calls: Sequence[Marked], masks: Sequence[torch.Tensor], counts: Mapping[str, int]) -> None:
         super().__init__()
         self.calls, self.masks, self.counts = calls, masks, dict(counts)
-        self._marked: dict[str, list[tuple[int, int, torch.Tensor]]] = {}
+        self._marked: dict[str, list[tuple[Marked, torch.Tensor]]] = {}
         for call, mask in zip(calls, masks, strict=True):
-            self._marked.setdefault(call.function, []).append((call.number, call.place, mask))
+            self._marked.setdefault(call.function, []).append((call, mask))
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -55,7 +61,7 @@ class MaskCalls(TorchFunctionMode):
         name = getattr(func, "__name__", "")
         name = _OPERATORS.get(name, name)
         self.count(name)
-        masks = self._masks_of(name) if name in self._marked else {}
+        masks = self._masks_of(name, func) if name in self._marked else {}
         if not masks:
             return func(*args, **(kwargs or {}))  # the modes of outer modules count it as it passes them
         for mode in running_modes():
@@ -65,12 +71,20 @@ class MaskCalls(TorchFunctionMode):
         with torch._C.DisableTorchFunction():
             return call_masked(name, func, args, kwargs or {}, masks)
 
-    def _masks_of(self, name: str) -> dict[int, torch.Tensor]:
+    def _masks_of(self, name: str, func: Callable[..., Any]) -> dict[int, torch.Tensor]:
         """Masks of the present call of a function, by number of the argument."""
         found: dict[int, torch.Tensor] = {}
-        for number, place, mask in self._marked[name]:
-            if number == self.counts[name]:
-                found[place] = found[place] * mask if place in found else mask
+        code = None
+        for call, mask in self._marked[name]:
+            if call.is_every:
+                is_meant = True
+            elif call.codes and not torch.compiler.is_compiling():
+                code = code or place_in_code(func)
+                is_meant = code in call.codes
+            else:
+                is_meant = self.counts[name] in call.numbers
+            if is_meant:
+                found[call.place] = found[call.place] * mask if call.place in found else mask
         return found
 
     def count(self, name: str) -> None:
@@ -112,13 +126,15 @@ def install_call_sites(model: nn.Module, calls: Sequence[MaskedCall]) -> list[tu
     """
     by_module: dict[str, list[MaskedCall]] = {}
     for call in calls:
-        by_module.setdefault(call.address.module, []).append(call)
+        by_module.setdefault(call.module, []).append(call)
     placed = []
     for path, own in by_module.items():
         module = model.get_submodule(path)
         cls: Any = type(module)
         module.__class__ = _masking_class(cls)
-        vars(module)[_CALLS] = tuple(Marked(call.address.function, call.address.index, call.place) for call in own)
+        vars(module)[_CALLS] = tuple(
+            Marked(call.function, call.place, call.indices, call.codes, call.is_every) for call in own
+        )
         for number, call in enumerate(own):
             module.register_buffer(f"{_MASK}{number}", None, persistent=False)
             placed.append((f"{path}.{_MASK}{number}".removeprefix("."), call))

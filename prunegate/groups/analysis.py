@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from prunegate.groups.channel_group import ChannelGroup, PinnedGroup
+from prunegate.groups.code_places import CodePlace
 from prunegate.groups.labels import Shape
 from prunegate.groups.partition import Ids
-from prunegate.groups.watch import CallAddress
 
 
 @dataclass(frozen=True)
@@ -27,16 +27,24 @@ class LoopNest:
 
 @dataclass(frozen=True)
 class MaskedCall:
-    """A function call of the model that must leave removed units out of one of its tensor arguments.
+    """Function calls of a module that must leave the same removed units out of one of their tensor arguments.
 
     Attributes:
         place: Number of the argument.
         units: Broadcasts over the argument: the unit of each position, -1 for none.
+        indices: Which of the module's calls of the function these were in the runs that were followed.
+        codes: Where in the code they stand, if all calls there are such; then they are known by that, however many
+            there are.
+        is_every: All of the module's calls of the function are such.
     """
 
-    address: CallAddress
+    module: str
+    function: str
     place: int
     units: Ids
+    indices: tuple[int, ...]
+    codes: tuple[CodePlace, ...] = ()
+    is_every: bool = False
 
 
 @dataclass(frozen=True)

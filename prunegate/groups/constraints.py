@@ -13,6 +13,7 @@ from typing import Any, Literal
 import numpy as np
 
 from prunegate.groups.advice import advice_for
+from prunegate.groups.code_places import CodePlace
 from prunegate.groups.labels import Labels, Shape, align, varying
 from prunegate.groups.partition import Ids
 from prunegate.groups.watch import CallAddress
@@ -102,6 +103,7 @@ class Constraints:
     ties: list[tuple[Ids, Ids]] = field(default_factory=list)
     alike: list[tuple[int, int]] = field(default_factory=list)
     needed: list[tuple[Ids, int]] = field(default_factory=list)
+    totals: dict[tuple[str, str, CodePlace | None], int] = field(default_factory=dict)
     grids: dict[tuple[Shape, bytes], Ids] = field(default_factory=dict)
     size: int = 0
     _ids: list[Ids] = field(default_factory=list)

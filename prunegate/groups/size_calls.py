@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from typing import Any
+
+from prunegate.groups.code_places import CodePlace
 
 # Functions that are told by numbers how large their result is, or which part of a tensor it is.
 SIZED = frozenset(
@@ -27,16 +28,6 @@ OF_LAYERS = SCALED | frozenset(
 
 
 @dataclass(frozen=True, slots=True)
-class CodePlace:
-    """A place in the model's code: an instruction of the function that begins at a line of a file."""
-
-    file: str
-    line: int
-    function: str
-    instruction: int
-
-
-@dataclass(frozen=True, slots=True)
 class SizeCallKey:
     """One call in a run: of which call of which module it is part, where it stands, and the how manieth there it is."""
 
@@ -56,24 +47,9 @@ class SizeCall:
     result: Any = None
 
 
-def place_in_code(func: Any) -> CodePlace:
-    """Where the call of ``func`` stands that a function mode is handling, past all code that only passes it on."""
-    own = getattr(func, "__code__", None)
-    frame = sys._getframe(2)
-    while frame.f_back is not None and (frame.f_code is own or frame.f_globals.get("__name__") in _PASSING_ON):
-        frame = frame.f_back
-    code = frame.f_code
-    return CodePlace(code.co_filename, code.co_firstlineno, code.co_name, frame.f_lasti)
-
-
 def is_scaled(name: str, args: Any, kwargs: Any) -> bool:
     """Whether a call is of a function that computes with numbers, and is given one."""
     return name in SCALED and not _NUMBERS.isdisjoint(map(type, (*args, *kwargs.values())))
 
 
 _NUMBERS = frozenset({int, float})
-_PASSING_ON = frozenset(
-    """torch.overrides torch._tensor torch.functional torch.utils._device prunegate.groups.watch
-    prunegate.groups.kernels prunegate.gates.call_sites prunegate.compaction.resizing prunegate.compaction.learning
-    prunegate.compaction.equivalence prunegate.compaction.certificate""".split()
-)

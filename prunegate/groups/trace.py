@@ -190,6 +190,8 @@ class Trace:
                 f"{type(error).__name__}: {error}. Channels are found by running it. Give example_inputs with "
                 "which model(...) works."
             ) from error
+        for key, count in watch.totals.items():
+            self.constraints.totals[key] = max(self.constraints.totals.get(key, 0), count)
         self._pin_outputs(outputs)
         if self.runs:  # costs are those of the example inputs
             del self.constraints.contractions[costs:]

@@ -1,8 +1,8 @@
 """Which module and which maskable function of torch is running: the addresses of what a run does.
 
-A *call address* names one function call in a model: the module whose forward makes it, the function's
-name, and the how-manieth call of that function it is since the module's forward began. The same count is
-kept when the gated model runs (`prunegate.gates.call_sites`), so a mask finds its call again.
+A *call address* names one function call in a model: the module whose forward makes it, the function's name, where
+in the code it stands, and the how-manieth call of that function it is since the module's forward began. By these a
+mask finds its call again when the gated model runs (`prunegate.gates.call_sites`).
 """
 
 from __future__ import annotations
@@ -17,19 +17,26 @@ from typing import Any
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from prunegate.groups.code_places import CodePlace, place_in_code
 from prunegate.groups.copies import modules_by_path
 from prunegate.groups.maskable import MASKABLE
-from prunegate.groups.size_calls import SIZED, CodePlace, SizeCall, SizeCallKey, is_scaled, place_in_code
+from prunegate.groups.size_calls import SIZED, SizeCall, SizeCallKey, is_scaled
 from prunegate.groups.tape import Span, Tape, Value, holds
 
 
 @dataclass(frozen=True)
 class CallAddress:
-    """One call of one of torch's functions in the model's code."""
+    """One call of one of torch's functions in the model's code.
+
+    Attributes:
+        index: Which of the module's calls of the function it is, from 1.
+        code: Where it stands.
+    """
 
     module: str
     function: str
     index: int
+    code: CodePlace | None = None
 
 
 @dataclass(slots=True)
@@ -39,6 +46,7 @@ class Frame:
     Attributes:
         number: How many calls of the module came before this one.
         places: How often the call at each place in its code has been made.
+        calls: The same for the calls of maskable functions.
     """
 
     path: str
@@ -47,6 +55,7 @@ class Frame:
     rule: Any = None
     number: int = 0
     places: dict[CodePlace, int] = field(default_factory=dict)
+    calls: Counter[tuple[str, CodePlace]] = field(default_factory=Counter)
 
     def key(self, place: CodePlace) -> SizeCallKey:
         """The key of the next call at a place."""
@@ -68,6 +77,8 @@ class Watch(TorchFunctionMode):
 
     Attributes:
         is_opaque: A module is running that has a rule of its own, so what happens inside says nothing.
+        totals: For each module and function how often a call of the module calls it at most: in all, and at each place
+            in the code.
         on_module_end: Called as a module ends that is not inside such a one, with its rule, arguments and output.
     """
 
@@ -81,6 +92,8 @@ class Watch(TorchFunctionMode):
         self.frames = [Frame("")]
         self._counts: dict[str, int] = dict.fromkeys(MASKABLE, 0)
         self._calls: Counter[str] = Counter()
+        self.totals: dict[tuple[str, str, CodePlace | None], int] = {}
+        self._code: CodePlace | None = None
         self.is_opaque = False
         self.on_module_end: Callable[[nn.Module, Any, Any, Any, Any], None] = lambda *call: None
         self._rule_of = rule_of
@@ -100,7 +113,7 @@ class Watch(TorchFunctionMode):
         if name is None:
             return None
         frame = self.frames[-1]
-        return CallAddress(frame.path, name, self._counts[name] - frame.before.get(name, 0))
+        return CallAddress(frame.path, name, self._counts[name] - frame.before.get(name, 0), self._code)
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -124,6 +137,8 @@ class Watch(TorchFunctionMode):
         if name in self._counts:
             self._counts[name] += 1
             self._function, self.arguments = name, args
+            self._code = place_in_code(func)
+            self.frames[-1].calls[name, self._code] += 1
         span = None
         if self._tape is not None and name in _WHOLE and not self.is_opaque:
             span = Span(func, self._tape.refer(args), self._tape.refer(kwargs), len(self._tape.operations))
@@ -177,8 +192,14 @@ class Watch(TorchFunctionMode):
             frame.rule = self._rule_of(type(module))
             self.is_opaque = frame.rule is not None
 
+    def _count_up(self, frame: Frame) -> None:
+        for name, code in frame.calls:
+            _most(self.totals, (frame.path, name, code), frame.calls[name, code])
+            _most(self.totals, (frame.path, name, None), self._counts[name] - frame.before.get(name, 0))
+
     def _leave(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         frame = self.frames.pop()
+        self._count_up(frame)
         if frame.rule is not None:
             self.is_opaque = False
         if not self.is_opaque:
@@ -186,6 +207,10 @@ class Watch(TorchFunctionMode):
         span = frame.span
         if span is not None and self._tape is not None:
             _finish(span, self._tape, output)
+
+
+def _most(totals: dict[tuple[str, str, CodePlace | None], int], key: Any, count: int) -> None:
+    totals[key] = max(totals.get(key, 0), count)
 
 
 def _finish(span: Span, tape: Tape, result: Any) -> None:

@@ -22,7 +22,7 @@ import torch
 from torch import nn
 
 import prunegate
-from prunegate.compaction import Side, gap
+from prunegate.compaction import Side, Widely, gap
 from prunegate.compaction.equivalence import difference, put_aside, run
 from prunegate.groups import ExampleInputs
 
@@ -147,8 +147,10 @@ def _timm(name: str, **arguments: Any) -> Callable[[], nn.Module]:
 def _rt_detr() -> nn.Module:
     import transformers
 
-    backbone = transformers.RTDetrResNetConfig(embedding_size=16, hidden_sizes=[16, 32, 48, 64], depths=[1, 1, 1, 1],
-                                               layer_type="basic", out_features=["stage2", "stage3", "stage4"])  # fmt: skip
+    backbone = transformers.RTDetrResNetConfig(
+        embedding_size=16, hidden_sizes=[16, 32, 48, 64], depths=[1, 1, 1, 1], layer_type="basic",
+        out_features=["stage2", "stage3", "stage4"],
+    )  # fmt: skip
     config = transformers.RTDetrConfig(
         backbone_config=backbone, encoder_hidden_dim=32, encoder_in_channels=[32, 48, 64], encoder_layers=1,
         encoder_ffn_dim=48, encoder_attention_heads=4, d_model=32, num_queries=20, decoder_in_channels=[32, 32, 32],
@@ -265,7 +267,7 @@ def seen(name: str, case: Case, dtype: torch.dtype) -> Row:
         row.limits = [str(limit) for limit in gated.limits]
         gated.set_masks(_masks(gated))
         result = prunegate.compact(gated)
-        row.limits += [line for line in result.certificate.not_checked]
+        row.limits += result.certificate.not_checked
         row.macs_left = round(result.costs["macs"]["compact"] / max(result.costs["macs"]["dense"], 1), 3)
         row.mended = {what: len(getattr(result.mending, what)) for what in ("attributes", "resized", "replayed")}
         _compare(case, gated, result, dtype, row)
@@ -300,7 +302,7 @@ def _compare(case: Case, gated: Any, result: Any, dtype: torch.dtype, row: Row) 
     for what, (batch, size, training) in ways.items():
         inputs = _typed(case.inputs(batch, size), dtype)
         sides = Side(gated, gated.model), Side.of(result.model)
-        with put_aside(gated, result.model):
+        with put_aside(gated, result.model), Widely(dtype):
             try:
                 expected = run(sides[0], inputs, training, gradients=True)
             except Exception as error:

@@ -1,0 +1,34 @@
+"""Where in a model's code the call of a function stands: the same place is the same in every run of that code."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class CodePlace:
+    """A place in the model's code: an instruction of the function that begins at a line of a file."""
+
+    file: str
+    line: int
+    function: str
+    instruction: int
+
+
+def place_in_code(func: Any) -> CodePlace:
+    """Where the call of ``func`` stands that a function mode is handling, past all code that only passes it on."""
+    own = getattr(func, "__code__", None)
+    frame = sys._getframe(2)
+    while frame.f_back is not None and (frame.f_code is own or frame.f_globals.get("__name__") in _PASSING_ON):
+        frame = frame.f_back
+    code = frame.f_code
+    return CodePlace(code.co_filename, code.co_firstlineno, code.co_name, frame.f_lasti)
+
+
+_PASSING_ON = frozenset(
+    """torch.overrides torch._tensor torch.functional torch.utils._device prunegate.groups.watch
+    prunegate.groups.kernels prunegate.gates.call_sites prunegate.compaction.resizing prunegate.compaction.learning
+    prunegate.compaction.equivalence prunegate.compaction.certificate""".split()
+)
