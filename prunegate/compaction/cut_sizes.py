@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -91,11 +91,13 @@ class CutRuns:
     Attributes:
         runs: The first is that on the example inputs in eval mode.
         kind: What stood in for the model's tensors.
+        learned: What was learned from them so far, by what it was asked for: see `prunegate.compaction.learning`.
     """
 
     runs: tuple[CutSizes, ...]
     inputs: ExampleInputs
     kind: Kind
+    learned: dict[Any, Any] = field(default_factory=dict, repr=False)
 
     @classmethod
     def of(

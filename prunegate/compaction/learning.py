@@ -28,6 +28,7 @@ from prunegate.compaction.size_rules import (
 from prunegate.groups import ExampleInputs, StandIns, Value, function_name, values_in
 from prunegate.groups.code_places import CodePlace, place_in_code
 from prunegate.groups.size_calls import SIZED, SizeCall, is_scaled
+from prunegate.groups.stand_ins import quiet
 from prunegate.groups.trace import run_watched
 from prunegate.groups.watch import Watch
 
@@ -75,7 +76,7 @@ def _observe(
         resize(copied.get_submodule(path), ())  # what its code does by itself is to be seen
     given = sizes.variation.of(inputs).map(stand_ins.of)
     learner = _Learner(sizes, frozenset(paths), seen)
-    with run_watched(copied, learner, stand_ins):
+    with quiet(), run_watched(copied, learner, stand_ins):
         try:
             copied(*given.args, **given.kwargs)
         except CannotRewriteError:

@@ -7,7 +7,7 @@ under which the sizes that it hands to functions are rewritten; and as a last re
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -123,7 +123,7 @@ def mend(model: nn.Module, runs: CutRuns, mending: Mending) -> nn.Module:
     """
     sizes = runs.main
     set_attributes(model, attribute_edits(sizes, mending.attributes))
-    _resize(model, runs, mending.resized)
+    _resize(model, runs, mending)
     for path in mending.replayed:
         try:
             play_back(model, path, sizes, mending.apart)
@@ -138,11 +138,15 @@ def mend(model: nn.Module, runs: CutRuns, mending: Mending) -> nn.Module:
         raise UnplayableError(Fault("", str(error))) from error
 
 
-def _resize(model: nn.Module, runs: CutRuns, paths: Sequence[str]) -> None:
+def _resize(model: nn.Module, runs: CutRuns, mending: Mending) -> None:
+    paths = mending.resized
     if not paths:
         return
+    known = (paths, mending.attributes, mending.replayed)
     try:
-        rules = learned_rules(model, paths, runs.runs, runs.inputs, runs.kind)
+        if known not in runs.learned:
+            runs.learned[known] = learned_rules(model, paths, runs.runs, runs.inputs, runs.kind)
+        rules = runs.learned[known]
     except CannotRewriteError as error:
         raise UnplayableError(Fault(paths[-1], str(error))) from error
     for path, some in rules.items():

@@ -265,7 +265,7 @@ def _scaled(dense: _Dense, args: Any, kwargs: Any) -> Needed:
 
 
 def _table(dense: _Dense, args: Any, kwargs: Any) -> Needed:
-    """Those whose entries depend on their place: made at full size, then cut."""
+    """Those whose entries depend on their place, drawn ones among them: made at full size, then cut."""
     numbers: Iterator[Any] = iter(numbers_in((dense.call.args, dense.call.kwargs)))
     args, kwargs = with_numbers((args, kwargs), numbers)
     kept = dense.sizes.kept(dense.result)
@@ -280,8 +280,7 @@ def _table(dense: _Dense, args: Any, kwargs: Any) -> Needed:
 _RULES: dict[str, _Rule] = {
     **dict.fromkeys(SCALED, _scaled),
     **dict.fromkeys(
-        """view reshape expand broadcast_to new_zeros new_ones new_empty new_full zeros ones empty full rand
-        randn""".split(),
+        """view reshape expand broadcast_to new_zeros new_ones new_empty new_full zeros ones empty full""".split(),
         _shape,
     ),
     "unflatten": _unflatten,
@@ -294,5 +293,5 @@ _RULES: dict[str, _Rule] = {
     "group_norm": _groups(1, "num_groups"),
     **dict.fromkeys("conv1d conv2d conv3d".split(), _groups(6, "groups")),
     **dict.fromkeys("conv_transpose1d conv_transpose2d conv_transpose3d".split(), _groups(6, "groups")),
-    **dict.fromkeys("arange linspace eye".split(), _table),
+    **dict.fromkeys("arange linspace eye rand randn".split(), _table),
 }

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import math
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -27,6 +26,7 @@ from prunegate.gates import GateSites
 from prunegate.groups import Analysis, ExampleInputs, Pin, StandIns, Trace, copy_with
 from prunegate.groups.kernels import decomposed_attention, exact_arithmetic, layers_by_parts
 from prunegate.groups.outputs import tensors_in
+from prunegate.groups.stand_ins import quiet
 
 logger = logging.getLogger(__name__)
 
@@ -55,6 +55,7 @@ class Trial:
     mending: Mending
     refused: dict[str, Pin] = field(default_factory=dict)
     _telling: nn.Module | None = None
+    _known: dict[Any, CutRuns] = field(default_factory=dict)
 
     def run(self) -> None:
         """Find the mending, and fill `refused` with the groups that cannot be cut."""
@@ -69,13 +70,16 @@ class Trial:
             logger.info("searching for the groups that cannot be cut: %s: %s", fault.module, fault.error)
             _, errors = _largest_working(names, partial(_error_of, check), _kind_of)
             self.refused.update({name: Pin(f"cutting it breaks the model: {e}") for name, e in errors.items()})
-        self._telling = None  # as large as the model
+        self._telling, self._known = None, {}  # as large as the model
         if self.refused:
             logger.info("%d channel groups cannot be cut and are pinned", len(self.refused))
 
     def _runs(self, keep: Mask) -> CutRuns:
-        again = self.trace.with_more_samples(self.model, self.inputs) if self.mending.plays_back else None
-        return CutRuns.of(self.trace, self.analysis, keep, self.inputs, again)
+        key = (keep.tobytes(), self.mending.plays_back)
+        if key not in self._known:
+            again = self.trace.with_more_samples(self.model, self.inputs) if self.mending.plays_back else None
+            self._known = {key: CutRuns.of(self.trace, self.analysis, keep, self.inputs, again)}
+        return self._known[key]
 
     def _settled(self, keep: Mask, fault_of: Callable[[CutRuns, Mending], Fault | None]) -> Fault | None:
         def attempt(mending: Mending) -> Fault | None:
@@ -131,7 +135,7 @@ def shape_fault_of(model: nn.Module, runs: CutRuns, mending: Mending) -> Fault |
     mended: nn.Module | None = None
     for sizes in runs.at_given_sizes() if mending.plays_back else runs.runs:
         # The fused kernel of torch's encoder layers checks nothing on tensors without data.
-        with _quiet(), decomposed_attention(), stand_ins.running(), torch.no_grad():
+        with quiet(), decomposed_attention(), stand_ins.running(), torch.no_grad():
             if mended is None:
                 mended = stand_ins.of_model(model).eval()
                 cut(mended, Plan.of(sizes.analysis, sizes.keep))
@@ -154,8 +158,8 @@ def value_fault_of(model: nn.Module, runs: CutRuns, mending: Mending, dtype: tor
     keep = torch.from_numpy(sizes.keep).to(device, torch.float32)
     cut(compact, Plan.of(sizes.analysis, sizes.keep))
     arguments = random_like(runs.inputs).map(lambda t: t.to(dtype) if t.is_floating_point() else t)
+    mended = mend(compact, runs, mending)
     with Widely(dtype), exact_arithmetic(device):
-        mended = mend(compact, runs, mending)
         return value_fault(masked, partial(_under, sites, masked, keep), mended, arguments, sizes, _SUSPECT[dtype])
 
 
@@ -168,8 +172,8 @@ def other_fault_of(model: nn.Module, runs: CutRuns, mending: Mending, dtype: tor
     first = _Masked(masked, sizes.analysis, keep)
     cut(compact, plan)
     variations = [] if mending.plays_back else [run.variation for run in runs.runs]
+    sides = Side(first, masked), Side.of(mend(compact, runs, mending))
     with Widely(dtype), exact_arithmetic(keep.device):
-        sides = Side(first, masked), Side.of(mend(compact, runs, mending))
         for case in cases_of(runs.inputs, variations)[1:]:
             inputs = case.inputs.map(lambda t: t.to(dtype) if t.is_floating_point() else t)
             try:
@@ -297,18 +301,6 @@ def _halves(analysis: Analysis, chosen: frozenset[str]) -> tuple[Mask, Mask]:
             one[shuffled[:middle]] = False
             other[shuffled[middle:]] = False
     return one, other
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Without torch's own report of every operation that fails on fake tensors: here some may."""
-    log = logging.getLogger("torch._subclasses.fake_tensor")
-    level = log.level
-    log.setLevel(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        log.setLevel(level)
 
 
 def telling_copy(model: nn.Module, inputs: ExampleInputs) -> nn.Module:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import logging
+from collections.abc import Iterator
 from typing import Any, Literal, TypeAlias
 
 import torch
@@ -52,3 +54,15 @@ class StandIns:
     def running(self) -> contextlib.AbstractContextManager[object]:
         """What such a copy has to run under."""
         return self._mode or contextlib.nullcontext()
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Without torch's own report of every operation that fails on fake tensors: here some may."""
+    log = logging.getLogger("torch._subclasses.fake_tensor")
+    level = log.level
+    log.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        log.setLevel(level)

@@ -17,7 +17,6 @@ from prunegate.builders import Builder
 from prunegate.compaction import (
     Certificate,
     CutRuns,
-    Fault,
     Mask,
     Mending,
     Plan,
@@ -125,16 +124,16 @@ def compact(gated: GatedModel) -> Compaction:
     _refuse_without_weights(gated)
     keep = gated.gates.hard_mask().cpu().numpy()
     try:
-        return _compact(gated, keep, _mending_for(gated, keep, gated.mending))
+        return _compact(gated, keep, *_mending_for(gated, keep, gated.mending))
     except CompactionError:
         # An attribute may have equalled a size by chance in the trial; what is played back needs no guess.
         safer = gated.mending.without_attributes()
         if safer == gated.mending:
             raise
-    return _compact(gated, keep, _mending_for(gated, keep, safer))
+    return _compact(gated, keep, *_mending_for(gated, keep, safer))
 
 
-def _compact(gated: GatedModel, keep: Mask, mending: Mending) -> Compaction:
+def _compact(gated: GatedModel, keep: Mask, mending: Mending, runs: CutRuns) -> Compaction:
     # The copy shares the gated model's weights until they are cut, so that no second full set is ever held.
     dense = gated.dense_copy(share_weights=True)
     training = {path: module.training for path, module in dense.named_modules()}
@@ -143,7 +142,6 @@ def _compact(gated: GatedModel, keep: Mask, mending: Mending) -> Compaction:
     shared = {id(tensor) for tensor in (*dense.parameters(), *dense.buffers())}
     plan = cut(dense, Plan.of(gated.analysis, keep))
     dense = copy_with(dense, lambda tensor: _own(tensor) if id(tensor) in shared else tensor)
-    runs = _runs(gated, keep, mending)
     model = mend(dense, runs, mending)
     plan = plan.with_attributes(attribute_edits(runs.main, mending.attributes))
     told = feature_edits(skeleton, model, gated.example_inputs)
@@ -196,25 +194,31 @@ def _runs(gated: GatedModel, keep: Mask, mending: Mending) -> CutRuns:
     return CutRuns.of(gated.trace, gated.analysis, keep, gated.example_inputs, again)
 
 
-def _mending_for(gated: GatedModel, keep: Mask, mending: Mending) -> Mending:
-    """The mending these very masks need: code may go wrong on some sizes only.
+def _mending_for(gated: GatedModel, keep: Mask, mending: Mending) -> tuple[Mending, CutRuns]:
+    """The mending these very masks need, for code may go wrong on some sizes only; and the runs that show it.
 
     Raises:
         CompactionError: No mending serves.
     """
     model = gated.dense_copy(share_weights=True)
 
-    def fault_of(mending: Mending) -> Fault | None:
-        return shape_fault_of(model, _runs(gated, keep, mending), mending)
+    known: dict[bool, CutRuns] = {}
 
-    mending, fault = settle(mending, model, _runs(gated, keep, mending).main, fault_of)
+    def runs_for(mending: Mending) -> CutRuns:
+        if mending.plays_back not in known:
+            known[mending.plays_back] = _runs(gated, keep, mending)
+        return known[mending.plays_back]
+
+    mending, fault = settle(
+        mending, model, runs_for(mending).main, lambda mending: shape_fault_of(model, runs_for(mending), mending)
+    )
     if fault is not None:
         raise CompactionError(
             f"compaction: {fault.module or 'the model'}: {fault.error}. Its code does not follow the channels that "
             "are left, although the trial in wrap() found no fault with other masks. Exclude the channel groups "
             "it looks at with wrap(..., exclude=[...]), or keep other units."
         )
-    return mending
+    return mending, runs_for(mending)
 
 
 def _refuse_without_weights(gated: GatedModel) -> None:
