@@ -7,6 +7,7 @@ nothing shared: on inputs of their own, under one seed, on copies whose buffers 
 from __future__ import annotations
 
 import math
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -215,19 +216,24 @@ class Steady(TorchFunctionMode):
 
 @contextmanager
 def put_aside(*models: nn.Module) -> Iterator[None]:
-    """Buffers, and plain attributes that hold tensors or numbers, are afterwards what they were before."""
+    """Buffers, attributes, and the containers in them (hooks, caches), are afterwards what they were before."""
     tensors = [(buffer, buffer.detach().clone()) for model in models for buffer in model.buffers()]
-    modules = [(vars(module), dict(vars(module))) for model in models for module in model.modules()]
-    registered = [(d["_buffers"], dict(d["_buffers"])) for d, _ in modules]
+    attributes = [(vars(module), dict(vars(module))) for model in models for module in model.modules()]
+    containers = [
+        (value, type(value)(value))
+        for _, before in attributes
+        for value in before.values()
+        if type(value) in (dict, OrderedDict, list, set)
+    ]
     try:
         yield
     finally:
-        for attributes, before in modules:
-            attributes.clear()
-            attributes.update(before)
-        for buffers, had in registered:
-            buffers.clear()
-            buffers.update(had)
+        for present, before in attributes:
+            present.clear()
+            present.update(before)
+        for container, before in containers:
+            container.clear()
+            container.extend(before) if isinstance(container, list) else container.update(before)
         with torch.no_grad():
             for buffer, data in tensors:
                 buffer.copy_(data)

@@ -6,6 +6,7 @@ dense run's call leaves after the cut, it is handed what does, and the run goes 
 
 from __future__ import annotations
 
+import logging
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
@@ -25,12 +26,14 @@ from prunegate.compaction.size_rules import (
     rules_for,
     shape_of_first,
 )
-from prunegate.groups import ExampleInputs, StandIns, Value, function_name, values_in
+from prunegate.groups import ExampleInputs, StandIns, Tape, Value, function_name, in_place_of, values_in
 from prunegate.groups.code_places import CodePlace, place_in_code
 from prunegate.groups.size_calls import SIZED, SizeCall, is_scaled
 from prunegate.groups.stand_ins import quiet
 from prunegate.groups.trace import run_watched
 from prunegate.groups.watch import Watch
+
+logger = logging.getLogger(__name__)
 
 # For each module what was seen at each place in its code, and the how manieth time there.
 _Seen = dict[str, dict[tuple[CodePlace, int], list[Observed]]]
@@ -71,7 +74,7 @@ def _observe(
     model: nn.Module, paths: Collection[str], sizes: CutSizes, inputs: ExampleInputs, kind: Any, seen: _Seen
 ) -> None:
     stand_ins = StandIns(kind)
-    copied = stand_ins.of_model(model).train(sizes.training)
+    copied = _as_traced(stand_ins.of_model(model).train(sizes.training), sizes.tape)
     for path in paths:
         resize(copied.get_submodule(path), ())  # what its code does by itself is to be seen
     given = sizes.variation.of(inputs).map(stand_ins.of)
@@ -85,6 +88,19 @@ def _observe(
             if learner.failed is not None:
                 raise CannotRewriteError(str(learner.failed)) from error
             # Code outside of these modules may be at fault; what was learned is tried.
+            logger.debug("learning stopped: %s: %s", type(error).__name__, error)
+
+
+def _as_traced(model: nn.Module, tape: Tape) -> nn.Module:
+    """The model with its tensors in the precisions that they had when it was traced, as its inputs have."""
+    dtypes = {source.name: tape.dtypes[number] for number, source in tape.sources.items() if source.kind == "stored"}
+    for path, module in model.named_modules():
+        for stored in (module._parameters, module._buffers):
+            for name, tensor in stored.items():
+                wanted = dtypes.get(f"{path}.{name}" if path else name)
+                if tensor is not None and wanted is not None and tensor.dtype is not wanted:
+                    stored[name] = in_place_of(tensor, tensor.detach().to(wanted))
+    return model
 
 
 class _Learner(Watch):
@@ -97,6 +113,7 @@ class _Learner(Watch):
     def __init__(self, sizes: CutSizes, paths: frozenset[str], seen: _Seen) -> None:
         super().__init__(None)
         self._sizes, self._paths, self._seen = sizes, paths, seen
+        self._at = (sizes.variation.doubled, sizes.variation.layout is not None)
         self.failed: Exception | None = None
 
     def __torch_function__(
@@ -111,14 +128,14 @@ class _Learner(Watch):
         places = self._seen[key.module]
         shape, given = shape_of_first(args), tuple(numbers_in((args, kwargs)))
         if key.module not in self._paths or call is None or call.function != name:
-            places[key.place, key.repetition].append(_as_it_is(name, shape, given))
+            places[key.place, key.repetition].append(_as_it_is(name, shape, given, self._at))
             return func(*args, **kwargs)
         try:
             found = needed(call, self._sizes, args, kwargs)
             cut = _cut_dims(call, self._sizes)
             observed = Observed(
                 name, shape, cut, given, tuple(numbers_in((found.args, found.kwargs))), found.sections,
-                found.positions, found.dim,
+                found.positions, found.dim, self._at,
             )  # fmt: skip
         except CannotRewriteError as error:
             self.failed = error
@@ -141,8 +158,8 @@ class _Learner(Watch):
                 raise self.failed
 
 
-def _as_it_is(name: str, shape: tuple[int, ...] | None, given: tuple[Number, ...]) -> Observed:
-    return Observed(name, shape, (False,) * len(shape or ()), given, given)
+def _as_it_is(name: str, shape: tuple[int, ...] | None, given: tuple[Number, ...], at: tuple[bool, bool]) -> Observed:
+    return Observed(name, shape, (False,) * len(shape or ()), given, given, at=at)
 
 
 def _cut_dims(call: SizeCall, sizes: CutSizes) -> tuple[bool, ...]:

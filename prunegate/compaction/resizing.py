@@ -8,7 +8,6 @@ a backward of their own, checkpointing and compilation stay what they are in the
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -18,8 +17,12 @@ from torch.overrides import TorchFunctionMode
 
 from prunegate.compaction.derived_classes import derive
 from prunegate.compaction.size_rules import SizeRule, applied, numbers_in, shape_of_first, with_numbers
+from prunegate.gates import resume_in_recomputation, running_modes
+from prunegate.groups.size_calls import SCALED, SIZED
 
 _RULES = "_prunegate_sizes"
+# `prunegate.groups.function_name`, as far as it matters here, in a form that compilers follow.
+_OPERATORS = {f"__{name}__": name for name in SIZED | SCALED}
 
 
 class RewriteSizes(TorchFunctionMode):
@@ -39,9 +42,9 @@ class RewriteSizes(TorchFunctionMode):
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         name = getattr(func, "__name__", "")
-        name = name.strip("_") if name.startswith("__") else name
+        name = _OPERATORS.get(name, name)
         kwargs = kwargs or {}
-        if name not in self.rules or _running.modes[-1] is not self:
+        if name not in self.rules or innermost() is not self:
             return func(*args, **kwargs)
         given = numbers_in((args, kwargs))
         shape = shape_of_first(args)
@@ -51,25 +54,29 @@ class RewriteSizes(TorchFunctionMode):
         return func(*args, **kwargs)
 
     def __enter__(self) -> RewriteSizes:
-        _running.modes.append(self)
+        running_modes().append(self)
         super().__enter__()  # type: ignore[no-untyped-call]
         return self
 
     def __exit__(self, *exception: Any) -> None:
-        _running.modes.pop()
+        running_modes().remove(self)
         super().__exit__(*exception)  # type: ignore[no-untyped-call]
 
+    def count(self, name: str) -> None:
+        """Nothing: calls are not counted."""
+
     def again(self) -> RewriteSizes:
-        """The mode to run the module's code under once more, in a backward pass."""
-        return self
+        """A mode to run the module's code under once more, in a backward pass."""
+        return RewriteSizes([rule for rules in self.rules.values() for rule in rules])
 
 
-class _Running(threading.local):
-    def __init__(self) -> None:
-        self.modes: list[RewriteSizes] = []
-
-
-_running = _Running()
+def innermost() -> RewriteSizes | None:
+    """The mode of the innermost module that has one."""
+    found = None
+    for mode in running_modes():
+        if isinstance(mode, RewriteSizes):
+            found = mode
+    return found
 
 
 def call_changed(rule: SizeRule, func: Callable[..., Any], args: Any, kwargs: Any, given: Sequence[Any]) -> Any:
@@ -93,6 +100,8 @@ def resize(module: nn.Module, rules: Sequence[SizeRule]) -> None:
 
 
 def _resized_forward(cls: Any) -> Callable[..., Any]:
+    resume_in_recomputation()
+
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         with RewriteSizes(self._prunegate_sizes):
             return cls.forward(self, *args, **kwargs)

@@ -131,6 +131,7 @@ class Observed:
     Attributes:
         cut: The dimensions of the tensor it works on that channels were cut from.
         needed: The numbers it has to be handed.
+        at: By what the inputs of its run differed from the example inputs: in samples, in size.
     """
 
     function: str
@@ -141,6 +142,7 @@ class Observed:
     sections: tuple[int, ...] | None = None
     positions: tuple[int, ...] | None = None
     dim: int = 0
+    at: tuple[bool, bool] = (False, False)
 
     @property
     def is_right(self) -> bool:
@@ -155,7 +157,8 @@ def rule_of(seen: Sequence[Observed]) -> SizeRule:
         CannotRewriteError: How its numbers follow the sizes is not to be told.
     """
     first = seen[0]
-    alone = len({(one.shape, one.given) for one in seen}) == 1
+    # Where runs did not differ both in samples and in size, what channels do not change may follow either.
+    alone = any(len(set(some)) == 1 for some in zip(*(one.at for one in seen), strict=True))
     shape = None
     if first.shape is not None:
         # What was seen once may follow the batch; what channels were cut from does not.

@@ -7,8 +7,10 @@ from prunegate.gates.estimators import ESTIMATORS, Estimator
 from prunegate.gates.gates import Gate, Gates
 from prunegate.gates.magnitude import standardised_magnitudes
 from prunegate.gates.noise import CounterNoise
+from prunegate.gates.recomputation import resume_in_recomputation
 from prunegate.gates.relaxation import logistic_noise, soft_mask, straight_through
 from prunegate.gates.replay import Replay
+from prunegate.gates.running import running_modes
 from prunegate.gates.sites import GateSites
 
 __all__ = [
@@ -21,6 +23,8 @@ __all__ = [
     "Replay",
     "logistic_noise",
     "remove_call_sites",
+    "resume_in_recomputation",
+    "running_modes",
     "soft_mask",
     "standardised_magnitudes",
     "straight_through",

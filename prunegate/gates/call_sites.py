@@ -7,7 +7,6 @@ that are empty but for the time of a call (`prunegate.gates.binding`).
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -17,6 +16,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from prunegate.gates.masked_functions import call_masked
+from prunegate.gates.running import running_modes
 from prunegate.groups import MaskedCall
 from prunegate.groups.code_places import CodePlace, place_in_code
 from prunegate.groups.copies import COPIED_BY_ATTRIBUTES
@@ -103,19 +103,6 @@ class MaskCalls(TorchFunctionMode):
     def __exit__(self, *exception: Any) -> None:
         running_modes().remove(self)
         super().__exit__(*exception)  # type: ignore[no-untyped-call]
-
-
-class _Running(threading.local):
-    def __init__(self) -> None:
-        self.modes: list[MaskCalls] = []
-
-
-_running = _Running()
-
-
-def running_modes() -> list[MaskCalls]:
-    """The modes of all modules that are running in this thread, outermost first."""
-    return _running.modes
 
 
 def install_call_sites(model: nn.Module, calls: Sequence[MaskedCall]) -> list[tuple[str, MaskedCall]]:

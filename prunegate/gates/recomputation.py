@@ -1,11 +1,11 @@
 """What checkpointing runs again in the backward pass, and the masks of its forward.
 
 Masked weights need no help: what is run again holds the modules of its own forward (`prunegate.gates.binding`). But the
-modes under which function calls are masked have ended by then; and where a whole gated model is run again, it has to
-draw what it drew. torch tells nobody of a recomputation. Both of its kinds, however, make one object for each function
-that is to be run again: a `CheckpointFunction` or a `_CheckpointFrame`. There the function is replaced by one that goes
-on under the same modes from where they stand, or that first puts the noise back, as torch does with its own. Where
-there is no gated model, nothing is replaced.
+modes under which function calls are masked, or sizes rewritten in a compact model, have ended by then; and where a
+whole gated model is run again, it has to draw what it drew. torch tells nobody of a recomputation. Both of its kinds,
+however, make one object for each function that is to be run again: a `CheckpointFunction` or a `_CheckpointFrame`.
+There the function is replaced by one that goes on under the same modes from where they stand, or that first puts the
+noise back, as torch does with its own. Where there is neither, nothing is replaced.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from typing import Any
 import torch
 from torch.utils import checkpoint
 
-from prunegate.gates.call_sites import running_modes
 from prunegate.gates.noise import SOURCES
+from prunegate.gates.running import running_modes
 
 _lock = threading.Lock()
 _MARK = "_prunegate_resumes"

@@ -24,7 +24,7 @@ class Variation:
 
     Attributes:
         doubled: Every sample is there twice.
-        layout: Where positions are taken to be, ``"channels first"`` or ``"channels last"``; None if they stay.
+        layout: Where positions are taken to be, a name in `_LAYOUTS`; None if they stay.
         growth: How their number grows, ``"steps"`` or ``"twice"``.
     """
 
@@ -62,18 +62,24 @@ def _shapes(inputs: ExampleInputs) -> tuple[tuple[int, ...], ...]:
     return tuple(tuple(tensor.shape) for tensor in inputs.tensors())
 
 
-def _channels_first(tensor: torch.Tensor) -> tuple[int, ...]:
+def _images_and_tokens(tensor: torch.Tensor) -> tuple[int, ...]:
     if tensor.dim() >= 4:
         return tuple(range(2, tensor.dim()))
     if tensor.dim() == 3 and not tensor.is_floating_point():
         return (1, 2)
-    return (tensor.dim() - 1,) if tensor.dim() >= 2 else ()
+    return (1,) if tensor.dim() >= 2 else ()
+
+
+def _channels_first(tensor: torch.Tensor) -> tuple[int, ...]:
+    return tuple(range(2, tensor.dim())) if tensor.dim() >= 3 else _images_and_tokens(tensor)
+
+
+def _images(tensor: torch.Tensor) -> tuple[int, ...]:
+    return tuple(range(2, tensor.dim())) if tensor.dim() >= 4 else ()
 
 
 def _channels_last(tensor: torch.Tensor) -> tuple[int, ...]:
-    if tensor.dim() >= 4:
-        return tuple(range(1, tensor.dim() - 1))
-    return (1,) if tensor.dim() >= 2 else ()
+    return tuple(range(1, tensor.dim() - 1)) if tensor.dim() >= 4 else ()
 
 
 def _by_steps(size: int, place: int) -> int:
@@ -85,7 +91,12 @@ def _twice(size: int, place: int) -> int:
     return 2 * size
 
 
-_LAYOUTS: dict[str, _Layout] = {"channels last": _channels_last, "channels first": _channels_first}
+_LAYOUTS: dict[str, _Layout] = {
+    "images and tokens": _images_and_tokens,
+    "channels first": _channels_first,
+    "images": _images,
+    "channels last": _channels_last,
+}
 _GROWTHS = {"steps": _by_steps, "twice": _twice}
 
 

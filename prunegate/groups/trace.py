@@ -147,8 +147,9 @@ class Trace:
             if trained is None:
                 self.not_followed += (("training mode", self._reason),)
             if trained is not None and other is not None and not known.issuperset(self.runs[-1].tape.sized):
-                varied = replace(other, doubled=True) if other.layout else Variation()
-                self._tried(copied, inputs, [varied], training=True)
+                # BatchNorm may refuse a single sample.
+                varied = replace(other, doubled=False)
+                self._tried(copied, inputs, [varied, other], training=True)
 
     def _tried(
         self, model: nn.Module, inputs: ExampleInputs, variations: Sequence[Variation], training: bool
