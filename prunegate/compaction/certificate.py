@@ -6,7 +6,7 @@ import math
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -70,6 +70,50 @@ class Case:
     def __str__(self) -> str:
         mode = "training mode" if self.training else "eval mode"
         return f"{mode}, {self.name}" + (", with gradients" if self.gradients else "")
+
+
+def compared(
+    gated: Side, compact: Side, case: Case, inputs: ExampleInputs, kept: Kept
+) -> tuple[Difference | None, Case, str]:
+    """How far two models are apart in one case.
+
+    What the dense model cannot do either is no fault of the cut: it is run before any blame.
+
+    Returns:
+        The difference, None if the model does not run so; the case that was compared, without gradients if these do
+        not exist; and what could not be compared and why.
+
+    Raises:
+        CompactionError: The compact model does not run where the dense one does.
+    """
+    with put_aside(gated.model, compact.model):
+        try:
+            expected = run(gated, inputs, case.training, case.gradients)
+            found = run(compact, inputs, case.training, case.gradients)
+        except Exception as error:  # a foreign forward may raise anything
+            failed = error
+        else:
+            return difference(expected, found, kept), case, ""
+    why = _why_not(gated.inner, case, inputs)
+    if why and case.gradients:
+        return *compared(gated, compact, replace(case, gradients=False), inputs, kept)[:2], f"no gradients: {why}"
+    if why:
+        return None, case, why
+    raise CompactionError(
+        f"compaction: the compact model does not run ({case}): {_first_line(failed)}. The model's code may "
+        "branch on the number of channels, which the trial in wrap() need not meet. Exclude the channel "
+        "groups it looks at with wrap(..., exclude=[...]), or keep other units."
+    ) from failed
+
+
+def _why_not(dense: nn.Module, case: Case, inputs: ExampleInputs) -> str:
+    """Why the dense model does not run so; empty if it does."""
+    with put_aside(dense):
+        try:
+            run(Side.of(dense), inputs, case.training, case.gradients)
+        except Exception as error:  # a foreign forward may raise anything
+            return f"the model does not run so ({_first_line(error)})"
+    return ""
 
 
 def cases_of(inputs: ExampleInputs, variations: Sequence[Variation]) -> list[Case]:
@@ -179,25 +223,14 @@ class _Comparison:
         self, gated: Side, compact: Side, inputs: ExampleInputs, case: Case, dtype: torch.dtype
     ) -> Difference | None:
         narrows = _Narrows()
-        with put_aside(gated.model, compact.model):
-            try:
-                with narrows if dtype is torch.float64 else nullcontext():
-                    expected = run(gated, inputs, case.training, case.gradients)
-            except Exception as error:  # a foreign forward may raise anything
-                self.skipped.append(f"{case} in {_name(dtype)}: the model does not run so ({_first_line(error)})")
-                return None
-            self.is_narrow |= narrows.has_narrowed
-            try:
-                found = run(compact, inputs, case.training, case.gradients)
-            except Exception as error:
-                raise CompactionError(
-                    f"compaction: the compact model does not run ({case}): {_first_line(error)}. The model's code may "
-                    "branch on the number of channels, which the trial in wrap() need not meet. Exclude the channel "
-                    "groups it looks at with wrap(..., exclude=[...]), or keep other units."
-                ) from error
-        if dtype is torch.float64:
-            self.checked.append(str(case))
-        return difference(expected, found, self.kept)
+        with narrows if dtype is torch.float64 else nullcontext():
+            found, done, why = compared(gated, compact, case, inputs, self.kept)
+        self.is_narrow |= narrows.has_narrowed
+        if why:
+            self.skipped.append(f"{case} in {_name(dtype)}: {why}")
+        if found is not None and dtype is torch.float64:
+            self.checked.append(str(done))
+        return found
 
     def rounding(self, case: Case) -> float:
         """What single precision does to the gated model's outputs, relative."""

@@ -68,10 +68,16 @@ class Side:
 
 @dataclass(frozen=True)
 class Found:
-    """What a run gave: outputs, and gradients of inputs and parameters where they were asked for."""
+    """What a run gave.
+
+    Attributes:
+        gradients: Of inputs and parameters, where they were asked for.
+        buffers: As they are after a run in training mode, which may change them.
+    """
 
     outputs: Sequence[torch.Tensor]
     gradients: Mapping[str, torch.Tensor]
+    buffers: Mapping[str, torch.Tensor]
 
 
 def run(side: Side, inputs: ExampleInputs, training: bool = False, gradients: bool = False) -> Found:
@@ -100,7 +106,8 @@ def run(side: Side, inputs: ExampleInputs, training: bool = False, gradients: bo
     finally:
         for module, mode in modes:
             module.training = mode
-    return Found([tensor.detach() for tensor in outputs], found)
+    buffers = {name: b.detach().clone() for name, b in side.inner.named_buffers()} if training else {}
+    return Found([tensor.detach() for tensor in outputs], found, buffers)
 
 
 def _gradients(outputs: Sequence[torch.Tensor], wanted: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -121,7 +128,7 @@ def _gradients(outputs: Sequence[torch.Tensor], wanted: Mapping[str, torch.Tenso
 
 
 def difference(expected: Found, found: Found, kept: Kept | None = None) -> Difference:
-    """How far two runs are apart, in outputs and gradients.
+    """How far two runs are apart, in outputs, gradients and buffers.
 
     Args:
         kept: What of the first model's parameters the second one has.
@@ -137,7 +144,9 @@ def difference(expected: Found, found: Found, kept: Kept | None = None) -> Diffe
         assert given is not None
         first.append(torch.zeros_like(given) if one is None else one)
         second.append(torch.zeros_like(given) if other is None else other)
-    return result.worst(gap(first, second))
+    names = expected.buffers.keys() & found.buffers.keys()
+    before = [_cut(expected.buffers[name], (kept or {}).get(name, {})) for name in names]
+    return result.worst(gap(first, second)).worst(gap(before, [found.buffers[name] for name in names]))
 
 
 def _cut(tensor: torch.Tensor, axes: Mapping[int, Mask]) -> torch.Tensor:

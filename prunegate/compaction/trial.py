@@ -15,13 +15,14 @@ import numpy as np
 import torch
 from torch import nn
 
-from prunegate.compaction.certificate import Widely, cases_of, converted, outputs_of, random_like
+from prunegate.compaction.certificate import Widely, cases_of, compared, converted, outputs_of, random_like
 from prunegate.compaction.cut_sizes import CutRuns
-from prunegate.compaction.equivalence import Side, difference, run
+from prunegate.compaction.equivalence import Side
 from prunegate.compaction.faults import Fault, shape_fault, value_fault
-from prunegate.compaction.mending import Mending, mend, settle
+from prunegate.compaction.mending import Mending, UnplayableError, mend, settle
 from prunegate.compaction.plan import Mask, Plan
 from prunegate.compaction.surgery import cut
+from prunegate.errors import CompactionError
 from prunegate.gates import GateSites
 from prunegate.groups import Analysis, ExampleInputs, Pin, StandIns, Trace, copy_with
 from prunegate.groups.kernels import decomposed_attention, exact_arithmetic, layers_by_parts
@@ -166,28 +167,26 @@ def value_fault_of(model: nn.Module, runs: CutRuns, mending: Mending, dtype: tor
 def other_fault_of(model: nn.Module, runs: CutRuns, mending: Mending, dtype: torch.dtype) -> Fault | None:
     """Whether a cut copy of a model differs from the masked one in training, in gradients or at another size."""
     sizes = runs.main
-    masked, compact = (copy_with(model, _the_same).train(False) for _ in range(2))
+    masked, compact = (copy_with(model, _own_state).eval() for _ in range(2))
     keep = torch.from_numpy(sizes.keep).to(next(iter(masked.parameters())).device, torch.float32)
     plan = Plan.of(sizes.analysis, sizes.keep)
     first = _Masked(masked, sizes.analysis, keep)
     cut(compact, plan)
     variations = [] if mending.plays_back else [run.variation for run in runs.runs]
-    sides = Side(first, masked), Side.of(mend(compact, runs, mending))
+    try:
+        sides = Side(first, masked), Side.of(mend(compact, runs, mending))
+    except UnplayableError as error:
+        return error.fault
     with Widely(dtype), exact_arithmetic(keep.device):
         for case in cases_of(runs.inputs, variations)[1:]:
             inputs = case.inputs.map(lambda t: t.to(dtype) if t.is_floating_point() else t)
             try:
-                expected = run(sides[0], inputs, case.training, case.gradients)
-            except Exception as reason:  # a foreign forward may raise anything
-                logger.info("%s: the model does not run so: %s", case, reason)
-                continue
-            try:
-                found = run(sides[1], inputs, case.training, case.gradients)
-            except Exception as error:
-                return Fault("", f"does not run ({case}): {type(error).__name__}: {error}")
-            apart = difference(expected, found, plan.tensors).max_rel
+                found, done, _ = compared(*sides, case, inputs, plan.tensors)
+            except CompactionError as error:
+                return Fault("", f"does not run ({case}): {error.__cause__}")
+            apart = 0.0 if found is None else found.max_rel
             if not apart <= _SUSPECT[dtype]:
-                return Fault("", f"computes something else than the masked model ({case}; relative {apart:.1g})")
+                return Fault("", f"computes something else than the masked model ({done}; relative {apart:.1g})")
     return None
 
 
@@ -227,6 +226,11 @@ def has_own_backward(model: nn.Module, runs: CutRuns) -> bool:
         seen |= following
         pending += following
     return False
+
+
+def _own_state(tensor: torch.Tensor) -> torch.Tensor:
+    """The very parameter; of a buffer, which a run may change, a copy."""
+    return tensor if isinstance(tensor, nn.Parameter) else tensor.detach().clone()
 
 
 def _the_same(tensor: torch.Tensor) -> torch.Tensor:

@@ -91,6 +91,7 @@ class Tape:
     same_as: dict[int, int] = field(default_factory=dict)
     _numbers: dict[int, int] = field(default_factory=dict)
     _alive: list[torch.Tensor] = field(default_factory=list)
+    _unlabelled: set[int] = field(default_factory=set)
 
     def add(self, tensor: torch.Tensor, labels: Labels = (), source: Source | None = None) -> int:
         """A new number for ``tensor``, also if it had one: it has been written to, or passed through a call."""
@@ -112,11 +113,18 @@ class Tape:
     def number(self, tensor: torch.Tensor, labels: Labels = ()) -> int:
         """The present number of a tensor; one never seen is a literal of the model's code."""
         found = self._numbers.get(id(tensor))
-        return found if found is not None else self.add(tensor, labels, Source("literal", "", tensor))
+        if found is None:
+            found = self.add(tensor, labels, Source("literal", "", tensor))
+            self._unlabelled.add(found)
+        return found
 
-    def knows(self, tensor: torch.Tensor) -> bool:
-        """Whether a tensor has a number."""
-        return id(tensor) in self._numbers
+    def label(self, tensor: torch.Tensor, labels: Callable[[torch.Tensor], Labels]) -> None:
+        """Give a literal its labels, at the first operation that works on it."""
+        found = self._numbers.get(id(tensor))
+        if found is None or found in self._unlabelled:
+            found = self.number(tensor)
+            self.labels[found] = labels(tensor)
+            self._unlabelled.discard(found)
 
     def renumber(self, tree: Any) -> Any:
         """New numbers for the tensors of a call's result, so that they are known as that call's."""

@@ -65,8 +65,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if self.tape is not None:
             if known is not None:
                 for tensor in inputs:
-                    if not self.tape.knows(tensor):
-                        self.tape.number(tensor, known.labels(tensor))
+                    self.tape.label(tensor, known.labels)
             referred = self.tape.refer(args), self.tape.refer(kwargs)
         result = quick.run(func, args, kwargs)
         outputs = [result] if isinstance(result, torch.Tensor) else _tensors((result,))
