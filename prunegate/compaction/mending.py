@@ -195,7 +195,10 @@ def _options(mending: Mending, fault: Fault, model: nn.Module, sizes: CutSizes) 
             yield replace(mending, attributes=(*mending.attributes, *attributes))
         alike = [path, *(p for p in _alike(model, path, called_in(sizes)) if p not in (path, *mending.resized))]
         left = tuple(a for a in mending.attributes if a.module not in alike)
-        yield replace(mending, resized=(*mending.resized, *alike), attributes=left)
+        option = replace(mending, resized=(*mending.resized, *alike), attributes=left)
+        yield option
+        for attributes in candidates(model, sizes, path, left):  # code may hand sizes on and check them as well
+            yield replace(option, attributes=(*left, *attributes))
 
 
 def _better(

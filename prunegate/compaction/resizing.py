@@ -8,7 +8,7 @@ a backward of their own, checkpointing and compilation stay what they are in the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -30,10 +30,14 @@ class RewriteSizes(TorchFunctionMode):
 
     What other modules do that it calls is theirs: those of them that have rules run under a mode of their own, and only
     the innermost one acts.
+
+    Args:
+        turns: Of calls that look the same, how many have been made so far.
     """
 
-    def __init__(self, rules: Sequence[SizeRule]) -> None:
+    def __init__(self, rules: Sequence[SizeRule], turns: Mapping[Any, int] | None = None) -> None:
         super().__init__()
+        self.turns: dict[Any, int] = dict(turns or {})
         self.rules: dict[str, list[SizeRule]] = {}
         for rule in rules:
             self.rules.setdefault(rule.function, []).append(rule)
@@ -49,7 +53,9 @@ class RewriteSizes(TorchFunctionMode):
         given = numbers_in((args, kwargs))
         shape = shape_of_first(args)
         for rule in self.rules[name]:
-            if rule.fits(shape, given):
+            if rule.fits(shape, given) and (rule.turn is None or rule.turn == self.turns.get(rule.looks, 0)):
+                if rule.turn is not None:
+                    self.turns[rule.looks] = rule.turn + 1
                 return call_changed(rule, func, args, kwargs, given)
         return func(*args, **kwargs)
 
@@ -67,7 +73,7 @@ class RewriteSizes(TorchFunctionMode):
 
     def again(self) -> RewriteSizes:
         """A mode to run the module's code under once more, in a backward pass."""
-        return RewriteSizes([rule for rules in self.rules.values() for rule in rules])
+        return RewriteSizes([rule for rules in self.rules.values() for rule in rules], self.turns)
 
 
 def innermost() -> RewriteSizes | None:

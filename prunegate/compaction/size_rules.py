@@ -8,7 +8,7 @@ takes a branch that no rule knows, its numbers stay as they are.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any, TypeAlias
 
@@ -47,12 +47,22 @@ class Change:
 
 @dataclass(frozen=True)
 class SizeRule:
-    """What the calls of a function become that work on a tensor of these sizes and are given these numbers."""
+    """What the calls of a function become that work on a tensor of these sizes and are given these numbers.
+
+    Attributes:
+        turn: Of several calls in a forward that look the same, which one it is, from 0; None where all are alike.
+    """
 
     function: str
     shape: tuple[Size, ...] | None
     given: tuple[Size, ...]
     change: Change
+    turn: int | None = None
+
+    @property
+    def looks(self) -> tuple[Any, ...]:
+        """What calls are known by."""
+        return self.function, self.shape, self.given
 
     def fits(self, shape: Sequence[int] | None, given: Sequence[Number]) -> bool:
         """Whether a call is one of those."""
@@ -168,7 +178,8 @@ def rule_of(seen: Sequence[Observed]) -> SizeRule:
     for place in range(len(first.given)):
         pairs = [(one.given[place], one.needed[place]) for one in seen]
         known, number = _number(pairs)
-        given.append(None if alone and number is None else known)
+        is_kept = number is None and first.sections is None and first.positions is None
+        given.append(None if alone and is_kept else known)
         numbers.append(number)
     if len({(one.sections, one.positions, one.dim) for one in seen}) > 1:
         raise CannotRewriteError(f"the parts that {first.function} makes follow the sizes of the inputs")
@@ -200,20 +211,33 @@ def rules_for(places: Sequence[Sequence[Observed]]) -> tuple[SizeRule, ...]:
     """Rules that give every call what it needs, the most particular ones first.
 
     Args:
-        places: For each place in the code what was seen there.
+        places: For each place in the code what was seen there, in the order of the calls.
 
     Raises:
-        CannotRewriteError: Two calls that look the same need different numbers.
+        CannotRewriteError: Two calls that look the same need different numbers, and their order does not tell them
+            apart.
     """
     wrong = {one.function for seen in places for one in seen if not one.is_right}
-    concerned = [seen for seen in places if seen[0].function in wrong]
-    rules = [rule_of(same) for seen in concerned for same in _of_one_form(seen)]
+    concerned = [same for seen in places if seen[0].function in wrong for same in _of_one_form(seen)]
+    rules = [rule_of(same) for same in concerned]
+    alike: dict[Any, list[int]] = {}
+    for place, rule in enumerate(rules):
+        alike.setdefault(rule.looks, []).append(place)
+    for those in alike.values():
+        if len({rules[place].change for place in those}) > 1:
+            for turn, place in enumerate(those):
+                rules[place] = replace(rules[place], turn=turn)
     unique = sorted(dict.fromkeys(rules), key=lambda rule: -rule.num_fixed)
-    for seen in concerned:
+    for rule, seen in zip(rules, concerned, strict=True):
         for one in seen:
-            found = next(rule for rule in unique if rule.function == one.function and rule.fits(one.shape, one.given))
-            if applied(found.change, one.given) != list(one.needed) or (
-                (found.change.sections, found.change.positions) != (one.sections, one.positions)
+            found = next(
+                other for other in unique if other.function == one.function and other.fits(one.shape, one.given)
+            )
+            if found.turn is not None and found.looks == rule.looks:
+                found = rule
+            change = found.change
+            if applied(change, one.given) != list(one.needed) or (
+                (change.sections, change.positions) != (one.sections, one.positions)
             ):
                 raise CannotRewriteError(f"two of its calls of {one.function} look the same and need other numbers")
     return tuple(unique)

@@ -87,7 +87,10 @@ class Trial:
             self.mending = mending
             return fault_of(self._runs(keep), mending)
 
-        self.mending, fault = settle(self.mending, self.model, self._runs(keep).main, attempt)
+        before = self.mending
+        self.mending, fault = settle(before, self.model, self._runs(keep).main, attempt)
+        if fault is not None:  # what did not help these groups is no help to others
+            self.mending = before
         return fault
 
     def _shapes(self, chosen: Sequence[str]) -> Fault | None:

@@ -32,7 +32,7 @@ from prunegate.groups.outputs import names_of_state, tensors_in
 from prunegate.groups.rules import module_rule
 from prunegate.groups.size_calls import OF_LAYERS
 from prunegate.groups.solve import solve
-from prunegate.groups.stand_ins import KINDS, Kind, StandIns
+from prunegate.groups.stand_ins import KINDS, Kind, StandIns, quiet
 from prunegate.groups.tape import Source, Tape
 from prunegate.groups.tracer import Tracer
 from prunegate.groups.values import Values
@@ -158,6 +158,8 @@ class Trace:
         for variation in variations:
             mark, used = self.constraints.mark(), set(self._values.used)
             try:
+                if variation.layout is not None:
+                    self._check(copy_with(model, _the_same), variation.of(inputs), training)
                 self._run(copy_with(model, _the_same), inputs, variation, training)
             except TraceError as reason:
                 logger.info("%s, training %s, could not be followed: %s", variation, training, reason)
@@ -167,6 +169,15 @@ class Trace:
             else:
                 return variation
         return None
+
+    def _check(self, model: nn.Module, inputs: ExampleInputs, training: bool) -> None:
+        """Whether torch's own kernels take such sizes: what follows a run is quicker, and asks less."""
+        inputs = inputs.map(self._stand_ins.of)
+        try:
+            with self._stand_ins.running(), quiet(), decomposed_attention(), torch.no_grad():
+                model.train(training)(*inputs.args, **inputs.kwargs)
+        except Exception as error:  # a foreign forward may raise anything
+            raise TraceError(f"the model does not take them: {type(error).__name__}: {error}") from error
 
     def _handles_sizes(self) -> bool:
         """Whether the model's code hands sizes to functions that are not layers."""

@@ -226,7 +226,7 @@ CASES: dict[str, Case] = {
     "mask2former": Case(_mask2former, _pixels, 64, 96),
     "levit": Case(
         _hf("Levit", "LevitForImageClassification", hidden_sizes=[32, 48, 64], num_attention_heads=[2, 3, 4],
-            depths=[1, 1, 1], key_dim=[8, 8, 8], image_size=64, drop_path_rate=0.0),
+            depths=[1, 1, 1], key_dim=[8, 8, 8], image_size=64, drop_path_rate=0),
         _pixels, 64, 64,
     ),
     "timm levit": Case(_timm("levit_128s"), _image(), 224, 224),

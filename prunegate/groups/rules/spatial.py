@@ -23,6 +23,13 @@ def _spatial(call: Call) -> list[Labels]:
     return call.all_outputs(tuple(kept))
 
 
+def _sampled(call: Call) -> list[Labels]:
+    """Each sample has coordinates of its own, which stay: where heads lie beside samples, all lose the same places."""
+    (labels, *_) = _spatial(call)
+    tied = tuple(call.constraints.tie_along(label, 0) for label in labels)
+    return call.all_outputs(tied)
+
+
 def _roi(call: Call) -> list[Labels]:
     """Regions of interest: (images, channels, height, width) to (regions, channels, height, width)."""
     source = call.inputs[0]
@@ -45,6 +52,7 @@ _RESIZES = [f"{prefix}upsample_{mode}" for prefix in ("", "_") for mode in (
 
 RULES: RuleTable = {
     **table(_spatial, " ".join(_POOLS + _RESIZES)),
-    **table(_spatial, "max_pool2d_with_indices max_pool3d_with_indices grid_sampler_2d grid_sampler_3d"),
+    **table(_spatial, "max_pool2d_with_indices max_pool3d_with_indices"),
+    **table(_sampled, "grid_sampler_2d grid_sampler_3d"),
     **table(_roi, "roi_align roi_pool ps_roi_align"),
 }
