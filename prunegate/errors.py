@@ -29,6 +29,10 @@ class BudgetError(PrunegateError):
     """A budget that no choice of units can meet, or that makes no sense."""
 
 
+class LimitError(PrunegateError):
+    """A compact model was called outside of the limits that `GatedModel.limits` tells of."""
+
+
 class CompactionError(PrunegateError):
     """The compact model does not compute what the gated model computed; nothing was written."""
 

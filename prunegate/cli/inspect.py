@@ -72,6 +72,8 @@ def _print_explanation(console: Console, title: str, explanation: Explanation, m
         for row in explanation.pinned:
             pinned.add_row(row.name, str(row.num_units), row.reason, row.advice)
         console.print(pinned)
+    for limit in explanation.limits:
+        console.print(f"limit: {limit}")
     console.print(
         f"{explanation.dense_macs:,} MACs per sample, {explanation.dense_params:,} parameters; the gates can remove "
         f"up to {explanation.reachable_macs_share:.1%} of the MACs.\n{explanation.reach_line}\n"

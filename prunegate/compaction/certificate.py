@@ -37,12 +37,14 @@ class Certificate:
         float32: Differences in single precision, on the example inputs alone: what rounding adds.
         checked: What was compared: mode, size of the inputs, gradients.
         not_checked: What could not be, with the reason.
+        limits: Conditions outside of which nothing is shown, known since the model was wrapped.
     """
 
     float64: Difference | None
     float32: Difference
     checked: tuple[str, ...] = ()
     not_checked: tuple[str, ...] = ()
+    limits: tuple[str, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-ready; null stands for outputs of another form."""
@@ -50,7 +52,12 @@ class Certificate:
         for precision in ("float64", "float32"):
             if found[precision] is not None:
                 found[precision] = {k: v if math.isfinite(v) else None for k, v in found[precision].items()}
-        return {**found, "checked": list(self.checked), "not_checked": list(self.not_checked)}
+        return {
+            **found,
+            "checked": list(self.checked),
+            "not_checked": list(self.not_checked),
+            "limits": list(self.limits),
+        }
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ import torch
 from torch import fx, nn
 
 from prunegate.compaction.cut_sizes import CutSizes
+from prunegate.compaction.limit_checks import check_calls
 from prunegate.compaction.replayed_class import replayed_class
 from prunegate.compaction.rewrite import write_function, write_operation
 from prunegate.compaction.writer import CannotReplayError, Writer
@@ -50,6 +51,7 @@ def play_back(model: nn.Module, path: str, sizes: CutSizes, apart: Collection[st
         module.register_buffer(name, tensor, persistent=False)
     where = f"<prunegate replay of {path or 'the model'}>"
     module.__class__ = replayed_class(type(module), source, names, where)
+    check_calls(module, path, next(span for span in sizes.tape.spans if span.target == path), sizes)
 
 
 def as_graph_module(model: nn.Module, sizes: CutSizes, apart: Collection[str]) -> fx.GraphModule:
@@ -62,7 +64,9 @@ def as_graph_module(model: nn.Module, sizes: CutSizes, apart: Collection[str]) -
     graph, literals = write_span(model, number, sizes, lambda child: _is_layer(model, child, sizes, apart))
     for name, tensor in literals.items():
         model.register_buffer(name, tensor, persistent=False)
-    return fx.GraphModule(model, graph, type(model).__name__)
+    made = fx.GraphModule(model, graph, type(model).__name__)
+    check_calls(made, "", sizes.tape.spans[number], sizes)
+    return made
 
 
 def _is_layer(model: nn.Module, path: str, sizes: CutSizes, apart: Collection[str]) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -26,6 +27,7 @@ from prunegate.compaction import (
     certify,
     cut,
     feature_edits,
+    limits_of,
     mend,
     outputs_of,
     put_aside,
@@ -62,6 +64,22 @@ class Compaction:
     mending: Mending
     _origin: checkpoint.Origin = field(repr=False)
     _example_inputs: ExampleInputs = field(repr=False)
+
+    def summary(self) -> str:
+        """A few lines: what was kept, what it costs before and after, how equal it was shown to be, and its limits."""
+        kept = sum(len(units) for units in self.plan.kept.values())
+        total = sum(self.plan.num_units.values())
+        lines = [f"{kept:,} of {total:,} units kept in {len(self.plan.kept)} channel groups"]
+        for metric, costs in self.costs.items():
+            share = costs["compact"] / costs["dense"] if costs["dense"] else 1.0
+            lines.append(f"{metric}: {costs['dense']:,} -> {costs['compact']:,} ({share:.3f})")
+        for name, found in (("float64", self.certificate.float64), ("float32", self.certificate.float32)):
+            if found is not None and math.isfinite(found.max_rel):
+                lines.append(f"largest relative difference to the gated model, {name}: {found.max_rel:.1e}")
+        lines += [f"compared: {', '.join(self.certificate.checked)}"] if self.certificate.checked else []
+        lines += [f"not compared: {line}" for line in self.certificate.not_checked]
+        lines += [f"limit: {line}" for line in self.certificate.limits]
+        return "\n".join(lines)
 
     def save(
         self,
@@ -166,7 +184,8 @@ def _certified(gated: GatedModel, model: nn.Module, plan: Plan, mending: Mending
     with put_aside(gated.gates):
         gated.set_masks(gated.masks())  # in training they would be drawn
         sides = Side(gated, gated.model), Side.of(model)
-        return certify(*sides, cases, plan.tensors, gates, decides_by_value=not gated.trace.is_fake)
+        found = certify(*sides, cases, plan.tensors, gates, decides_by_value=not gated.trace.is_fake)
+    return dataclasses.replace(found, limits=tuple(map(str, limits_of(mending, gated.trace, gated.example_inputs))))
 
 
 def _origin(

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from prunegate.compaction import Limit
 from prunegate.costs import CostModel
 from prunegate.groups import Analysis, ChannelGroup
 from prunegate.wrapping.reach import Reach
@@ -54,6 +55,7 @@ class Explanation:
         backend: The compaction back-end that the gates are offered for.
         reach: What can be removed at most, by back-end, of those that were tried.
         reachable_macs_share: Share of the dense MACs that the gates can remove at most, in [0, 1].
+        limits: Conditions outside of which losslessness is not shown.
     """
 
     groups: tuple[GroupRow, ...]
@@ -64,6 +66,7 @@ class Explanation:
     backend: str
     reach: Mapping[str, Reach]
     unused: tuple[str, ...]
+    limits: tuple[Limit, ...] = ()
 
     @property
     def reachable_macs_share(self) -> float:
@@ -92,6 +95,8 @@ class Explanation:
         lines += [self.reach_line]
         if self.pinned:
             lines += ["pinned:", *(f"  {p.name}: {p.num_units} channels. {p.reason}. {p.advice}" for p in self.pinned)]
+        if self.limits:
+            lines += ["limits:", *(f"  {limit}" for limit in self.limits)]
         if self.unused:
             lines.append(f"never read while the model ran: {', '.join(self.unused)}")
         return "\n".join(lines)
@@ -102,7 +107,13 @@ def _of_several(group: GroupRow) -> str:
 
 
 def explain(
-    analysis: Analysis, macs: CostModel, params: CostModel, least_macs: int, backend: str, reach: Mapping[str, Reach]
+    analysis: Analysis,
+    macs: CostModel,
+    params: CostModel,
+    least_macs: int,
+    backend: str,
+    reach: Mapping[str, Reach],
+    limits: tuple[Limit, ...] = (),
 ) -> Explanation:
     """Collect the report of one analysis."""
     dense_macs, dense_params = macs.dense(), params.dense()
@@ -125,6 +136,7 @@ def explain(
         backend=backend,
         reach=dict(reach),
         unused=analysis.unused,
+        limits=limits,
     )
 
 

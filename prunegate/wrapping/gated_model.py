@@ -226,7 +226,7 @@ class GatedModel(nn.Module):
         """A report: channel groups, what they cost, what is pinned and why, the least reachable cost."""
         reach = {self.backend: Reach.of(self.analysis, self.round_to), **self._other_reach}
         macs, params = self._costs["macs"], self._costs["params"]
-        return explain(self.analysis, macs, params, self.least_cost("macs"), self.backend, reach)
+        return explain(self.analysis, macs, params, self.least_cost("macs"), self.backend, reach, self.limits)
 
 
 def unreachable(gated: GatedModel, metric: str, limit: int) -> str:
