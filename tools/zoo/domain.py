@@ -293,35 +293,38 @@ def _masks(gated: prunegate.GatedModel) -> dict[str, torch.Tensor]:
 
 def _compare(case: Case, gated: Any, result: Any, dtype: torch.dtype, row: Row) -> None:
     kept = result.plan.tensors
-    ways: dict[str, tuple[int, int, bool]] = {
+    places: dict[str, tuple[int, int, bool]] = {
         "other batch": (3, case.size, False),
         "other size": (2, case.other, False),
         "training": (2, case.size, True),
         "training, other": (3, case.other, True),
     }
-    for what, (batch, size, training) in ways.items():
+    for what, (batch, size, training) in places.items():
         inputs = _typed(case.inputs(batch, size), dtype)
         sides = Side(gated, gated.model), Side.of(result.model)
         with put_aside(gated, result.model), Widely(dtype):
             try:
                 expected = run(sides[0], inputs, training, gradients=True)
             except Exception as error:
-                row.differences[what] = f"dense: {type(error).__name__}: {str(error)[:80]}"
+                row.differences[what] = f"gated: {type(error).__name__}: {str(error)[:80]}"
                 continue
             try:
                 row.differences[what] = difference(expected, run(sides[1], inputs, training, True), kept).max_rel
             except Exception as error:
                 row.differences[what] = f"{type(error).__name__}: {str(error)[:200]}"
     inputs = _typed(case.inputs(3, case.other), dtype)
-    for what, again in {
-        "pickled": lambda: pickle.loads(pickle.dumps(result.model)),
+    ways: dict[str, Callable[[], nn.Module]] = {
         "copied": lambda: copy.deepcopy(result.model),
-    }.items():
-        try:
-            one, other = (run(Side.of(model), inputs) for model in (result.model, again()))
-            row.differences[what] = gap(one.outputs, other.outputs).max_rel
-        except Exception as error:
-            row.differences[what] = f"{type(error).__name__}: {str(error)[:200]}"
+        "pickled": lambda: pickle.loads(pickle.dumps(result.model)),
+    }
+    for what, again in ways.items():
+        with put_aside(result.model):
+            try:
+                other = again()  # before it is run: some libraries put hooks on a model that cannot be pickled
+                one, two = (run(Side.of(model), inputs) for model in (result.model, other))
+                row.differences[what] = gap(one.outputs, two.outputs).max_rel
+            except Exception as error:
+                row.differences[what] = f"{type(error).__name__}: {str(error)[:200]}"
     if dtype is torch.float32:
         row.differences["autocast"] = _under_autocast(gated, result, inputs)
     if case.generates:
