@@ -113,9 +113,7 @@ class Trial:
             return None
         if self._telling is None:
             self._telling = telling_copy(self.model, self.inputs)
-        fault = other_fault_of(self._telling, runs, self.mending, torch.float32)
-        if fault is None:
-            return None
+        # Gradients round more than outputs: in single precision little would be sure.
         return other_fault_of(copy_with(self._telling, _doubled), runs, self.mending, torch.float64)
 
     def _value_fault(self, runs: CutRuns, mending: Mending) -> Fault | None:
@@ -210,7 +208,8 @@ def has_own_backward(model: nn.Module, runs: CutRuns) -> bool:
     copied = stand_ins.of_model(model).eval()
     try:
         with stand_ins.running(), torch.enable_grad():
-            for tensor in (*copied.parameters(), *copied.buffers()):
+            for name, _ in model.named_parameters():
+                tensor = _stored(copied, name)
                 if tensor.is_floating_point():
                     tensor.requires_grad_()
             inputs = runs.inputs.map(stand_ins.of)
@@ -229,6 +228,13 @@ def has_own_backward(model: nn.Module, runs: CutRuns) -> bool:
         seen |= following
         pending += following
     return False
+
+
+def _stored(model: nn.Module, name: str) -> torch.Tensor:
+    path, _, attribute = name.rpartition(".")
+    found = getattr(model.get_submodule(path), attribute)
+    assert isinstance(found, torch.Tensor)
+    return found
 
 
 def _own_state(tensor: torch.Tensor) -> torch.Tensor:
