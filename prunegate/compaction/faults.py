@@ -132,6 +132,8 @@ class _Sketch:
 
     def __call__(self, tensor: torch.Tensor) -> torch.Tensor:
         tensor = tensor.detach()
+        if tensor.is_complex():
+            tensor = torch.view_as_real(tensor)
         flat = (tensor.cpu() if tensor.device.type == "mps" else tensor).reshape(-1).to(torch.float64)
         count = flat.numel()
         if count == 0:

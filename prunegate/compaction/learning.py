@@ -22,9 +22,10 @@ from prunegate.compaction.size_rules import (
     Number,
     Observed,
     SizeRule,
+    first_tensor,
     numbers_in,
     rules_for,
-    shape_of_first,
+    shape_of,
 )
 from prunegate.groups import ExampleInputs, StandIns, Tape, Value, function_name, in_place_of, values_in
 from prunegate.groups.code_places import CodePlace, place_in_code
@@ -126,7 +127,7 @@ class _Learner(Watch):
         key = self.frames[-1].key(place_in_code(func))
         call = self._sizes.tape.sized.get(key)
         places = self._seen[key.module]
-        shape, given = shape_of_first(args), tuple(numbers_in((args, kwargs)))
+        shape, given = shape_of(first_tensor(args, kwargs)), tuple(numbers_in((args, kwargs)))
         if key.module not in self._paths or call is None or call.function != name:
             places[key.place, key.repetition].append(_as_it_is(name, shape, given, self._at))
             return func(*args, **kwargs)
@@ -142,7 +143,9 @@ class _Learner(Watch):
             raise
         places[key.place, key.repetition].append(observed)
         if found.sections is not None:
-            return torch.split(args[0], list(found.sections), found.dim)
+            tensor = first_tensor(args, kwargs)
+            assert tensor is not None
+            return torch.split(tensor, list(found.sections), found.dim)
         result = func(*found.args, **found.kwargs)
         if found.positions is not None:
             chosen = torch.tensor(found.positions, device=result.device)
@@ -164,6 +167,6 @@ def _as_it_is(name: str, shape: tuple[int, ...] | None, given: tuple[Number, ...
 
 def _cut_dims(call: SizeCall, sizes: CutSizes) -> tuple[bool, ...]:
     """The dimensions along which the first tensor of a call was cut."""
-    for value in values_in(call.args)[:1]:
+    for value in values_in((call.args, call.kwargs))[:1]:
         return tuple(mask is not None for mask in sizes.kept(value.number))
     return ()

@@ -114,8 +114,8 @@ def _split(dense: _Dense, args: Any, kwargs: Any) -> Needed:
     """Parts of the sizes that are left, in the form they were asked for where that can be."""
     dim = int(_argument(args, kwargs, 2, "dim", 0)) % len(dense.input_shape)
     parts = tuple(dense.sizes.shape(value.number)[dim] for value in values_in(dense.call.result))
-    given = args[1] if len(args) > 1 else next((v for n, v in kwargs.items() if n not in ("dim", "input")), None)
     name = next((n for n in kwargs if n not in ("dim", "input", "tensor")), "")
+    given = args[1] if len(args) > 1 else kwargs.get(name)
     if isinstance(given, (list, tuple)) and "split" in dense.call.function and len(given) == len(parts):
         return Needed(*_replaced(args, kwargs, 1, name, type(given)(parts) if type(given) is list else parts))
     if isinstance(given, (int, torch.SymInt)) and parts:

@@ -16,7 +16,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from prunegate.compaction.derived_classes import derive
-from prunegate.compaction.size_rules import SizeRule, applied, numbers_in, shape_of_first, with_numbers
+from prunegate.compaction.size_rules import SizeRule, applied, first_tensor, numbers_in, shape_of, with_numbers
 from prunegate.gates import resume_in_recomputation, running_modes
 from prunegate.groups.size_calls import SCALED, SIZED
 
@@ -51,7 +51,7 @@ class RewriteSizes(TorchFunctionMode):
         if name not in self.rules or innermost() is not self:
             return func(*args, **kwargs)
         given = numbers_in((args, kwargs))
-        shape = shape_of_first(args)
+        shape = shape_of(first_tensor(args, kwargs))
         for rule in self.rules[name]:
             if rule.fits(shape, given) and (rule.turn is None or rule.turn == self.turns.get(rule.looks, 0)):
                 if rule.turn is not None:
@@ -89,7 +89,9 @@ def call_changed(rule: SizeRule, func: Callable[..., Any], args: Any, kwargs: An
     """The result of a call with the numbers that a rule gives it."""
     change = rule.change
     if change.sections is not None:
-        return torch.split(args[0], list(change.sections), change.dim)
+        tensor = first_tensor(args, kwargs)
+        assert tensor is not None
+        return torch.split(tensor, list(change.sections), change.dim)
     if change.is_none:
         return func(*args, **kwargs)
     args, kwargs = with_numbers((args, kwargs), iter(applied(change, given)))

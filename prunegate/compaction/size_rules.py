@@ -126,12 +126,17 @@ def with_numbers(tree: Any, numbers: Iterator[Any]) -> Any:
     return tree
 
 
-def shape_of_first(tree: Any) -> tuple[int, ...] | None:
-    """The shape of the first tensor among positional arguments; None where there is none."""
-    for entry in tree:
+def first_tensor(args: Any, kwargs: Any) -> torch.Tensor | None:
+    """The tensor that a function works on: the first among its arguments; None where there is none."""
+    for entry in (*args, *kwargs.values()):
         if isinstance(entry, torch.Tensor):
-            return tuple(entry.shape)
+            return entry
     return None
+
+
+def shape_of(tensor: torch.Tensor | None) -> tuple[int, ...] | None:
+    """A tensor's shape, if there is a tensor."""
+    return None if tensor is None else tuple(tensor.shape)
 
 
 @dataclass(frozen=True)
