@@ -261,7 +261,9 @@ def test_it_is_saved_as_a_plan_and_cut_again(name: str, tmp_path: Path) -> None:
     again = prunegate.wrap(result.model.eval(), tokens())
     again.set_masks(random_masks(again.groups, 0.7, 1))
     twice = prunegate.compact(again)
-    for length in (7, 12):
+    # What was picked from a table is not picked from again: such a block is played back, and says so.
+    assert not twice.mending.plays_back or (name == "Tables" and again.limits)
+    for length in (7,) if twice.mending.plays_back else (7, 12):
         assert apart(again, twice, tokens(3, length), training=False) <= 1e-9
 
 
