@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch import nn
 from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves, tree_map
 
 # Functions that do nothing but write into their first argument.
 _WRITERS = frozenset(
@@ -31,8 +34,58 @@ class _WithoutValues(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
+class _SmallReal(TorchFunctionMode):
+    """Tensors of more than a few numbers are made on the meta device, whatever makes them."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        given = [t for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)]
+        # Broadcast, joined or multiplied by each other they give no more than this.
+        if math.prod({tuple(t.shape): t.numel() for t in given}.values()) > _FEW or len(given) > _FEW:
+            args, kwargs = tree_map(_on_meta, (args, kwargs))
+        elif not given and getattr(func, "__name__", "") in _MAKERS and _numbers_asked(args, kwargs or {}) > _FEW:
+            kwargs = {**(kwargs or {}), "device": "meta"}
+        return func(*args, **(kwargs or {}))
+
+
+# Numbers in the tensors whose values a constructor may look at: widths and depths of its blocks.
+_FEW = 1 << 14
+_MAKERS = frozenset("empty zeros ones full rand randn randint arange linspace logspace eye".split())
+
+
+def _on_meta(value: Any) -> Any:
+    return value.to("meta") if isinstance(value, torch.Tensor) else value
+
+
+def _numbers_asked(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int:
+    """No fewer numbers than a function that makes a tensor is asked for."""
+    whole = [n for n in tree_leaves((args, kwargs)) if isinstance(n, (int, float)) and not isinstance(n, bool)]
+    return math.prod(max(int(abs(n)), 1) for n in whole if abs(n) < 1 << 62)
+
+
+@contextmanager
+def with_little_data() -> Iterator[None]:
+    """In this context constructors make large tensors on the meta device, and small ones that they can read."""
+    with _WithoutValues(), _SmallReal():
+        yield
+
+
 @contextmanager
 def without_data() -> Iterator[None]:
     """In this context constructors make tensors on the meta device, which takes no memory and little time."""
     with torch.device("meta"), _WithoutValues():
         yield
+
+
+def drop_data(model: nn.Module) -> None:
+    """Put a model's parameters and buffers on the meta device, in place; shared ones stay shared."""
+    made: dict[int, torch.Tensor] = {}
+    for module in model.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None and not parameter.is_meta:
+                data = nn.Parameter(parameter.detach().to("meta"), parameter.requires_grad)
+                module._parameters[name] = made.setdefault(id(parameter), data)  # type: ignore[assignment]
+        for name, buffer in module._buffers.items():
+            if buffer is not None and not buffer.is_meta:
+                module._buffers[name] = made.setdefault(id(buffer), buffer.to("meta"))
