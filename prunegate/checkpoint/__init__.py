@@ -12,7 +12,8 @@ field                     meaning
 ``class``                 qualified name of the dense model's class, for people; never imported
 ``steps``                 list of one or more compactions, first to last, each of them
   ``.plan``               `Plan.as_dict`: kept units, kept positions of every cut axis, size attributes
-  ``.mending``            `Mending.as_dict`: modules that are played back, or null where the code serves
+  ``.mending``            `Mending.as_dict`: modules that are played back, and attention that lost whole heads;
+                          or null where the code serves and there is none
   ``.inputs``             form of the example inputs, `ExampleInputs.describe`, or null
 ``aliases``               for each name that shares a tensor, the name it is stored under
 ``certificate``           `Certificate.as_dict`: measured differences to the gated model, or null
@@ -21,15 +22,28 @@ field                     meaning
 ``extra``                 whatever the writer added (recipe name, budget, accuracy)
 ``weights_sha256``        SHA-256 of the header's entries for tensors, as JSON with sorted keys and without
                           spaces, followed by all bytes after the header
+``structure_sha256``      `structure_of` the compact model: its modules' classes, plain attributes, replayed code
+                          and shapes (since 1.1)
+``document_sha256``       SHA-256 of this document without this entry, as JSON with sorted keys, without spaces
+                          and in ASCII (since 1.1)
 ========================  ==============================================================================
 
 Fields that a newer minor version added are kept as they are (`Document.unknown`) and written back.
 
 Reading executes nothing from the file. The builder is one of timm's, torchvision's or our own model names;
 plans are masks and sizes, which may only make a model smaller; modules that are played back are traced again
-from the dense model by the same deterministic analysis. The header's size is looked at before it is read, and
-the dense model is built without data, and no larger than the file's own tensors say. A file from a stranger
-can at worst be refused, with a `CheckpointError`.
+from the dense model by the same deterministic analysis.
+
+What the file says is not taken on trust, whatever its hashes say. The dense model is built without data and traced
+on the stored form of the inputs: masks have to be those of whole units of its channel groups, sizes of layers those
+of their tensors, other sizes what the run's tensors have before and after the cut. The compact model's structure has
+to have the stored hash. If it has not, which another version of a library may cause as well, if the file is of
+before 1.1, or if the run cannot be followed and sizes were guessed, the model has to compute the stored fingerprint.
+
+It costs no more than the file explains: entries are counted before JSON is parsed, no more parameters and modules
+are made than the stored tensors ask for, and the fingerprint is computed only after a run without data has shown that
+it makes outputs of the stored shapes with about the stored MACs, and how large its tensors are. A file from a
+stranger can at worst be refused, with a `CheckpointError`.
 """
 
 from __future__ import annotations

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from prunegate.builders import Builder
+from prunegate.checkpoint import strict_json
 from prunegate.checkpoint.fingerprint import Fingerprint
 from prunegate.checkpoint.steps import Step
 
-FORMAT = (1, 0)
-# Containers within containers; ours need seven.
-_DEEPEST = 32
+FORMAT = (1, 1)
+# From this version on every document holds its own hash and that of the model's structure.
+_HASHED = (1, 1)
+OWN_HASH = "document_sha256"
+# Compactions one after the other; each is followed anew when the file is loaded.
+_MOST_STEPS = 64
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,7 @@ class Document:
     costs: Mapping[str, Any] = field(default_factory=dict)
     extra: Mapping[str, Any] = field(default_factory=dict)
     weights_sha256: str = ""
+    structure_sha256: str = ""
     version: tuple[int, int] = FORMAT
     unknown: Mapping[str, Any] = field(default_factory=dict)
 
@@ -39,7 +43,7 @@ class Document:
         return dataclasses.replace(self, builder=None)
 
     def as_text(self) -> str:
-        """The document as JSON.
+        """The document as JSON, with the hash of all of it.
 
         Raises:
             ValueError: `extra` holds something that JSON has no form for.
@@ -57,8 +61,14 @@ class Document:
             "extra": self.extra,
             "weights_sha256": self.weights_sha256,
         }
+        if self.structure_sha256:
+            fields["structure_sha256"] = self.structure_sha256
         try:
-            return json.dumps(fields, separators=(",", ":"), allow_nan=False)
+            # As it is read, when the hash is compared: keys are texts, tuples lists.
+            plain = strict_json.read(json.dumps(fields, allow_nan=False))
+            if self.version >= _HASHED:
+                plain[OWN_HASH] = strict_json.digest(plain)
+            return json.dumps(plain, separators=(",", ":"), allow_nan=False)
         except (TypeError, ValueError) as error:
             raise ValueError(f"extra: {error}, expected JSON-ready data without NaN or infinity") from error
 
@@ -70,29 +80,28 @@ class Document:
             ValueError: Naming the field that is not as expected.
             ModelNameError: The builder is no model name, or an argument of it is refused.
         """
-        try:
-            fields = json.loads(text, parse_constant=_refuse_constant, parse_float=_finite)
-        except RecursionError as error:
-            raise ValueError("document: nested too deeply") from error
-        fields = _object(fields, "document")
-        _check_depth(fields)
-        fields = dict(fields)
-        version = _version(fields.pop("version", None))
+        fields = strict_json.read(text)
+        version = _version(fields.get("version"))
+        _compare_hash(version, fields)
+        del fields["version"]
         steps = fields.pop("steps", None)
         if not isinstance(steps, list) or not steps:
             raise ValueError("steps: expected a list of at least one compaction")
-        builder, fingerprint = fields.pop("builder", None), fields.pop("fingerprint", None)
-        certificate = fields.pop("certificate", None)
+        if len(steps) > _MOST_STEPS:
+            raise ValueError(f"steps: found {len(steps)}, expected at most {_MOST_STEPS} compactions")
+        made = tuple(Step.from_dict(step, f"steps[{i}]") for i, step in enumerate(steps))
+        builder, certificate = fields.pop("builder", None), fields.pop("certificate", None)
         return cls(
             builder=None if builder is None else Builder.from_dict(builder),
             class_name=_text(fields.pop("class", ""), "class"),
-            steps=tuple(Step.from_dict(step, f"steps[{i}]") for i, step in enumerate(steps)),
+            steps=made,
             aliases=_texts(fields.pop("aliases", {}), "aliases"),
             certificate=None if certificate is None else _object(certificate, "certificate"),
-            fingerprint=None if fingerprint is None else Fingerprint.from_dict(fingerprint),
+            fingerprint=_fingerprint(fields.pop("fingerprint", None), made[-1]),
             costs=_costs(fields.pop("costs", {})),
             extra=_object(fields.pop("extra", {}), "extra"),
             weights_sha256=_text(fields.pop("weights_sha256", ""), "weights_sha256"),
+            structure_sha256=_text(fields.pop("structure_sha256", ""), "structure_sha256"),
             version=version,
             unknown=fields,
         )
@@ -108,6 +117,29 @@ def _version(version: Any) -> tuple[int, int]:
             f"version: found {version}, expected at most {FORMAT[0]}.x; a newer prunegate wrote it, so update yours"
         )
     return major, minor
+
+
+def _compare_hash(version: tuple[int, int], fields: dict[str, Any]) -> None:
+    """Take the document's own hash out of it, and compare it with the rest."""
+    stored = fields.pop(OWN_HASH, None)
+    if stored is None and version < _HASHED:
+        return
+    if stored != strict_json.digest(fields):
+        raise ValueError(
+            f"{OWN_HASH}: does not match the document, whose entries were changed since it was saved. "
+            "Copy the file again, or save the model anew"
+        )
+    if version >= _HASHED and not fields.get("structure_sha256"):
+        raise ValueError("structure_sha256: found none, expected the hash of the model's structure")
+
+
+def _fingerprint(value: Any, last: Step) -> Fingerprint | None:
+    if value is None:
+        return None
+    fingerprint = Fingerprint.from_dict(value)
+    if last.inputs is not None and fingerprint.inputs != last.inputs:
+        raise ValueError("fingerprint.inputs: are others than the inputs of the last of steps, expected the same")
+    return fingerprint
 
 
 def _object(value: Any, where: str) -> dict[str, Any]:
@@ -133,28 +165,3 @@ def _costs(value: Any) -> dict[str, dict[str, int]]:
             if not isinstance(number, int) or isinstance(number, bool) or number < 0:
                 raise ValueError(f"costs.{metric}.{name}: found {number!r:.80}, expected a whole number of at least 0")
     return found
-
-
-def _refuse_constant(name: str) -> float:
-    raise ValueError(f"document: holds {name}, which is no JSON")
-
-
-def _finite(text: str) -> float:
-    value = float(text)
-    if not math.isfinite(value):
-        raise ValueError(f"document: found {text:.40}, expected a number that a float can hold")
-    return value
-
-
-def _check_depth(tree: Any) -> None:
-    level, entries = 0, [tree]
-    while entries:
-        level += 1
-        if level > _DEEPEST:
-            raise ValueError(f"document: nested more than {_DEEPEST} deep")
-        entries = [
-            child
-            for entry in entries
-            if isinstance(entry, (dict, list))
-            for child in (entry.values() if isinstance(entry, dict) else entry)
-        ]

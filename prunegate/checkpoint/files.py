@@ -6,6 +6,7 @@ import hashlib
 import json
 import mmap
 import os
+import secrets
 import struct
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -19,16 +20,15 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from prunegate.checkpoint.document import Document
+from prunegate.checkpoint.document import FORMAT, OWN_HASH, Document
+from prunegate.checkpoint.strict_json import canonical, without_doubles
+from prunegate.checkpoint.structure import structure_of
 from prunegate.errors import CheckpointError, ModelNameError
 from prunegate.files import replacing
 
 _KEY = "prunegate"
 # Bytes of the header: the document, and a line for each tensor. A thousand layers take about one mebibyte.
 _LARGEST_HEADER = 16 * 2**20
-# Stands for the hash until the tensors are in the file, whose order is safetensors' own.
-_NO_HASH = "to be replaced by the hash of all tensors, which is as long, ..."
-assert len(_NO_HASH) == hashlib.sha256().digest_size * 2
 
 
 def save(path: str | os.PathLike[str], model: nn.Module, document: Document) -> None:
@@ -38,15 +38,27 @@ def save(path: str | os.PathLike[str], model: nn.Module, document: Document) -> 
         CheckpointError: The document's ``extra`` is not JSON-ready, or there is no room or no right to write.
     """
     tensors, aliases = _stored_tensors(model)
-    document = replace(document, aliases=aliases, weights_sha256=_NO_HASH)
+    document = replace(
+        document,
+        aliases=aliases,
+        # Stands for the hash until the tensors are in the file, whose order is safetensors' own.
+        weights_sha256=secrets.token_hex(hashlib.sha256().digest_size),
+        structure_sha256=structure_of(model),
+        version=max(document.version, FORMAT),
+    )
     try:
         text = document.as_text()
     except ValueError as error:
         raise CheckpointError(f"{path}: {error}. Nothing was written.") from error
+    if len(text) > _LARGEST_HEADER // 2:
+        raise CheckpointError(
+            f"{path}: extra: the document has {len(text)} characters, expected at most {_LARGEST_HEADER // 2}. Keep "
+            "long records in a file of their own. Nothing was written."
+        )
     try:
         with replacing(Path(path)) as temporary:
             save_file(tensors, temporary, metadata={_KEY: text})
-            _put_hash(temporary)
+            _put_hashes(temporary, document, text)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(
             f"{path}: cannot be written ({error}). What was there before is as it was. Make room, or choose another "
@@ -103,7 +115,11 @@ def hash_compared(path: Path, document: Document) -> Iterator[None]:
         try:
             yield
         finally:
-            if found.result() != document.weights_sha256:
+            try:
+                matches = found.result() == document.weights_sha256
+            except ValueError as error:
+                raise CheckpointError(f"{path}: header: {error}. The file is damaged.") from error
+            if not matches:
                 raise CheckpointError(
                     f"{path}: weights_sha256: does not match the tensors. The file is damaged or changed."
                 )
@@ -164,21 +180,31 @@ def _stored_tensors(model: nn.Module) -> tuple[dict[str, torch.Tensor], dict[str
 
 
 def _hash(path: Path) -> str:
-    """Hash of a file's tensors: of their names, types and shapes, and of all that follows the header."""
+    """Hash of a file's tensors: of their names, types and shapes, and of all that follows the header.
+
+    Raises:
+        ValueError: The header is no JSON, or names a tensor twice.
+    """
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
         start = 8 + struct.unpack("<Q", mapped[:8])[0]
-        header = json.loads(mapped[8:start])
+        header = json.loads(mapped[8:start], object_pairs_hook=without_doubles)
         header.pop("__metadata__", None)
-        digest = hashlib.sha256(json.dumps(header, sort_keys=True, separators=(",", ":")).encode())
+        digest = hashlib.sha256(canonical(header).encode())
         with memoryview(mapped) as view, view[start:] as data:
             digest.update(data)  # at once, so that other threads run meanwhile
     return digest.hexdigest()
 
 
-def _put_hash(path: Path) -> None:
-    """Write the hash of a file's tensors in the place that its document keeps for it."""
-    digest = _hash(path).encode()
+def _put_hashes(path: Path, document: Document, text: str) -> None:
+    """Write the hash of a file's tensors, and with it that of its document, in the places kept for them."""
+    final = replace(document, weights_sha256=_hash(path))
+    places = [(document.weights_sha256, final.weights_sha256), (_own_hash(text), _own_hash(final.as_text()))]
     with path.open("r+b") as file:
         header = file.read(8 + struct.unpack("<Q", file.read(8))[0])
-        file.seek(8 + header.index(_NO_HASH.encode()))
-        file.write(digest)
+        for old, new in places:
+            file.seek(8 + header.index(old.encode()))
+            file.write(new.encode())
+
+
+def _own_hash(text: str) -> str:
+    return str(json.loads(text)[OWN_HASH])

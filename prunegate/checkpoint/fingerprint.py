@@ -64,6 +64,10 @@ class Fingerprint:
         """The inputs it was made with, floating ones in double precision."""
         return _made(self.inputs, self.integers)
 
+    def form_of_inputs(self) -> ExampleInputs:
+        """Inputs of the same form, without data."""
+        return ExampleInputs.of_form(self.inputs)
+
     def as_dict(self) -> dict[str, Any]:
         return {
             "inputs": self.inputs,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from pathlib import Path
 
 import torch
@@ -12,9 +12,11 @@ from torch import nn
 
 from prunegate.checkpoint.document import Document
 from prunegate.checkpoint.files import hash_compared, read_document, read_tensors
-from prunegate.checkpoint.fingerprint import TOLERANCE
+from prunegate.checkpoint.missing import initialise
 from prunegate.checkpoint.origin import Origin, set_origin
+from prunegate.checkpoint.proof import check_fingerprint, check_same
 from prunegate.checkpoint.steps import StoredPlan
+from prunegate.compaction import Rebuilt
 from prunegate.errors import CheckpointError, ModelNameError
 
 logger = logging.getLogger(__name__)
@@ -30,13 +32,17 @@ def load(
 ) -> nn.Module:
     """The compact model stored in ``path``, in eval mode.
 
+    The plan is compared with a fresh analysis of the dense model, which is made without data, and the loaded model's
+    structure with the hash that was saved. Where they do not settle it, the stored fingerprint is computed again.
+
     Args:
         model: For classes that are neither timm's nor torchvision's: a dense instance of the model's class,
             which is cut in place and given the stored weights, or a function that makes one.
         device: Where to put it; by default the CPU.
         dtype: Type of its floating tensors; by default as stored.
         strict: Refuse a file that lacks tensors of the model or has others. If false, tensors that are lacking
-            keep the model's own values and others are left out; both are logged.
+            keep the values of the model handed in, or are initialised as their layers do it, and others are left
+            out; both are logged, and whether the model is the one that was saved is not asked then.
         verify: Compute the stored fingerprint again and refuse a model that computes something else here, as
             another version of torch or of the model's library may make it.
 
@@ -47,8 +53,10 @@ def load(
     document = read_document(path)
     with hash_compared(path, document):
         tensors = read_tensors(path)
-        loaded = _loaded(path, document, tensors, model, strict)
-    loaded.eval()
+        made, is_whole = _loaded(path, document, tensors, model, strict)
+    loaded = made.model.eval()
+    if is_whole:
+        check_same(path, document, made, model is None)
     dense_costs = {metric: costs["dense"] for metric, costs in document.costs.items() if "dense" in costs}
     set_origin(loaded, Origin(document.steps, document.class_name, document.builder, None, dense_costs))
     if verify:
@@ -62,7 +70,8 @@ def _loaded(
     tensors: Mapping[str, torch.Tensor],
     model: nn.Module | Callable[[], nn.Module] | None,
     strict: bool,
-) -> nn.Module:
+) -> tuple[Rebuilt, bool]:
+    """The model, and whether the file holds all of it and nothing else, as it has to where ``strict``."""
     if model is None:
         if document.builder is None:
             raise CheckpointError(
@@ -76,63 +85,49 @@ def _loaded(
     return _fill(path, dense, document, tensors, strict)
 
 
-def check_fingerprint(path: Path, document: Document, model: nn.Module) -> float:
-    """How far the model's outputs are from the stored ones, relative to their size.
-
-    Raises:
-        CheckpointError: Further than rounding explains, or the file has no fingerprint.
-    """
-    if document.fingerprint is None:
-        raise CheckpointError(
-            f"{path}: fingerprint: there is none, so what the model computes cannot be compared. Its inputs or "
-            "outputs have no plain form. Load it without verify."
-        )
-    try:
-        found = document.fingerprint.difference(model)
-    except Exception as error:  # a foreign forward may raise anything
-        raise CheckpointError(f"{path}: the model does not run: {type(error).__name__}: {error}.") from error
-    if not found <= TOLERANCE:
-        raise CheckpointError(
-            f"{path}: fingerprint: the model computes something else here than where it was saved, by {found:.2g} "
-            f"(relative, float64), expected at most {TOLERANCE:g}. Another version of torch or of the model's library "
-            "runs it differently. Install the versions it was saved with."
-        )
-    return found
-
-
-def _load_built(path: Path, document: Document, tensors: Mapping[str, torch.Tensor], strict: bool) -> nn.Module:
+def _load_built(
+    path: Path, document: Document, tensors: Mapping[str, torch.Tensor], strict: bool
+) -> tuple[Rebuilt, bool]:
     assert document.builder is not None
     most = len(tensors) + len(document.aliases)
     try:
-        if not strict:  # what the file lacks needs a value
-            return _fill(path, document.builder.build(), document, tensors, strict)
-        filled = _fill(path, document.builder.on_meta(most), document, tensors, strict)
-        if any(torch.is_tensor(v) and v.is_meta for module in filled.modules() for v in vars(module).values()):
+        model = document.builder.on_meta(most)
+        if strict and all(step.mending.is_plain for step in document.steps):  # cutting adds and removes no tensors
+            _compare_names(path, document, model, {*tensors, *document.aliases}, strict)
+        filled, is_whole = _fill(path, model, document, tensors, strict)
+        kept = [v for module in filled.model.modules() for v in vars(module).values() if torch.is_tensor(v)]
+        if any(tensor.is_meta for tensor in kept):
             # A tensor that the constructor derived and keeps elsewhere needs to be a real one. By now it is
             # known that the model is as large as the file's tensors say.
-            filled = _fill(path, document.builder.build(), document, tensors, strict)
+            if sum(tensor.numel() for tensor in kept) > _SPARE + 4 * sum(t.numel() for t in tensors.values()):
+                raise CheckpointError(f"{path}: builder: the model keeps more numbers than the file explains.")
+            filled, is_whole = _fill(path, document.builder.build(), document, tensors, strict)
     except ModelNameError as error:
         raise CheckpointError(f"{path}: builder: {error}") from error
-    return filled
+    if not is_whole:
+        initialise(path, filled.model, sum(t.numel() for t in tensors.values()))
+    return filled, is_whole
+
+
+# Numbers that a constructor may keep besides parameters and buffers.
+_SPARE = 1 << 20
 
 
 def _fill(
     path: Path, model: nn.Module, document: Document, tensors: Mapping[str, torch.Tensor], strict: bool
-) -> nn.Module:
-    """Cut a dense model by the document's plan and give it the stored tensors."""
-    model = StoredPlan(document.steps, str(path)).apply_in_place(model)
+) -> tuple[Rebuilt, bool]:
+    """Cut a dense model by the document's plan and give it the stored tensors; tell whether these are its own."""
+    made = StoredPlan(document.steps, str(path)).made_again(model)
+    model = made.model
     everything = dict(tensors)
     for alias, name in document.aliases.items():
         if name not in tensors:
             raise CheckpointError(f"{path}: aliases.{alias}: names {name!r:.80}, which is not stored in the file.")
         everything[alias] = tensors[name]
-    present: dict[str, torch.Tensor] = {
-        **dict(model.named_parameters(remove_duplicate=False)),
-        **dict(model.named_buffers(remove_duplicate=False)),
-    }
-    _compare_names(path, document, sorted(present.keys() - everything.keys()), everything.keys() - present, strict)
+    is_whole = _compare_names(path, document, model, everything.keys(), strict)
+    present = _present(model)
     modules = dict(model.named_modules(remove_duplicate=False))
-    made: dict[int, nn.Parameter] = {}
+    parameters: dict[int, nn.Parameter] = {}
     for name, old in present.items():
         new = everything.get(name)
         if new is None:
@@ -150,17 +145,26 @@ def _fill(
         owner, _, attribute = name.rpartition(".")
         module = modules[owner]
         if isinstance(old, nn.Parameter):
-            parameter = made.setdefault(id(new), nn.Parameter(new, requires_grad=old.requires_grad))
+            parameter = parameters.setdefault(id(new), nn.Parameter(new, requires_grad=old.requires_grad))
             module._parameters[attribute] = parameter
         else:
             module._buffers[attribute] = new
-    return model
+    return made, is_whole
 
 
-def _compare_names(path: Path, document: Document, missing: list[str], others: set[str], strict: bool) -> None:
-    unexpected = sorted(others)
+def _present(model: nn.Module) -> dict[str, torch.Tensor]:
+    return {
+        **dict(model.named_parameters(remove_duplicate=False)),
+        **dict(model.named_buffers(remove_duplicate=False)),
+    }
+
+
+def _compare_names(path: Path, document: Document, model: nn.Module, stored: Set[str], strict: bool) -> bool:
+    """Whether the file's tensors are the model's by name."""
+    present = _present(model).keys()
+    missing, unexpected = sorted(present - stored), sorted(stored - present)
     if not missing and not unexpected:
-        return
+        return True
     found = (
         f"{path}: tensors: found {len(unexpected)} that the model does not have ({', '.join(unexpected[:3])}) and "
         f"{len(missing)} missing ({', '.join(missing[:3])}), expected the tensors of {document.class_name}."
@@ -168,3 +172,4 @@ def _compare_names(path: Path, document: Document, missing: list[str], others: s
     if strict:
         raise CheckpointError(f"{found} To load what fits, say strict=False.")
     logger.warning("%s What fits is loaded.", found)
+    return False

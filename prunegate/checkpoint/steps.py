@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from prunegate.compaction import Mending, Plan, rebuild
+from prunegate.compaction import Mending, Plan, Rebuilt, rebuild_checked
 from prunegate.errors import CheckpointError, CompactionError
 from prunegate.groups import ExampleInputs, copy_with
 
@@ -20,27 +20,28 @@ class Step:
     Attributes:
         plan: What was removed.
         mending: Which modules are played back.
-        inputs: Form of the example inputs, by which these are traced again; None if it has no plain form.
+        inputs: Form of the example inputs, by which the dense model is traced again; None if it has no plain form.
     """
 
     plan: Plan
     mending: Mending
     inputs: Any = None
 
-    def apply(self, model: nn.Module) -> nn.Module:
-        """Make the compaction again, in place.
+    def apply(self, model: nn.Module) -> Rebuilt:
+        """Make the compaction again, in place; what it says is compared with a fresh analysis.
 
         Raises:
             CompactionError: The plan or the mending does not fit the model.
             ValueError: The form of the inputs is none.
         """
-        inputs = ExampleInputs((), {}) if self.mending.is_plain else ExampleInputs.of_form(self.inputs)
-        return rebuild(model, self.plan, self.mending, inputs)
+        inputs = None if self.inputs is None else ExampleInputs.of_form(self.inputs)
+        return rebuild_checked(model, self.plan, self.mending, inputs)
 
     def as_dict(self) -> dict[str, Any]:
         return {
             "plan": self.plan.as_dict(),
-            "mending": None if self.mending.is_plain else self.mending.as_dict(),
+            # Attention that lost whole heads is told of where nothing is played back as well.
+            "mending": None if self.mending.is_plain and not self.mending.whole_heads else self.mending.as_dict(),
             "inputs": self.inputs,
         }
 
@@ -88,12 +89,22 @@ class StoredPlan:
         Raises:
             CheckpointError: The plan was made for another architecture.
         """
+        return self.made_again(model).model
+
+    def made_again(self, model: nn.Module) -> Rebuilt:
+        """What `apply_in_place` does, with how far it is proved right.
+
+        Raises:
+            CheckpointError: The plan was made for another architecture.
+        """
+        made = Rebuilt(model, True, False)
         for number, step in enumerate(self.steps):
             try:
-                model = step.apply(model)
+                one = step.apply(made.model)
             except (CompactionError, ValueError) as error:
                 raise CheckpointError(f"{self.source}: steps[{number}].plan: {error}") from error
-        return model
+            made = Rebuilt(one.model, made.is_followed and one.is_followed, made.has_guesses or one.has_guesses)
+        return made
 
 
 def load_plan(path: str | os.PathLike[str]) -> StoredPlan:

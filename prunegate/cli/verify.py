@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 def verify_command(arguments: argparse.Namespace) -> int:
     from prunegate.checkpoint import load, read_document
-    from prunegate.checkpoint.loading import check_fingerprint
+    from prunegate.checkpoint.proof import check_fingerprint
 
     file, maker = checkpoint_in(arguments.file), maker_of(arguments.model)
     document = read_document(file)

@@ -10,7 +10,8 @@ from prunegate.compaction.feature_sizes import feature_edits
 from prunegate.compaction.limits import Limit, limits_of
 from prunegate.compaction.mending import Mending, UnplayableError, mend, settle
 from prunegate.compaction.plan import Mask, Plan
-from prunegate.compaction.rebuild import rebuild
+from prunegate.compaction.rebuild import Rebuilt, rebuild, rebuild_checked
+from prunegate.compaction.replayed_class import source_of
 from prunegate.compaction.size_attributes import attribute_edits
 from prunegate.compaction.surgery import apply, cut, set_attributes
 from prunegate.compaction.trial import Trial, shape_fault_of, value_fault_of
@@ -26,6 +27,7 @@ __all__ = [
     "Mask",
     "Mending",
     "Plan",
+    "Rebuilt",
     "Side",
     "Trial",
     "UnplayableError",
@@ -43,8 +45,10 @@ __all__ = [
     "outputs_of",
     "put_aside",
     "rebuild",
+    "rebuild_checked",
     "set_attributes",
     "settle",
     "shape_fault_of",
+    "source_of",
     "value_fault_of",
 ]

@@ -20,6 +20,7 @@ logger = logging.getLogger(__name__)
 # Which of the two sizes each attribute tells, of the model and of the modules around its classifier.
 _OF_MODEL = {"num_features": "features", "embed_dim": "features", "head_hidden_size": "hidden"}
 _OF_HEAD = {"in_features": "features", "num_features": "hidden", "hidden_size": "hidden"}
+TOLD = frozenset(_OF_MODEL) | frozenset(_OF_HEAD)
 _METHODS = ("forward_features", "forward_head", "get_classifier")
 
 

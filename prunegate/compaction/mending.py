@@ -66,6 +66,11 @@ class Mending:
         """Whether anything runs as it ran on the example inputs, in eval mode: only the number of samples is free."""
         return self.graph or bool(self.replayed)
 
+    def is_played_back(self, path: str) -> bool:
+        """Whether a module's forward is played back, or the module is taken apart within one that is."""
+        names = {*self.replayed, *self.apart}
+        return self.graph or any(path == name or path.startswith(f"{name}.") or name == "" for name in names)
+
     @property
     def is_plain(self) -> bool:
         """Whether the model's own code serves."""

@@ -45,6 +45,12 @@ class Plan:
                 tensors[name] = cut
         return cls(kept, {group.name: group.num_units for group in analysis.groups}, tensors)
 
+    @property
+    def removes_nothing(self) -> bool:
+        """Whether the compact model is the dense one."""
+        full = all(len(units) == self.num_units[name] for name, units in self.kept.items())
+        return full and not self.tensors and not self.attributes
+
     def with_attributes(self, edits: Mapping[str, Mapping[str, AttributeValue]]) -> Plan:
         """The plan with more size attributes to set."""
         merged = {module: dict(values) for module, values in self.attributes.items()}
@@ -87,7 +93,12 @@ class Plan:
         raw_patterns = fields.get("patterns")
         if not isinstance(raw_patterns, list):
             raise ValueError("plan.patterns: expected a list")
-        patterns: list[Mask] = [_pattern(entry, f"plan.patterns[{i}]") for i, entry in enumerate(raw_patterns)]
+        patterns: list[Mask] = []
+        left = _LARGEST_SIZE
+        for i, entry in enumerate(raw_patterns):
+            patterns.append(_pattern(entry, f"plan.patterns[{i}]", left))
+            left -= len(patterns[-1])
+        positions: dict[int, list[int]] = {}  # groups that share a pattern share its list
 
         def pattern(number: Any, where: str) -> Mask:
             if not _is_int(number) or not 0 <= number < len(patterns):
@@ -102,7 +113,9 @@ class Plan:
             total += len(mask)
             if total > _MOST_UNITS:
                 raise ValueError(f"plan.groups: found more than {_MOST_UNITS} units in all")
-            kept[name], num_units[name] = np.flatnonzero(mask).tolist(), len(mask)
+            if number not in positions:
+                positions[number] = np.flatnonzero(mask).tolist()
+            kept[name], num_units[name] = positions[number], len(mask)
         tensors = {
             name: {
                 _axis(axis, f"plan.tensors.{name}"): pattern(number, f"plan.tensors.{name}.{axis}")
@@ -136,17 +149,17 @@ def _axis(text: str, where: str) -> int:
     return int(text)
 
 
-# No layer is wider; a larger number is a damaged or hostile file, and must not be allocated.
+# No layer is wider, nor are all patterns together; more is a damaged or hostile file, and must not be allocated.
 _LARGEST_SIZE = 1 << 24
 _MOST_UNITS = 1 << 22
 
 
-def _pattern(entry: Any, where: str) -> Mask:
+def _pattern(entry: Any, where: str, most: int) -> Mask:
     if not isinstance(entry, list) or len(entry) != 2 or not _is_int(entry[0]) or not isinstance(entry[1], str):
         raise ValueError(f"{where}: expected [size, base64 bits]")
     size, text = entry
-    if not 0 < size <= _LARGEST_SIZE:
-        raise ValueError(f"{where}: found size {size}, expected 1 to {_LARGEST_SIZE}")
+    if not 0 < size <= most:
+        raise ValueError(f"{where}: found size {size}, expected 1 to {most}, as all patterns together have to fit")
     try:
         packed = base64.b64decode(text, validate=True)
     except ValueError as error:

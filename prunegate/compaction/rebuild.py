@@ -1,43 +1,72 @@
 """Making a compact model again from a dense one, its plan and the form of its inputs: nothing else is stored.
 
 Modules that are played back are not stored as code, nor the sizes that are rewritten in calls. The dense model is
-traced again and both are found anew, which gives the same by the same rules.
+traced again and both are found anew, which gives the same by the same rules. The plan is compared with that trace.
 """
 
 from __future__ import annotations
 
-import numpy as np
+from dataclasses import dataclass
+
 from torch import nn
 
+from prunegate.compaction.consistency import check_guesses, followed
 from prunegate.compaction.cut_sizes import CutRuns
 from prunegate.compaction.mending import Mending, mend
 from prunegate.compaction.plan import Plan
-from prunegate.compaction.surgery import apply
-from prunegate.errors import CompactionError
-from prunegate.groups import ExampleInputs, Trace
+from prunegate.compaction.surgery import apply, check_tensors
+from prunegate.errors import CompactionError, TraceError
+from prunegate.groups import ExampleInputs
 
 
-def rebuild(dense: nn.Module, plan: Plan, mending: Mending, inputs: ExampleInputs) -> nn.Module:
+@dataclass(frozen=True)
+class Rebuilt:
+    """A compact model that was made again, and how far that is proved right.
+
+    Attributes:
+        is_followed: The dense model's run was followed, and the plan is one of its channel groups.
+        has_guesses: Besides what follows from the plan's masks, the model has sizes that were found by running, or
+            modules that are played back or whose calls are given other sizes.
+    """
+
+    model: nn.Module
+    is_followed: bool
+    has_guesses: bool
+
+
+def rebuild(dense: nn.Module, plan: Plan, mending: Mending, inputs: ExampleInputs | None) -> nn.Module:
     """Cut ``dense`` in place by a complete plan and mend it as the mending lists.
 
     Raises:
         CompactionError: The plan or the mending does not fit the model.
     """
-    if mending.is_plain:
-        return apply(dense, plan)
+    return rebuild_checked(dense, plan, mending, inputs).model
+
+
+def rebuild_checked(dense: nn.Module, plan: Plan, mending: Mending, inputs: ExampleInputs | None) -> Rebuilt:
+    """The same, telling how far the plan could be compared with a fresh analysis.
+
+    Args:
+        inputs: The form of the inputs that the plan was made with; None if it is not known.
+
+    Raises:
+        CompactionError: The plan or the mending does not fit the model.
+    """
+    if plan.removes_nothing and mending.is_plain:
+        apply(dense, plan)  # which is not to pack padded sequences all the same
+        return Rebuilt(dense, True, False)
+    check_tensors(dense, plan.tensors)
+    modules = dense.named_modules(remove_duplicate=False)
+    before = {path: dict(vars(module)) for path, module in modules if path in plan.attributes}
     try:
-        trace = Trace(dense, inputs, frozenset(mending.whole_heads or ()))
-        if mending.whole_heads is None:
-            trace = trace.with_whole_heads(dense, inputs)
-        analysis = trace.analysis()
-        keep = np.ones(analysis.num_units, dtype=bool)
-        for group in analysis.groups:
-            if group.name in plan.kept and plan.num_units[group.name] == group.num_units:
-                keep[group.units] = False
-                keep[group.first_unit + np.array(plan.kept[group.name])] = True
-        again = trace.with_more_samples(dense, inputs) if mending.plays_back else None
-        runs = CutRuns.of(trace, analysis, keep, inputs, again)
-        return mend(apply(dense, plan), runs, mending)
+        runs = _runs(dense, plan, mending, inputs)
+        derived = apply(dense, plan, mending.is_played_back)
+        has_guesses = check_guesses(before, plan, derived, None if runs is None else runs.main)
+        if mending.is_plain:
+            return Rebuilt(dense, runs is not None, has_guesses)
+        if runs is None:
+            raise CompactionError("inputs: found none, by which modules that are mended could be written again")
+        return Rebuilt(mend(dense, runs, mending), True, True)
     except CompactionError:
         raise
     except Exception as error:  # what is stored is played through the model's own code, which may raise anything
@@ -45,3 +74,17 @@ def rebuild(dense: nn.Module, plan: Plan, mending: Mending, inputs: ExampleInput
             f"{error}. The parts of the model that are played back could not be written again; another version of "
             "torch or of the model's library may run it differently."
         ) from error
+
+
+def _runs(dense: nn.Module, plan: Plan, mending: Mending, inputs: ExampleInputs | None) -> CutRuns | None:
+    """The runs of the dense model; None where these cannot be followed and nothing has to be mended."""
+    if inputs is None:
+        return None
+    try:
+        trace, analysis, keep = followed(dense, plan, mending, inputs)
+    except TraceError:
+        if mending.is_plain:
+            return None
+        raise
+    again = trace.with_more_samples(dense, inputs) if mending.plays_back else None
+    return CutRuns.of(trace, analysis, keep, inputs, again)

@@ -11,6 +11,14 @@ from torch import nn
 
 from prunegate.groups.copies import COPIED_BY_ATTRIBUTES
 
+_SOURCE = "_prunegate_source"
+
+
+def source_of(module: nn.Module) -> str | None:
+    """The code that is played back in place of a module's own forward; None if its own runs."""
+    found = vars(type(module)).get(_SOURCE)
+    return found if isinstance(found, str) else None
+
 
 def replayed_class(cls: type[nn.Module], source: str, names: Mapping[str, Any], where: str) -> type[nn.Module]:
     """A subclass of ``cls`` of the same name with another forward.
@@ -43,6 +51,7 @@ def replayed_class(cls: type[nn.Module], source: str, names: Mapping[str, Any], 
             "__module__": cls.__module__,
             "__reduce_ex__": reduce,
             COPIED_BY_ATTRIBUTES: True,
+            _SOURCE: source,
         },
     )
     return made

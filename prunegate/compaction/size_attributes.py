@@ -41,6 +41,14 @@ def attribute_edits(sizes: CutSizes, attributes: Iterable[SizeAttribute]) -> dic
     return edits
 
 
+def follows(sizes: CutSizes, path: str, old: int, new: int) -> bool:
+    """Whether a tensor that the module at ``path`` handles has a dimension that goes from one size to the other."""
+    return any(
+        sizes.tape.shapes[number][dim] == old and sizes.shape(number)[dim] == new
+        for number, dim in _cut_places(sizes, path)
+    )
+
+
 def candidates(
     model: nn.Module, sizes: CutSizes, path: str, taken: Iterable[SizeAttribute]
 ) -> Iterator[tuple[SizeAttribute, ...]]:

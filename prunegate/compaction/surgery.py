@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
@@ -27,8 +27,11 @@ def cut(model: nn.Module, plan: Plan) -> Plan:
     attributes: dict[str, dict[str, AttributeValue]] = {}
     for path, masks in _by_module(model, plan).items():
         module = model.get_submodule(path)
-        sizes: dict[str, AttributeValue] = {**fit_attention(module, masks)} or sizes_after_slicing(module, masks)
-        edits = {name: value for name, value in sizes.items() if getattr(module, name) != value}
+        # All sizes of an attention layer are told, even those that stay, so that the plan says that it was fitted.
+        edits: dict[str, AttributeValue] = {**fit_attention(module, masks)}
+        if not edits:
+            sizes = sizes_after_slicing(module, masks)
+            edits = {name: value for name, value in sizes.items() if getattr(module, name) != value}
         if edits:
             attributes[path] = edits
     set_attributes(model, attributes)
@@ -36,19 +39,58 @@ def cut(model: nn.Module, plan: Plan) -> Plan:
     return Plan(plan.kept, plan.num_units, plan.tensors, attributes)
 
 
-def apply(model: nn.Module, plan: Plan) -> nn.Module:
+def apply(
+    model: nn.Module, plan: Plan, is_played_back: Callable[[str], bool] = lambda path: False
+) -> dict[str, dict[str, AttributeValue]]:
     """Cut a dense model, in place, by a complete plan: slices and attribute edits.
 
+    Args:
+        is_played_back: Whether the module at a path is to be played back, or taken apart in one that is. Torch's
+            attention needs no other forward then, and plans of before there was one have none of its sizes.
+
+    Returns:
+        For each module with sliced tensors the attributes that follow from these; the plan's are the same.
+
     Raises:
-        CompactionError: The plan names a tensor, size or attribute that the model does not have.
+        CompactionError: The plan names a tensor, size or attribute that the model does not have, or it sets a size
+            of a layer to something else than the layer's tensors have.
     """
     slice_tensors(model, plan.tensors)
+    derived: dict[str, dict[str, AttributeValue]] = {}
     for path, masks in _by_module(model, plan).items():
-        if "num_heads" in plan.attributes.get(path, {}):  # older plans have such layers played back
-            fit_attention(model.get_submodule(path), masks)
+        module, given = model.get_submodule(path), plan.attributes.get(path, {})
+        fits = "num_heads" in given or not is_played_back(path)
+        sizes: dict[str, AttributeValue] = {**fit_attention(module, masks)} if fits else {}
+        derived[path] = sizes or sizes_after_slicing(module, masks)
+        for name, value in derived[path].items():
+            if given.get(name, getattr(module, name)) != value:
+                raise CompactionError(
+                    f"{path}.{name}: found {given.get(name, 'no edit')!r}, expected {value!r} by the tensors that the "
+                    "plan leaves. The plan was changed, or made for another model."
+                )
     set_attributes(model, plan.attributes)
     without_misled_kernels(model)
-    return model
+    return derived
+
+
+def check_tensors(model: nn.Module, tensors: Mapping[str, Mapping[int, Mask]]) -> None:
+    """Look whether every listed tensor is there and has the listed axes, before any time is spent on them.
+
+    Raises:
+        CompactionError: One has not.
+    """
+    modules = dict(model.named_modules(remove_duplicate=False))
+    for name, axes in tensors.items():
+        _check_axes(name, _lookup(modules, name), axes)
+
+
+def _check_axes(name: str, tensor: torch.Tensor, axes: Mapping[int, Mask]) -> None:
+    for axis, mask in axes.items():
+        if axis >= tensor.dim() or tensor.shape[axis] != len(mask):
+            raise CompactionError(
+                f"{name}: found shape {tuple(tensor.shape)}, expected size {len(mask)} along axis {axis}. The plan was "
+                "made for another model. Use it with the model it was made from."
+            )
 
 
 def _by_module(model: nn.Module, plan: Plan) -> dict[str, dict[str, Mapping[int, Mask]]]:
@@ -72,13 +114,8 @@ def slice_tensors(model: nn.Module, tensors: Mapping[str, Mapping[int, Mask]]) -
     for name, axes in tensors.items():
         original = _lookup(modules, name)
         cut_tensor = original.detach()
+        _check_axes(name, original, axes)
         for axis, mask in axes.items():
-            if axis >= cut_tensor.dim() or cut_tensor.shape[axis] != len(mask):
-                found = tuple(original.shape)
-                raise CompactionError(
-                    f"{name}: found shape {found}, expected size {len(mask)} along axis {axis}. The plan was made "
-                    "for another model. Use it with the model it was made from."
-                )
             if original.is_meta or isinstance(original, FakeTensor):  # no entries to select
                 cut_tensor = cut_tensor.new_empty(
                     (*cut_tensor.shape[:axis], int(mask.sum()), *cut_tensor.shape[axis + 1 :])

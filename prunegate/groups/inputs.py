@@ -74,6 +74,8 @@ class ExampleInputs:
             made = _made(form)
         except RecursionError as error:
             raise ValueError("inputs: nested too deeply") from error
+        if len(tree_leaves(made)) > _MOST_ARGUMENTS:
+            raise ValueError(f"inputs: found more than {_MOST_ARGUMENTS} tensors and values in all")
         if not (isinstance(made, list) and len(made) == 2 and isinstance(made[0], list) and isinstance(made[1], dict)):
             raise ValueError("inputs: expected a list of arguments and an object of keyword arguments")
         return cls(tuple(made[0]), made[1])
@@ -100,6 +102,8 @@ _DTYPES = {str(d).removeprefix("torch."): d for d in (
 
 # A batch of a thousand large images; what is traced on more is a damaged or hostile form.
 _MOST_ENTRIES = 1 << 30
+
+_MOST_ARGUMENTS = 1024
 
 
 def _described(tree: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -58,11 +59,21 @@ def outputs_of(model: nn.Module, x: Any) -> list[torch.Tensor]:
     return compaction.outputs_of(model.eval(), ExampleInputs.of(x))
 
 
-def rewritten(file: Path, change: Any) -> Path:
-    """The file with its document changed and everything else as it was."""
+def resealed(document: Any) -> Any:
+    """A changed document with the hash that it then has: what whoever changes it on purpose can do."""
+    if not isinstance(document, dict) or "document_sha256" not in document:
+        return document
+    rest = {name: value for name, value in document.items() if name != "document_sha256"}
+    text = json.dumps(rest, sort_keys=True, separators=(",", ":"))
+    return {**rest, "document_sha256": hashlib.sha256(text.encode()).hexdigest()}
+
+
+def rewritten(file: Path, change: Any, reseal: bool = True) -> Path:
+    """The file with its document changed, and the document's hash with it, and everything else as it was."""
     with safe_open(str(file), framework="pt") as opened:
         document = json.loads(opened.metadata()["prunegate"])
         tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
     change(document)
+    document = resealed(document) if reseal else document
     save_file(tensors, str(file), metadata={"prunegate": json.dumps(document)})
     return file

@@ -1,0 +1,62 @@
+"""What running a model will cost, found without computing anything."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
+
+from prunegate.compaction import outputs_of
+from prunegate.groups import ExampleInputs, StandIns
+from prunegate.groups.stand_ins import KINDS
+
+
+@dataclass(frozen=True)
+class Effort:
+    """The cost of one run.
+
+    Attributes:
+        macs: Multiply-accumulates, for all samples.
+        largest: Numbers in the largest tensor that the run makes.
+        shapes: The outputs' shapes.
+    """
+
+    macs: int
+    largest: int
+    shapes: tuple[tuple[int, ...], ...]
+
+
+class _Largest(TorchDispatchMode):
+    """Notes the size of the largest tensor that any operation returns."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.found = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        sizes = (math.prod(t.shape) for t in tree_leaves(result) if isinstance(t, torch.Tensor))
+        self.found = max(self.found, *sizes, 0)
+        return result
+
+
+def effort_of(model: nn.Module, inputs: ExampleInputs) -> Effort | None:
+    """The cost of a model's run on inputs of a form; None where that depends on values."""
+    for kind in KINDS[:2]:
+        stand_ins = StandIns(kind)
+        largest, count = _Largest(), FlopCounterMode(display=False)
+        try:
+            copied = stand_ins.of_model(model).eval()
+            with stand_ins.running(), count, largest:
+                outputs = outputs_of(copied, inputs.map(stand_ins.of))
+        except Exception:  # a foreign forward may raise anything, and the next kind may serve
+            continue
+        shapes = tuple(tuple(output.shape) for output in outputs)
+        return Effort(count.get_total_flops() // 2, largest.found, shapes)
+    return None

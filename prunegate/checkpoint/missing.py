@@ -1,0 +1,70 @@
+"""Values for tensors that a file lacks, where the caller said that it may."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from prunegate.errors import CheckpointError
+
+# Numbers that may be lacking whatever the file holds.
+_SPARE = 1 << 20
+
+
+def initialise(path: Path, model: nn.Module, stored: int) -> None:
+    """Give every tensor that is on the meta device values, as its layer's ``reset_parameters`` does.
+
+    The dense model is not built with data for that: it may be many times larger than the file.
+
+    Args:
+        stored: How many numbers the file holds.
+
+    Raises:
+        CheckpointError: The file lacks more than it holds, or a tensor is of no layer that says how it is initialised.
+    """
+    lacking = {
+        path: names
+        for path, module in model.named_modules()
+        if (names := [name for name, tensor in _own(module).items() if tensor.is_meta])
+    }
+    count = sum(_own(model.get_submodule(owner))[name].numel() for owner, names in lacking.items() for name in names)
+    if count > stored + _SPARE:
+        raise CheckpointError(
+            f"{path}: tensors: lacks {count} numbers and holds {stored}, expected most of the model. The file was "
+            "changed, or belongs to another model."
+        )
+    for owner, names in lacking.items():
+        module = model.get_submodule(owner)
+        reset = getattr(module, "reset_parameters", None)
+        if not callable(reset):
+            raise CheckpointError(
+                f"{path}: {owner}.{names[0]}: is not in the file, and a {type(module).__name__} does not say how it is "
+                "initialised. Hand in a dense model that has it: load(..., model=..., strict=False)."
+            )
+        _reset(module, names)
+
+
+def _own(module: nn.Module) -> dict[str, torch.Tensor]:
+    found = {**module._parameters, **module._buffers}
+    return {name: tensor for name, tensor in found.items() if tensor is not None}
+
+
+def _reset(module: nn.Module, names: list[str]) -> None:
+    """Initialise all tensors of a module, and keep of that what was lacking."""
+    parameters, buffers = dict(module._parameters), dict(module._buffers)
+    for name, parameter in parameters.items():
+        if parameter is not None:
+            module._parameters[name] = nn.Parameter(_empty(parameter), parameter.requires_grad)
+    for name, buffer in buffers.items():
+        if buffer is not None:
+            module._buffers[name] = _empty(buffer)
+    with torch.random.fork_rng(devices=[]):
+        module.reset_parameters()  # type: ignore[operator]
+    module._parameters.update({name: parameter for name, parameter in parameters.items() if name not in names})
+    module._buffers.update({name: buffer for name, buffer in buffers.items() if name not in names})
+
+
+def _empty(like: torch.Tensor) -> torch.Tensor:
+    return torch.empty(like.shape, dtype=like.dtype)

@@ -1,0 +1,98 @@
+"""JSON from a stranger: read without doubt about what it says, at bounded cost, and written in one way only."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from typing import Any
+
+# Containers within containers; ours need seven.
+_DEEPEST = 32
+# Entries of all containers together: a thousand layers take about thirty thousand. Each costs some 80 bytes.
+_MOST_ENTRIES = 1 << 19
+# Digits of a whole number: more than any seed, size or count has.
+_LONGEST_NUMBER = 40
+
+
+def read(text: str) -> dict[str, Any]:
+    """The object in ``text``.
+
+    Raises:
+        ValueError: It is no JSON object; or two entries have one name, a number is not finite or has no end, or
+            containers are too deep or too many.
+    """
+    if text.count(",") + text.count("{") + text.count("[") > _MOST_ENTRIES:
+        raise ValueError(f"document: found more than {_MOST_ENTRIES} entries")
+    try:
+        tree = json.loads(
+            text,
+            parse_constant=_refuse_constant,
+            parse_float=_finite,
+            parse_int=_whole,
+            object_pairs_hook=without_doubles,
+        )
+    except RecursionError as error:
+        raise ValueError("document: nested too deeply") from error
+    if not isinstance(tree, dict):
+        raise ValueError(f"document: found {type(tree).__name__}, expected an object")
+    _check_depth(tree)
+    return tree
+
+
+def canonical(tree: Any) -> str:
+    """The same text for the same data, whatever the order of its entries was.
+
+    Raises:
+        TypeError: JSON has no form for something in it.
+        ValueError: It holds NaN or an infinity.
+    """
+    return json.dumps(tree, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def digest(tree: Any) -> str:
+    """SHA-256 of data in its canonical form, as 64 hexadecimal digits."""
+    return hashlib.sha256(canonical(tree).encode()).hexdigest()
+
+
+def without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object's entries, of which readers of JSON take the first or the last of a name as they like."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        seen: set[str] = set()
+        for name, _ in pairs:
+            if name in seen:
+                raise ValueError(f"document: holds {name!r:.80} twice in one object")
+            seen.add(name)
+    return found
+
+
+def _refuse_constant(name: str) -> float:
+    raise ValueError(f"document: holds {name}, which is no JSON")
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"document: found {text:.40}, expected a number that a float can hold")
+    return value
+
+
+def _whole(text: str) -> int:
+    if len(text) > _LONGEST_NUMBER:
+        raise ValueError(f"document: found a number of {len(text)} digits, expected at most {_LONGEST_NUMBER}")
+    return int(text)
+
+
+def _check_depth(tree: Any) -> None:
+    level, entries = 0, [tree]
+    while entries:
+        level += 1
+        if level > _DEEPEST:
+            raise ValueError(f"document: nested more than {_DEEPEST} deep")
+        entries = [
+            child
+            for entry in entries
+            if isinstance(entry, (dict, list))
+            for child in (entry.values() if isinstance(entry, dict) else entry)
+        ]

@@ -1,0 +1,72 @@
+"""A hash of how a model is built: what decides its computation besides the values of its tensors."""
+
+from __future__ import annotations
+
+import enum
+import functools
+from collections.abc import Iterator, Mapping
+from types import BuiltinFunctionType, FunctionType, MethodType
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from prunegate.checkpoint.strict_json import digest
+from prunegate.compaction import source_of
+
+# Of the model as it runs for inference, and apart from what its library says about it to people.
+_OTHERS = frozenset({"training", "grad_checkpointing", "pretrained_cfg", "default_cfg", "meta"})
+_DEEPEST = 4
+_NAMED = (type, FunctionType, BuiltinFunctionType, MethodType)
+
+
+def structure_of(model: nn.Module) -> str:
+    """SHA-256 of the modules with their classes, plain attributes and replayed code, and of the tensors' shapes.
+
+    The class of the model itself is left out: a user may hand in a subclass. Values, types and devices of tensors
+    do not count. Another version of a library may give its modules other attributes; two models of one hash
+    compute the same, while two of different hashes may or may not.
+    """
+    own = frozenset(vars(nn.Module())) | _OTHERS
+    modules = [
+        [path, type(module).__name__ if path else "", _attributes(module, own), source_of(module)]
+        for path, module in model.named_modules(remove_duplicate=False)
+    ]
+    if isinstance(model, fx.GraphModule):
+        modules[0][2:] = [None, model.code]
+    tensors = [[name, list(tensor.shape)] for name, tensor in _tensors(model)]
+    return digest([sorted(modules, key=lambda module: str(module[0])), sorted(tensors)])
+
+
+def _tensors(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    yield from model.named_parameters(remove_duplicate=False)
+    yield from model.named_buffers(remove_duplicate=False)
+
+
+def _attributes(module: nn.Module, others: frozenset[str]) -> dict[str, Any]:
+    return {
+        name: _plain(value, _DEEPEST)
+        for name, value in vars(module).items()
+        if name not in others and not name.startswith("_prunegate")
+    }
+
+
+def _plain(value: Any, depth: int) -> Any:
+    """Something that JSON has a form for, equal for equal values in another process."""
+    if value is None or (isinstance(value, (bool, int, str)) and not isinstance(value, enum.Enum)):
+        return value
+    if isinstance(value, float):
+        return repr(value)
+    if isinstance(value, _NAMED):
+        return value.__qualname__
+    if isinstance(value, functools.partial) and depth:
+        return ["partial", *(_plain(part, depth - 1) for part in (value.func, value.args, value.keywords))]
+    if isinstance(value, (tuple, list)) and depth:
+        return [_plain(entry, depth - 1) for entry in value]
+    if isinstance(value, Mapping) and depth:
+        return {str(key): _plain(entry, depth - 1) for key, entry in value.items()}
+    if isinstance(value, torch.Tensor):
+        return ["tensor", list(value.shape)]
+    if isinstance(value, (enum.Enum, torch.dtype, torch.memory_format)):
+        return str(value)
+    return ["object", type(value).__name__]

@@ -1,0 +1,144 @@
+"""Whether a stored plan is one that compaction could have made of the model: nothing in it is taken on trust."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+
+import numpy as np
+from torch import nn
+
+from prunegate.compaction.cut_sizes import CutSizes
+from prunegate.compaction.feature_sizes import TOLD
+from prunegate.compaction.mending import Mending
+from prunegate.compaction.plan import AttributeValue, Mask, Plan
+from prunegate.compaction.size_attributes import follows
+from prunegate.errors import CompactionError
+from prunegate.groups import Analysis, ExampleInputs, Trace
+
+
+def followed(dense: nn.Module, plan: Plan, mending: Mending, inputs: ExampleInputs) -> tuple[Trace, Analysis, Mask]:
+    """A fresh analysis of the dense model, and the units in it that the plan keeps.
+
+    Raises:
+        TraceError: The model does not run on these inputs.
+        CompactionError: The plan removes something else than whole units of it.
+    """
+    trace = Trace(dense, inputs, frozenset(mending.whole_heads or ()))
+    if mending.whole_heads is None:
+        trace = trace.with_whole_heads(dense, inputs)
+    analysis = trace.analysis()
+    try:
+        return trace, analysis, kept_units(analysis, plan)
+    except CompactionError:
+        # Files of before 1.1 do not say which attention lost whole heads where nothing is played back.
+        split = trace.split_heads(analysis)
+        if not mending.is_plain or mending.whole_heads or not split:
+            raise
+    otherwise = frozenset(module for module, names in split.items() if not _has_units(analysis, plan, names))
+    for whole_heads in dict.fromkeys((otherwise, frozenset(split))):
+        trace = Trace(dense, inputs, whole_heads)
+        analysis = trace.analysis()
+        try:
+            return trace, analysis, kept_units(analysis, plan)
+        except CompactionError as error:
+            reason = error
+    raise reason
+
+
+def _has_units(analysis: Analysis, plan: Plan, names: Iterable[str]) -> bool:
+    units = {group.name: group.num_units for group in analysis.groups}
+    return all(plan.num_units.get(name) == units[name] for name in names)
+
+
+def kept_units(analysis: Analysis, plan: Plan) -> Mask:
+    """The units that a plan keeps, shape (units,), if its masks are those of whole units and of nothing else.
+
+    Raises:
+        CompactionError: Naming the tensor or channel group where they are not.
+    """
+    keep = np.ones(analysis.num_units, dtype=bool)
+    for name, axes in plan.tensors.items():
+        for axis, mask in axes.items():
+            units = analysis.axes.get(name, {}).get(axis)
+            if units is None or len(units) != len(mask) or (units[~mask] < 0).any():
+                raise _changed(f"{name}: axis {axis}: loses positions that belong to no channel group")
+            keep[units[~mask]] = False
+    expected = Plan.of(analysis, keep)
+    for name in expected.tensors.keys() | plan.tensors.keys():
+        axes, wanted = plan.tensors.get(name, {}), expected.tensors.get(name, {})
+        for axis in axes.keys() | wanted.keys():
+            if axis not in axes or axis not in wanted or not np.array_equal(axes[axis], wanted[axis]):
+                raise _changed(f"{name}: axis {axis}: does not lose the same units as the rest of its channel group")
+    for name, kept in plan.kept.items():
+        if plan.num_units[name] != expected.num_units.get(name):
+            raise _changed(
+                f"{name}: found {plan.num_units[name]} units, expected {expected.num_units.get(name, 'none')}"
+            )
+        if kept != expected.kept[name]:
+            raise _changed(f"{name}: keeps other units than its tensors do")
+    for group in analysis.groups:
+        if group.name not in plan.kept and not keep[group.units].all():
+            raise _changed(f"{group.name}: loses units although the plan does not list it")
+    return keep
+
+
+def _changed(what: str) -> CompactionError:
+    return CompactionError(
+        f"{what}. The plan was changed, or made for another model, or by a version of prunegate that finds other "
+        "channel groups."
+    )
+
+
+def check_guesses(
+    dense: Mapping[str, Mapping[str, object]],
+    plan: Plan,
+    derived: Mapping[str, Mapping[str, AttributeValue]],
+    sizes: CutSizes | None,
+) -> bool:
+    """Look at the attributes that follow from no layer's own tensors: code of the model reads them.
+
+    Each has to go from the size of something that is cut to what is left of it.
+
+    Args:
+        dense: What these attributes were before the cut.
+        derived: The attributes that do follow from tensors.
+        sizes: The run of the dense model; None if it could not be followed.
+
+    Returns:
+        Whether there are any.
+
+    Raises:
+        CompactionError: One is no such size.
+    """
+    found = False
+    for path, edits in plan.attributes.items():
+        for name in edits.keys() - derived.get(path, {}).keys():
+            found = True
+            old, new = dense[path][name], edits[name]
+            if not isinstance(old, int) or not isinstance(new, int) or not _is_left(plan, sizes, path, name, old, new):
+                raise CompactionError(
+                    f"{path}.{name}: found {new!r} in place of {old!r}, expected the size that something the module "
+                    "handles has before and after the cut. The plan was changed, or made for another model."
+                )
+    return found
+
+
+def _is_left(plan: Plan, sizes: CutSizes | None, path: str, name: str, old: int, new: int) -> bool:
+    if sizes is None:
+        return any(len(mask) == old and int(mask.sum()) == new for mask in _masks(plan))
+    if follows(sizes, path, old, new):
+        return True
+    # Sizes that a model tells of its features are those of any tensor, as its forward need not handle these.
+    shapes = sizes.tape.shapes
+    return name in TOLD and any(
+        old in shape and new in sizes.shape(number) and sizes.is_cut(number) for number, shape in enumerate(shapes)
+    )
+
+
+def _masks(plan: Plan) -> Iterator[Mask]:
+    for axes in plan.tensors.values():
+        yield from axes.values()
+    for name, units in plan.kept.items():
+        mask = np.zeros(plan.num_units[name], dtype=bool)
+        mask[units] = True
+        yield mask
