@@ -24,6 +24,7 @@ field                     meaning
                           spaces, followed by all bytes after the header
 ``structure_sha256``      `structure_of` the compact model: its modules' classes, plain attributes, replayed code
                           and shapes (since 1.1)
+``versions``              of torch, prunegate and the model's library, which the structure depends on (since 1.1)
 ``document_sha256``       SHA-256 of this document without this entry, as JSON with sorted keys, without spaces
                           and in ASCII (since 1.1)
 ========================  ==============================================================================
@@ -37,8 +38,8 @@ from the dense model by the same deterministic analysis.
 What the file says is not taken on trust, whatever its hashes say. The dense model is built without data and traced
 on the stored form of the inputs: masks have to be those of whole units of its channel groups, sizes of layers those
 of their tensors, other sizes what the run's tensors have before and after the cut. The compact model's structure has
-to have the stored hash. If it has not, which another version of a library may cause as well, if the file is of
-before 1.1, or if the run cannot be followed and sizes were guessed, the model has to compute the stored fingerprint.
+to have the stored hash. If it has not and the library's version is another, if the file is of before 1.1, or if the
+run cannot be followed and sizes were guessed, the model has to compute the stored fingerprint.
 
 It costs no more than the file explains: entries are counted before JSON is parsed, no more parameters and modules
 are made than the stored tensors ask for, and the fingerprint is computed only after a run without data has shown that

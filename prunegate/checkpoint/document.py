@@ -19,6 +19,8 @@ _HASHED = (1, 1)
 OWN_HASH = "document_sha256"
 # Compactions one after the other; each is followed anew when the file is loaded.
 _MOST_STEPS = 64
+# Entries of a document, at most: so many, and so many times its tensors for every compaction.
+_FEW, _ENTRIES = 4096, 32
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,7 @@ class Document:
     extra: Mapping[str, Any] = field(default_factory=dict)
     weights_sha256: str = ""
     structure_sha256: str = ""
+    versions: Mapping[str, str] = field(default_factory=dict)
     version: tuple[int, int] = FORMAT
     unknown: Mapping[str, Any] = field(default_factory=dict)
 
@@ -62,7 +65,7 @@ class Document:
             "weights_sha256": self.weights_sha256,
         }
         if self.structure_sha256:
-            fields["structure_sha256"] = self.structure_sha256
+            fields |= {"structure_sha256": self.structure_sha256, "versions": dict(self.versions)}
         try:
             # As it is read, when the hash is compared: keys are texts, tuples lists.
             plain = strict_json.read(json.dumps(fields, allow_nan=False))
@@ -73,8 +76,11 @@ class Document:
             raise ValueError(f"extra: {error}, expected JSON-ready data without NaN or infinity") from error
 
     @classmethod
-    def from_text(cls, text: str) -> Document:
+    def from_text(cls, text: str, num_tensors: int | None = None) -> Document:
         """Read what `as_text` wrote.
+
+        Args:
+            num_tensors: How many tensors the document is about; it may say no more than these explain.
 
         Raises:
             ValueError: Naming the field that is not as expected.
@@ -82,6 +88,8 @@ class Document:
         """
         fields = strict_json.read(text)
         version = _version(fields.get("version"))
+        if num_tensors is not None:
+            _check_size(fields, num_tensors)
         _compare_hash(version, fields)
         del fields["version"]
         steps = fields.pop("steps", None)
@@ -101,6 +109,7 @@ class Document:
             costs=_costs(fields.pop("costs", {})),
             extra=_object(fields.pop("extra", {}), "extra"),
             weights_sha256=_text(fields.pop("weights_sha256", ""), "weights_sha256"),
+            versions=_texts(fields.pop("versions", {}), "versions"),
             structure_sha256=_text(fields.pop("structure_sha256", ""), "structure_sha256"),
             version=version,
             unknown=fields,
@@ -117,6 +126,15 @@ def _version(version: Any) -> tuple[int, int]:
             f"version: found {version}, expected at most {FORMAT[0]}.x; a newer prunegate wrote it, so update yours"
         )
     return major, minor
+
+
+def _check_size(fields: dict[str, Any], num_tensors: int) -> None:
+    """Refuse descriptions of a model that are out of proportion to it; what users add may have any size."""
+    steps = fields.get("steps")
+    most = _FEW + _ENTRIES * num_tensors * (len(steps) if isinstance(steps, list) else 1)
+    found = sum(strict_json.size_of(value) for name, value in fields.items() if name not in ("extra", "fingerprint"))
+    if found > most:
+        raise ValueError(f"document: found {found} entries for {num_tensors} tensors, expected at most {most}")
 
 
 def _compare_hash(version: tuple[int, int], fields: dict[str, Any]) -> None:

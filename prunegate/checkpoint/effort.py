@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from prunegate.compaction import outputs_of
 from prunegate.groups import ExampleInputs, StandIns
-from prunegate.groups.stand_ins import KINDS
+from prunegate.groups.stand_ins import KINDS, quiet
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ def effort_of(model: nn.Module, inputs: ExampleInputs) -> Effort | None:
         largest, count = _Largest(), FlopCounterMode(display=False)
         try:
             copied = stand_ins.of_model(model).eval()
-            with stand_ins.running(), count, largest:
+            with quiet(), stand_ins.running(), count, largest:
                 outputs = outputs_of(copied, inputs.map(stand_ins.of))
         except Exception:  # a foreign forward may raise anything, and the next kind may serve
             continue

@@ -22,17 +22,24 @@ from torch import nn
 
 from prunegate.checkpoint.document import FORMAT, OWN_HASH, Document
 from prunegate.checkpoint.strict_json import canonical, without_doubles
-from prunegate.checkpoint.structure import structure_of
+from prunegate.checkpoint.structure import structure_of, versions
 from prunegate.errors import CheckpointError, ModelNameError
 from prunegate.files import replacing
 
 _KEY = "prunegate"
-# Bytes of the header: the document, and a line for each tensor. A thousand layers take about one mebibyte.
+# Bytes of the header: the document, and a line for each tensor. A thousand layers take about one mebibyte; it may also
+# be as large as the tensors, up to a bound.
 _LARGEST_HEADER = 16 * 2**20
+_SMALL_HEADER = 4 * 2**20
 
 
-def save(path: str | os.PathLike[str], model: nn.Module, document: Document) -> None:
+def save(
+    path: str | os.PathLike[str], model: nn.Module, document: Document, as_loaded: nn.Module | None = None
+) -> None:
     """Write ``model`` (the compact one) and its document; the file appears whole or not at all.
+
+    Args:
+        as_loaded: The model as it is made from such a file, where that is known to be built a little differently.
 
     Raises:
         CheckpointError: The document's ``extra`` is not JSON-ready, or there is no room or no right to write.
@@ -43,21 +50,22 @@ def save(path: str | os.PathLike[str], model: nn.Module, document: Document) -> 
         aliases=aliases,
         # Stands for the hash until the tensors are in the file, whose order is safetensors' own.
         weights_sha256=secrets.token_hex(hashlib.sha256().digest_size),
-        structure_sha256=structure_of(model),
+        structure_sha256=structure_of(model if as_loaded is None else as_loaded),
+        versions=versions(document.builder),
         version=max(document.version, FORMAT),
     )
     try:
         text = document.as_text()
     except ValueError as error:
         raise CheckpointError(f"{path}: {error}. Nothing was written.") from error
-    if len(text) > _LARGEST_HEADER // 2:
-        raise CheckpointError(
-            f"{path}: extra: the document has {len(text)} characters, expected at most {_LARGEST_HEADER // 2}. Keep "
-            "long records in a file of their own. Nothing was written."
-        )
     try:
         with replacing(Path(path)) as temporary:
             save_file(tensors, temporary, metadata={_KEY: text})
+            if _surplus(temporary):
+                raise CheckpointError(
+                    f"{path}: extra: the document has {len(text)} characters, expected no more than there is room for "
+                    "in the header of a file of this size. Keep long records in another file. Nothing was written."
+                )
             _put_hashes(temporary, document, text)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(
@@ -74,7 +82,7 @@ def read_document(path: str | os.PathLike[str]) -> Document:
     """
     path = Path(path)
     with _open(path) as file:
-        return _document(path, file.metadata())
+        return _document(path, file.metadata(), len(file.keys()))
 
 
 def stored_sizes(path: str | os.PathLike[str]) -> dict[str, tuple[str, tuple[int, ...]]]:
@@ -127,13 +135,9 @@ def hash_compared(path: Path, document: Document) -> Iterator[None]:
 
 def _open(path: Path) -> Any:
     try:
-        with path.open("rb") as file:
-            start = file.read(8)
-            size = file.seek(0, os.SEEK_END)
-        header = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
-        if _LARGEST_HEADER < header < size:
+        if surplus := _surplus(path):
             raise CheckpointError(
-                f"{path}: header: found {header} bytes, expected at most {_LARGEST_HEADER}. The file is damaged, "
+                f"{path}: header: found {surplus[0]} bytes, expected at most {surplus[1]}. The file is damaged, "
                 "or was made to fill memory."
             )
         return safe_open(str(path), framework="pt")
@@ -148,7 +152,17 @@ def _open(path: Path) -> Any:
         ) from error
 
 
-def _document(path: Path, metadata: Mapping[str, str] | None) -> Document:
+def _surplus(path: Path) -> tuple[int, int] | None:
+    """The size of a header that is too large, and how large it may be in this file; else None."""
+    with path.open("rb") as file:
+        start = file.read(8)
+        size = file.seek(0, os.SEEK_END)
+    header = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
+    most = min(_LARGEST_HEADER, _SMALL_HEADER + max(size - header, 0))
+    return (header, most) if most < header < size else None
+
+
+def _document(path: Path, metadata: Mapping[str, str] | None, num_tensors: int) -> Document:
     text = (metadata or {}).get(_KEY)
     if text is None:
         raise CheckpointError(
@@ -156,7 +170,7 @@ def _document(path: Path, metadata: Mapping[str, str] | None) -> Document:
             "Plain weights have no plan to build the compact model by."
         )
     try:
-        return Document.from_text(text)
+        return Document.from_text(text, num_tensors)
     except (ValueError, ModelNameError) as error:
         raise CheckpointError(f"{path}: {error}. The file is damaged or was not made by prunegate.") from error
 

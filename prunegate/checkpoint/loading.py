@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from prunegate.checkpoint.dense_sizes import compare_sizes
 from prunegate.checkpoint.document import Document
 from prunegate.checkpoint.files import hash_compared, read_document, read_tensors
 from prunegate.checkpoint.missing import initialise
@@ -33,7 +34,8 @@ def load(
     """The compact model stored in ``path``, in eval mode.
 
     The plan is compared with a fresh analysis of the dense model, which is made without data, and the loaded model's
-    structure with the hash that was saved. Where they do not settle it, the stored fingerprint is computed again.
+    structure with the hash that was saved. Where that cannot settle it (a file of format 1.0, another version of the
+    model's library), the stored fingerprint is computed again.
 
     Args:
         model: For classes that are neither timm's nor torchvision's: a dense instance of the model's class,
@@ -56,11 +58,11 @@ def load(
         made, is_whole = _loaded(path, document, tensors, model, strict)
     loaded = made.model.eval()
     if is_whole:
-        check_same(path, document, made, model is None)
+        check_same(path, document, made, model is None, verify)
+    elif verify:
+        check_fingerprint(path, document, loaded)
     dense_costs = {metric: costs["dense"] for metric, costs in document.costs.items() if "dense" in costs}
     set_origin(loaded, Origin(document.steps, document.class_name, document.builder, None, dense_costs))
-    if verify:
-        check_fingerprint(path, document, loaded)
     return loaded.to(device=device, dtype=dtype) if device is not None or dtype is not None else loaded
 
 
@@ -94,6 +96,7 @@ def _load_built(
         model = document.builder.on_meta(most)
         if strict and all(step.mending.is_plain for step in document.steps):  # cutting adds and removes no tensors
             _compare_names(path, document, model, {*tensors, *document.aliases}, strict)
+        compare_sizes(path, model, document, {name: tuple(tensor.shape) for name, tensor in tensors.items()})
         filled, is_whole = _fill(path, model, document, tensors, strict)
         kept = [v for module in filled.model.modules() for v in vars(module).values() if torch.is_tensor(v)]
         if any(tensor.is_meta for tensor in kept):
@@ -105,7 +108,7 @@ def _load_built(
     except ModelNameError as error:
         raise CheckpointError(f"{path}: builder: {error}") from error
     if not is_whole:
-        initialise(path, filled.model, sum(t.numel() for t in tensors.values()))
+        initialise(path, filled.model)
     return filled, is_whole
 
 

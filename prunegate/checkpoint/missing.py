@@ -9,32 +9,20 @@ from torch import nn
 
 from prunegate.errors import CheckpointError
 
-# Numbers that may be lacking whatever the file holds.
-_SPARE = 1 << 20
 
-
-def initialise(path: Path, model: nn.Module, stored: int) -> None:
+def initialise(path: Path, model: nn.Module) -> None:
     """Give every tensor that is on the meta device values, as its layer's ``reset_parameters`` does.
 
     The dense model is not built with data for that: it may be many times larger than the file.
 
-    Args:
-        stored: How many numbers the file holds.
-
     Raises:
-        CheckpointError: The file lacks more than it holds, or a tensor is of no layer that says how it is initialised.
+        CheckpointError: A tensor is of no layer that says how it is initialised.
     """
     lacking = {
-        path: names
-        for path, module in model.named_modules()
+        owner: names
+        for owner, module in model.named_modules()
         if (names := [name for name, tensor in _own(module).items() if tensor.is_meta])
     }
-    count = sum(_own(model.get_submodule(owner))[name].numel() for owner, names in lacking.items() for name in names)
-    if count > stored + _SPARE:
-        raise CheckpointError(
-            f"{path}: tensors: lacks {count} numbers and holds {stored}, expected most of the model. The file was "
-            "changed, or belongs to another model."
-        )
     for owner, names in lacking.items():
         module = model.get_submodule(owner)
         reset = getattr(module, "reset_parameters", None)

@@ -1,7 +1,8 @@
 """Whether a loaded model is the one that was saved: by its structure, or else by what it computes.
 
-The structure's hash costs next to nothing. Where it differs, another version of a library may be the cause as well
-as a changed file, so the stored fingerprint decides. Files of format 1.0 have no such hash.
+The structure's hash costs next to nothing. Where it differs although the libraries are those that the file was saved
+with, the file is refused. With other versions the stored fingerprint decides, as it does for the caller's own classes,
+which change as well. Files of format 1.0 have no such hash.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from torch import nn
 from prunegate.checkpoint.document import Document
 from prunegate.checkpoint.effort import effort_of
 from prunegate.checkpoint.fingerprint import TOLERANCE, Fingerprint
-from prunegate.checkpoint.structure import structure_of
+from prunegate.checkpoint.structure import structure_of, versions
 from prunegate.compaction import Rebuilt
 from prunegate.errors import CheckpointError
 
@@ -28,22 +29,32 @@ _MOST_BYTES, _ALIVE = 1 << 30, 3 * 8
 _MOST_UNKNOWN = 1 << 24
 
 
-def check_same(path: Path, document: Document, made: Rebuilt, is_built: bool) -> None:
+def check_same(path: Path, document: Document, made: Rebuilt, is_built: bool, verify: bool) -> None:
     """Refuse a model that is not shown to be the one that was saved.
 
     Args:
         made: The loaded model, and how far its plan is confirmed by a fresh analysis.
         is_built: It was built by the name and arguments in the file, not handed in.
+        verify: Compute the fingerprint whatever the structure says.
 
     Raises:
         CheckpointError: It is another, or the file has nothing to tell by.
     """
+    if verify:
+        check_fingerprint(path, document, made.model)
+        return
     stored = document.structure_sha256
     has_structure = bool(stored) and structure_of(made.model) == stored
     if has_structure and (made.is_followed or not made.has_guesses or document.fingerprint is None):
         return
     if not stored and not is_built and not made.has_guesses:
         return  # the caller's own model, of which all that is done to it follows from masks
+    if stored and not has_structure and is_built and document.versions == versions(document.builder):
+        raise CheckpointError(
+            f"{path}: structure_sha256: does not match the model, which is built by the same versions of torch and of "
+            "its library as when it was saved. The file was changed, or the model was, besides its weights, after it "
+            "had been built. To go by what it computes, say verify=True."
+        )
     if document.fingerprint is not None:
         check_fingerprint(path, document, made.model)
         return

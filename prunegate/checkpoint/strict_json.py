@@ -9,8 +9,8 @@ from typing import Any
 
 # Containers within containers; ours need seven.
 _DEEPEST = 32
-# Entries of all containers together: a thousand layers take about thirty thousand. Each costs some 80 bytes.
-_MOST_ENTRIES = 1 << 19
+# Entries of all containers together, with what users add. Each costs some 80 bytes.
+_MOST_ENTRIES = 1 << 18
 # Digits of a whole number: more than any seed, size or count has.
 _LONGEST_NUMBER = 40
 
@@ -38,6 +38,13 @@ def read(text: str) -> dict[str, Any]:
         raise ValueError(f"document: found {type(tree).__name__}, expected an object")
     _check_depth(tree)
     return tree
+
+
+def size_of(tree: Any) -> int:
+    """How many entries all containers have together."""
+    if isinstance(tree, (dict, list)):
+        return len(tree) + sum(map(size_of, tree.values() if isinstance(tree, dict) else tree))
+    return 0
 
 
 def canonical(tree: Any) -> str:

@@ -5,14 +5,17 @@ from __future__ import annotations
 import enum
 import functools
 from collections.abc import Iterator, Mapping
+from importlib import import_module
 from types import BuiltinFunctionType, FunctionType, MethodType
 from typing import Any
 
 import torch
 from torch import fx, nn
 
+from prunegate.builders import Builder
 from prunegate.checkpoint.strict_json import digest
 from prunegate.compaction import source_of
+from prunegate.version import __version__
 
 # Of the model as it runs for inference, and apart from what its library says about it to people.
 _OTHERS = frozenset({"training", "grad_checkpointing", "pretrained_cfg", "default_cfg", "meta"})
@@ -36,6 +39,14 @@ def structure_of(model: nn.Module) -> str:
         modules[0][2:] = [None, model.code]
     tensors = [[name, list(tensor.shape)] for name, tensor in _tensors(model)]
     return digest([sorted(modules, key=lambda module: str(module[0])), sorted(tensors)])
+
+
+def versions(builder: Builder | None) -> dict[str, str]:
+    """What a structure depends on besides the model: torch, prunegate and the library that builds it."""
+    libraries = ["torch", *({builder.library} - {"prunegate"} if builder is not None else ())]
+    # What follows a plus says how it was built.
+    found = {library: str(import_module(library).__version__).partition("+")[0] for library in libraries}
+    return {**found, "prunegate": __version__}
 
 
 def _tensors(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:

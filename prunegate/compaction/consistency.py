@@ -64,7 +64,7 @@ def kept_units(analysis: Analysis, plan: Plan) -> Mask:
                 raise _changed(f"{name}: axis {axis}: loses positions that belong to no channel group")
             keep[units[~mask]] = False
     expected = Plan.of(analysis, keep)
-    for name in expected.tensors.keys() | plan.tensors.keys():
+    for name in dict.fromkeys((*plan.tensors, *expected.tensors)):
         axes, wanted = plan.tensors.get(name, {}), expected.tensors.get(name, {})
         for axis in axes.keys() | wanted.keys():
             if axis not in axes or axis not in wanted or not np.array_equal(axes[axis], wanted[axis]):

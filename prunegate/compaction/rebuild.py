@@ -17,6 +17,10 @@ from prunegate.compaction.plan import Plan
 from prunegate.compaction.surgery import apply, check_tensors
 from prunegate.errors import CompactionError, TraceError
 from prunegate.groups import ExampleInputs
+from prunegate.groups.stand_ins import quiet
+
+# As many as tell samples from a dimension of size one.
+_SAMPLES = 2
 
 
 @dataclass(frozen=True)
@@ -80,8 +84,12 @@ def _runs(dense: nn.Module, plan: Plan, mending: Mending, inputs: ExampleInputs 
     """The runs of the dense model; None where these cannot be followed and nothing has to be mended."""
     if inputs is None:
         return None
+    if mending.is_plain:
+        # How many samples there are matters to code that is written anew alone, and more take longer to follow.
+        inputs = inputs.of_samples(_SAMPLES)
     try:
-        trace, analysis, keep = followed(dense, plan, mending, inputs)
+        with quiet():
+            trace, analysis, keep = followed(dense, plan, mending, inputs)
     except TraceError:
         if mending.is_plain:
             return None

@@ -71,11 +71,11 @@ class ExampleInputs:
             ValueError: It is no such form.
         """
         try:
+            if _leaves_within(form) > _MOST_ARGUMENTS:
+                raise ValueError(f"inputs: found more than {_MOST_ARGUMENTS} tensors and values in all")
             made = _made(form)
         except RecursionError as error:
             raise ValueError("inputs: nested too deeply") from error
-        if len(tree_leaves(made)) > _MOST_ARGUMENTS:
-            raise ValueError(f"inputs: found more than {_MOST_ARGUMENTS} tensors and values in all")
         if not (isinstance(made, list) and len(made) == 2 and isinstance(made[0], list) and isinstance(made[1], dict)):
             raise ValueError("inputs: expected a list of arguments and an object of keyword arguments")
         return cls(tuple(made[0]), made[1])
@@ -103,7 +103,15 @@ _DTYPES = {str(d).removeprefix("torch."): d for d in (
 # A batch of a thousand large images; what is traced on more is a damaged or hostile form.
 _MOST_ENTRIES = 1 << 30
 
-_MOST_ARGUMENTS = 1024
+# A call of a few hundred tensors, each with its sizes and type.
+_MOST_ARGUMENTS = 4096
+
+
+def _leaves_within(form: Any) -> int:
+    """How many plain values a form holds, before anything is made of it."""
+    if isinstance(form, (dict, list)):
+        return sum(_leaves_within(entry) for entry in (form.values() if isinstance(form, dict) else form))
+    return 1
 
 
 def _described(tree: Any) -> Any:

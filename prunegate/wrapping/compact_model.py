@@ -111,7 +111,9 @@ class Compaction:
             extra=dict(extra or {}),
         )
         checkpoint.save(path, self.model, document)
-        if builder is not None and not given and not self._loads_back(Path(path)):
+        if builder is None or given:
+            return
+        if self._loaded_back(Path(path), document) is None:
             # Built alike but computing something else: an argument that leaves no trace in the structure.
             checkpoint.save(path, self.model, document.without_builder())
 
@@ -121,8 +123,8 @@ class Compaction:
         except TraceError:  # inputs without a plain form
             return None
 
-    def _loads_back(self, path: Path) -> bool:
-        """Whether the file, loaded by name alone, computes bit for bit what `model` computes."""
+    def _loaded_back(self, path: Path, document: checkpoint.Document) -> nn.Module | None:
+        """The file loaded by name alone, if that computes bit for bit what `model` computes."""
         first = next(iter(self.model.parameters()))
         # The weights may have been moved or converted since.
         inputs = self._example_inputs.map(lambda t: t.to(first.device, first.dtype if t.is_floating_point() else None))
@@ -130,10 +132,16 @@ class Compaction:
             expected = outputs_of(self.model, inputs)
         try:
             loaded = checkpoint.load(path)
-        except CheckpointError:  # it has found that out itself
-            return False
+        except CheckpointError:
+            try:
+                loaded = checkpoint.load(path, verify=True)
+            except CheckpointError:
+                return None
+            # Attributes were set that do not matter here. Who loads it gets the model without them.
+            checkpoint.save(path, self.model, document, loaded)
         found = outputs_of(loaded.to(first.device), inputs)
-        return len(expected) == len(found) and all(torch.equal(a, b) for a, b in zip(expected, found, strict=True))
+        same = len(expected) == len(found) and all(torch.equal(a, b) for a, b in zip(expected, found, strict=True))
+        return loaded if same else None
 
 
 @torch.inference_mode(False)

@@ -10,13 +10,18 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save as safetensors_bytes
 from safetensors.torch import save_file
 from torch import nn
 
 import prunegate
+from prunegate.builders import Builder
 from prunegate.checkpoint import read_document, save
+from prunegate.checkpoint.structure import versions
 from prunegate.errors import CheckpointError
 from tests.checkpoint.models import compacted, rewritten
+from tests.checkpoint.test_hostile_files import rehashed
 from tests.conftest import SmallNet, random_masks
 
 
@@ -135,7 +140,7 @@ DAMAGES: dict[str, tuple[Any, str]] = {
     ),
     "changed plan": (
         lambda d: d["steps"][0]["plan"]["tensors"].pop("fc.weight"),
-        "fc.weight: axis 1: does not lose the same units as the rest",
+        r"fc.weight: found shape \(1000, 96\) in the dense model, expected \(1000, 48\)",
     ),
     "other attributes": (
         lambda d: d["steps"][0]["plan"]["attributes"]["fc"].update(bias=3),
@@ -168,6 +173,60 @@ def test_damaged_document_is_refused_with_the_field(saved: Path, damage: tuple[A
     change, message = damage
     with pytest.raises(CheckpointError, match=message):
         prunegate.load(rewritten(saved, change))
+
+
+def test_changed_document_is_noticed(saved: Path) -> None:
+    rewritten(saved, lambda d: d["extra"].update(note="y"), reseal=False)
+    with pytest.raises(CheckpointError, match="document_sha256: does not match the document"):
+        prunegate.load(saved)
+    with pytest.raises(CheckpointError, match="document_sha256: does not match the document"):
+        read_document(saved)
+
+
+def as_first_format(document: dict[str, Any]) -> None:
+    document["version"] = "1.0"
+    for name in ("structure_sha256", "versions", "document_sha256"):
+        del document[name]
+
+
+def test_files_of_the_first_format_load_and_are_saved_in_the_present_one(saved: Path, tmp_path: Path) -> None:
+    expected = prunegate.load(saved)
+    x = torch.randn(2, 3, 64, 64)
+    loaded = prunegate.load(rewritten(saved, as_first_format))
+    assert torch.equal(loaded(x), expected(x))
+    save(tmp_path / "again.safetensors", loaded, read_document(saved))
+    assert read_document(tmp_path / "again.safetensors").version == (1, 1)
+    assert torch.equal(prunegate.load(tmp_path / "again.safetensors")(x), expected(x))
+
+
+def test_own_class_of_the_first_format_needs_no_fingerprint_where_all_follows_from_masks(tmp_path: Path) -> None:
+    result, x = compacted("SmallNet", 16)
+    file = tmp_path / "own.safetensors"
+    result.save(file)
+    rewritten(file, lambda d: (as_first_format(d), d.update(fingerprint=None)))
+    assert torch.equal(prunegate.load(file, model=SmallNet())(x), result.model.eval()(x))
+
+
+def test_another_version_of_the_library_loads_what_computes_the_same(saved: Path) -> None:
+    """Attributes that a library adds to its modules change the structure, and not what is computed."""
+    other = {"structure_sha256": "0" * 64, "versions": {"torch": "1.0"}}
+    prunegate.load(rewritten(saved, lambda d: d.update(other)))
+    same = rewritten(saved, lambda d: d.update(versions=versions(Builder.parse("timm/test_resnet"))))
+    with pytest.raises(CheckpointError, match=r"structure_sha256: does not match the model.*say verify=True"):
+        prunegate.load(same)
+    prunegate.load(same, verify=True)
+
+
+def test_lacking_tensors_of_a_built_model_are_initialised_by_their_layers(saved: Path) -> None:
+    with safe_open(str(saved), framework="pt") as opened:
+        document = opened.metadata()
+        tensors = {name: opened.get_tensor(name).clone() for name in opened.keys()}  # noqa: SIM118
+    del tensors["fc.bias"]
+    saved.write_bytes(rehashed(safetensors_bytes(tensors, document)))
+    loaded = prunegate.load(saved, strict=False)
+    assert torch.equal(loaded.fc.weight, tensors["fc.weight"])
+    assert loaded.fc.bias.shape == (1000,)
+    assert float(loaded.fc.bias.detach().abs().max()) <= loaded.fc.in_features**-0.5
 
 
 def test_changed_weights_are_noticed(saved: Path) -> None:
