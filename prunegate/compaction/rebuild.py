@@ -14,7 +14,7 @@ from prunegate.compaction.consistency import check_guesses, followed
 from prunegate.compaction.cut_sizes import CutRuns
 from prunegate.compaction.mending import Mending, mend
 from prunegate.compaction.plan import Plan
-from prunegate.compaction.surgery import apply, check_tensors
+from prunegate.compaction.surgery import apply, apply_checked, check_tensors
 from prunegate.errors import CompactionError, TraceError
 from prunegate.groups import ExampleInputs
 from prunegate.groups.stand_ins import quiet
@@ -64,7 +64,7 @@ def rebuild_checked(dense: nn.Module, plan: Plan, mending: Mending, inputs: Exam
     before = {path: dict(vars(module)) for path, module in modules if path in plan.attributes}
     try:
         runs = _runs(dense, plan, mending, inputs)
-        derived = apply(dense, plan, mending.is_played_back)
+        derived = apply_checked(dense, plan, mending.is_played_back)
         has_guesses = check_guesses(before, plan, derived, None if runs is None else runs.main)
         if mending.is_plain:
             return Rebuilt(dense, runs is not None, has_guesses)

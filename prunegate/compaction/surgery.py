@@ -39,10 +39,20 @@ def cut(model: nn.Module, plan: Plan) -> Plan:
     return Plan(plan.kept, plan.num_units, plan.tensors, attributes)
 
 
-def apply(
+def apply(model: nn.Module, plan: Plan) -> nn.Module:
+    """Cut a dense model, in place, by a complete plan: slices and attribute edits.
+
+    Raises:
+        CompactionError: As `apply_checked`.
+    """
+    apply_checked(model, plan)
+    return model
+
+
+def apply_checked(
     model: nn.Module, plan: Plan, is_played_back: Callable[[str], bool] = lambda path: False
 ) -> dict[str, dict[str, AttributeValue]]:
-    """Cut a dense model, in place, by a complete plan: slices and attribute edits.
+    """The same.
 
     Args:
         is_played_back: Whether the module at a path is to be played back, or taken apart in one that is. Torch's
