@@ -14,7 +14,7 @@ from torch import fx, nn
 
 from prunegate.builders import Builder
 from prunegate.checkpoint.strict_json import digest
-from prunegate.compaction import source_of
+from prunegate.compaction import made_with
 from prunegate.version import __version__
 
 # Of the model as it runs for inference, and apart from what its library says about it to people.
@@ -24,7 +24,7 @@ _NAMED = (type, FunctionType, BuiltinFunctionType, MethodType)
 
 
 def structure_of(model: nn.Module) -> str:
-    """SHA-256 of the modules with their classes, plain attributes and replayed code, and of the tensors' shapes.
+    """SHA-256 of the modules with their classes, plain attributes and forwards, and of the tensors' shapes.
 
     The class of the model itself is left out: a user may hand in a subclass. Values, types and devices of tensors
     do not count. Another version of a library may give its modules other attributes; two models of one hash
@@ -32,11 +32,11 @@ def structure_of(model: nn.Module) -> str:
     """
     own = frozenset(vars(nn.Module())) | _OTHERS
     modules = [
-        [path, type(module).__name__ if path else "", _attributes(module, own), source_of(module)]
+        [path, type(module).__name__ if path else "", _attributes(module, own), made_with(module)]
         for path, module in model.named_modules(remove_duplicate=False)
     ]
     if isinstance(model, fx.GraphModule):
-        modules[0][2:] = [None, model.code]
+        modules[0][2:] = [{}, model.code]
     tensors = [[name, list(tensor.shape)] for name, tensor in _tensors(model)]
     return digest([sorted(modules, key=lambda module: str(module[0])), sorted(tensors)])
 

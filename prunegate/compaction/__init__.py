@@ -8,10 +8,10 @@ from prunegate.compaction.equivalence import Difference, Side, gap, put_aside
 from prunegate.compaction.faults import Fault
 from prunegate.compaction.feature_sizes import feature_edits
 from prunegate.compaction.limits import Limit, limits_of
+from prunegate.compaction.made_with import made_with
 from prunegate.compaction.mending import Mending, UnplayableError, mend, settle
 from prunegate.compaction.plan import Mask, Plan
 from prunegate.compaction.rebuild import Rebuilt, rebuild, rebuild_checked
-from prunegate.compaction.replayed_class import source_of
 from prunegate.compaction.size_attributes import attribute_edits
 from prunegate.compaction.surgery import apply, cut, set_attributes
 from prunegate.compaction.trial import Trial, shape_fault_of, value_fault_of
@@ -41,6 +41,7 @@ __all__ = [
     "feature_edits",
     "gap",
     "limits_of",
+    "made_with",
     "mend",
     "outputs_of",
     "put_aside",
@@ -49,6 +50,5 @@ __all__ = [
     "set_attributes",
     "settle",
     "shape_fault_of",
-    "source_of",
     "value_fault_of",
 ]

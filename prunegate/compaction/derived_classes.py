@@ -33,6 +33,11 @@ def is_derived(module: nn.Module, make_forward: Callable[[Any], Callable[..., An
     return any(_MAKERS.get(cls) is make_forward for cls in type(module).__mro__)
 
 
+def forwards_of(module: nn.Module) -> list[str]:
+    """The names of the functions that made a module's forward, the outermost first."""
+    return [_MAKERS[cls].__name__ for cls in type(module).__mro__ if cls in _MAKERS]
+
+
 @lru_cache(maxsize=4096)
 def _derived(cls: Any, make_forward: Callable[[Any], Callable[..., Any]]) -> type[nn.Module]:
     def reduce(self: Any, protocol: int) -> Any:

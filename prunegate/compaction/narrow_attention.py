@@ -54,7 +54,7 @@ def fit_attention(module: nn.Module, masks: Mapping[str, Mapping[int, Mask]]) ->
         return {}
     if type(module).forward is not nn.MultiheadAttention.forward and not is_derived(module, _narrow_forward):
         return {}  # a subclass with a forward of its own
-    known: Heads | None = vars(module).get(_HEADS)
+    known = heads_of(module)
     if known is None:
         known = Heads(tuple(range(module.num_heads)), module.num_heads, *(module.head_dim,) * 3)
     count = len(known.kept)
@@ -72,6 +72,11 @@ def fit_attention(module: nn.Module, masks: Mapping[str, Mapping[int, Mask]]) ->
     inputs = masks.get("in_proj_weight", masks.get("q_proj_weight", {})).get(1)
     sizes = {"num_heads": len(left), "head_dim": vars(module)[_HEADS].width}
     return sizes if inputs is None else {**sizes, "embed_dim": int(inputs.sum())}
+
+
+def heads_of(module: nn.Module) -> Heads | None:
+    """What is left of the heads of a layer that `fit_attention` fitted; None for others."""
+    return vars(module).get(_HEADS)
 
 
 _WEIGHTS = frozenset({"in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight"})

@@ -107,6 +107,12 @@ def resize(module: nn.Module, rules: Sequence[SizeRule]) -> None:
     derive(module, _resized_forward)
 
 
+def rules_of(module: nn.Module) -> tuple[SizeRule, ...]:
+    """The rules that a module's forward runs under."""
+    found: tuple[SizeRule, ...] = vars(module).get(_RULES, ())
+    return found
+
+
 def _resized_forward(cls: Any) -> Callable[..., Any]:
     resume_in_recomputation()
 
