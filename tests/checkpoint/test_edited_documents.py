@@ -20,7 +20,7 @@ from torch import nn
 import prunegate
 from prunegate.errors import CheckpointError
 from tests.checkpoint.models import compacted, outputs_of
-from tests.checkpoint.test_hostile_files import HOSTILE, joined, parts, places
+from tests.checkpoint.tampering import HOSTILE, joined, parts, places
 
 EDITS = int(os.environ.get("PRUNEGATE_FUZZ", "40"))
 # Of each kind of file: the model, the side of its images and the back-end.

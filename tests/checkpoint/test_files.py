@@ -21,7 +21,7 @@ from prunegate.checkpoint import read_document, save
 from prunegate.checkpoint.structure import versions
 from prunegate.errors import CheckpointError
 from tests.checkpoint.models import compacted, rewritten
-from tests.checkpoint.test_hostile_files import rehashed
+from tests.checkpoint.tampering import rehashed
 from tests.conftest import SmallNet, random_masks
 
 
