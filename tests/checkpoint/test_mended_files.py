@@ -29,7 +29,7 @@ class Encoder(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.stem = nn.Linear(10, 32)
-        self.encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(32, 4, 24, batch_first=True), 2)
+        self.encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(32, 4, 24, 0.0, batch_first=True), 2)
         self.head = nn.Linear(32, 5)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -83,6 +83,20 @@ def test_a_mended_model_is_loaded_bit_for_bit_and_with_its_structure(
     loaded = prunegate.load(file, model=kind, verify=verify)
     assert structure_of(loaded) == read_document(file).structure_sha256
     assert torch.equal(loaded(x), result.model.eval()(x))
+
+
+@pytest.mark.parametrize("kind", [Encoder, Sized])
+def test_a_mended_model_that_was_cut_again_is_loaded_bit_for_bit(tmp_path: Path, kind: type[nn.Module]) -> None:
+    """Of the attention that is left, places within heads go then."""
+    once, x = made(kind)
+    gated = prunegate.wrap(once.model.eval(), x)
+    gated.set_masks(random_masks(gated.groups, 0.6, 3))
+    twice = prunegate.compact(gated)
+    file = tmp_path / "c.safetensors"
+    twice.save(file)
+    loaded = prunegate.load(file, model=kind)
+    assert structure_of(loaded) == read_document(file).structure_sha256
+    assert torch.equal(loaded(x), twice.model.eval()(x))
 
 
 def test_an_encoder_of_which_nothing_is_removed_is_loaded_as_it_was_saved(tmp_path: Path) -> None:
