@@ -19,6 +19,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from prunegate.compaction.plan import Mask
+from prunegate.gates import without_dropout
 from prunegate.groups import ExampleInputs, function_name
 from prunegate.groups.kernels import exact_arithmetic
 from prunegate.groups.outputs import names_of_state, tensors_in
@@ -99,6 +100,7 @@ def run(side: Side, inputs: ExampleInputs, training: bool = False, gradients: bo
             torch.enable_grad() if gradients else torch.no_grad(),
             exact_arithmetic(device),
             Steady() if training else nullcontext(),
+            without_dropout(),
         ):
             torch.manual_seed(0)
             outputs = tensors_in(side.model(*inputs.args, **inputs.kwargs), state)

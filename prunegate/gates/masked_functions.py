@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_map
 from prunegate.gates.masked_norm import by_operations, masked_layer_norm
 from prunegate.gates.masked_query import masked_query
 from prunegate.gates.operations import are_followed
+from prunegate.gates.running import drops_nothing
 
 Masked: TypeAlias = Callable[..., Any]
 
@@ -46,6 +47,8 @@ def call_masked(
     if name == "layer_norm" and len(arguments["normalized_shape"]) == 1 and mask.numel() == x.shape[-1]:
         return _last_layer_norm(x, mask.reshape(-1), dtype, **arguments)
     if name == "scaled_dot_product_attention":
+        if drops_nothing():
+            arguments["dropout_p"] = 0.0
         return masked(x, mask.to(torch.promote_types(x.dtype, torch.float32)), **arguments)
     if half:  # sums of ones are not exact there
         return tree_map(lambda t: t.to(dtype), masked(x.float(), mask.float(), **arguments))

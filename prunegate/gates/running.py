@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Protocol
 
 
@@ -20,6 +21,7 @@ class RunningMode(Protocol):
 class _Running(threading.local):
     def __init__(self) -> None:
         self.modes: list[Any] = []
+        self.steadied = 0
 
 
 _running = _Running()
@@ -28,3 +30,21 @@ _running = _Running()
 def running_modes() -> list[Any]:
     """The modes (`RunningMode`) of all modules that are running in this thread, outermost first."""
     return _running.modes
+
+
+@contextmanager
+def without_dropout() -> Iterator[None]:
+    """Masked functions of this thread drop nothing, so that what they compute can be compared.
+
+    Function modes around a gated model do not see what its masked functions call.
+    """
+    _running.steadied += 1
+    try:
+        yield
+    finally:
+        _running.steadied -= 1
+
+
+def drops_nothing() -> bool:
+    """Whether this thread is in `without_dropout`."""
+    return _running.steadied > 0
