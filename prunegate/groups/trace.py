@@ -87,7 +87,7 @@ class Trace:
         for kind in KINDS:
             self.constraints = Constraints(whole_heads=whole_heads)
             self._values = Values(self.constraints)
-            self.runs = []
+            self.runs, self.not_followed = [], ()
             self._stand_ins = StandIns(kind)
             try:
                 with _no_collection(unless=kind == "real"):

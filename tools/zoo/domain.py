@@ -355,13 +355,45 @@ def _generated(gated: Any, result: Any) -> float | str:
         return f"{type(error).__name__}: {str(error)[:200]}"
 
 
+_COLUMNS = ("other batch", "other size", "training", "training, other", "pickled", "autocast", "generate")
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """The rows as a table in Markdown: relative differences, float64 and float32 side by side."""
+    lines = [f"| model | dtype | groups | MACs left | wrap, s | mended | {' | '.join(_COLUMNS)} | limits |",
+             f"|---|---|---:|---:|---:|---|{'---|' * len(_COLUMNS)}---|"]  # fmt: skip
+    for row in rows:
+        cells = [row["name"], row["dtype"], str(row["groups"]), f"{row['macs_left']:.2f}", f"{row['seconds']:.0f}"]
+        cells.append(", ".join(f"{count} {what}" for what, count in row["mended"].items() if count) or "nothing")
+        cells += [_cell(row["differences"].get(column)) for column in _COLUMNS]
+        lines.append(f"| {' | '.join(cells)} | {'; '.join(row['limits']) or row['error']} |".replace("\n", " "))
+    return "\n".join(lines)
+
+
+def _cell(value: float | str | None) -> str:
+    if value is None:
+        return ""
+    return (
+        value[:70].replace("|", "/")
+        if isinstance(value, str)
+        else f"{value:.0e}"
+        if value not in (0, 1)
+        else f"{value:.0f}"
+    )
+
+
 def main() -> None:
     """Print one row for each model and precision."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", nargs="*", help="models; all if none is named")
     parser.add_argument("--dtype", choices=("float64", "float32", "both"), default="both")
     parser.add_argument("-v", action="store_true", help="print tracebacks")
+    parser.add_argument("--table", metavar="FILE", help="make a table of such lines instead")
     arguments = parser.parse_args()
+    if arguments.table:
+        with open(arguments.table) as file:
+            print(table([json.loads(line) for line in file if line.strip()]))
+        return
     dtypes = ("float64", "float32") if arguments.dtype == "both" else (arguments.dtype,)
     for name in arguments.names or CASES:
         for dtype in dtypes:
