@@ -18,7 +18,10 @@ from prunegate.compaction import made_with
 from prunegate.version import __version__
 
 # Of the model as it runs for inference, and apart from what its library says about it to people.
-_OTHERS = frozenset({"training", "grad_checkpointing", "pretrained_cfg", "default_cfg", "meta"})
+_OTHERS = frozenset(
+    {"training", "grad_checkpointing", "pretrained_cfg", "default_cfg", "meta"}
+    | {"_is_accelerate_prepared", "_is_hf_initialized"}  # notes that libraries for training leave
+)
 _DEEPEST = 4
 _NAMED = (type, FunctionType, BuiltinFunctionType, MethodType)
 
