@@ -21,6 +21,7 @@ from prunegate.gates import resume_in_recomputation, running_modes
 from prunegate.groups.size_calls import SCALED, SIZED
 
 _RULES = "_prunegate_sizes"
+_FORWARD = "_prunegate_own_forward"
 # `prunegate.groups.function_name`, as far as it matters here, in a form that compilers follow.
 _OPERATORS = {f"__{name}__": name for name in SIZED | SCALED}
 
@@ -103,7 +104,10 @@ def call_changed(rule: SizeRule, func: Callable[..., Any], args: Any, kwargs: An
 
 def resize(module: nn.Module, rules: Sequence[SizeRule]) -> None:
     """Let a module's forward run under rules, in place of those it may have had."""
-    vars(module)[_RULES] = tuple(rules)
+    attributes = vars(module)
+    attributes[_RULES] = tuple(rules)
+    if "forward" in attributes:  # some modules choose among their methods when they are made
+        attributes[_FORWARD] = attributes.pop("forward")
     derive(module, _resized_forward)
 
 
@@ -117,7 +121,8 @@ def _resized_forward(cls: Any) -> Callable[..., Any]:
     resume_in_recomputation()
 
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        own = getattr(self, _FORWARD, None)  # not by its ``__dict__``: while it is gated, something stands in for it
         with RewriteSizes(self._prunegate_sizes):
-            return cls.forward(self, *args, **kwargs)
+            return cls.forward(self, *args, **kwargs) if own is None else own(*args, **kwargs)
 
     return forward

@@ -62,7 +62,8 @@ class _MaskedLayerNorm(torch.autograd.Function):
         out, mean, scale = _layer_norm(x, mask, weight, bias, eps, dtype)
         ctx.save_for_backward(x, mask, weight, bias, mean, scale)
         ctx.eps, ctx.dtype = eps, dtype
-        result: torch.Tensor = out
+        # Code may go on to write into it (an activation in place), which autograd forbids for a view made in here.
+        result: torch.Tensor = out.data if out._is_view() else out
         return result
 
     @staticmethod

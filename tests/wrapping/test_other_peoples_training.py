@@ -539,3 +539,26 @@ def test_a_gated_model_that_was_emptied_is_filled_by_a_state_dict() -> None:
     gated.release_masks()
     assert torch.equal(emptied.train()(x), gated.train()(x))
     assert assigned.train()(x).isfinite().all()
+
+
+class NormThenInPlace(nn.Module):
+    """A norm over channels beside positions, and an activation that writes into what it gives."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.norm, self.b = nn.Conv2d(3, 16, 3), nn.LayerNorm(16), nn.Conv2d(16, 4, 3)
+        self.act = nn.ReLU(inplace=True)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.norm(self.a(x).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        return self.b(self.act(y))
+
+
+def test_an_activation_writes_into_what_a_masked_norm_gives() -> None:
+    """RuntimeError: a view made in a custom function is modified in place."""
+    x = torch.randn(2, 3, 8, 8, dtype=torch.float64)
+    gated = prunegate.wrap(NormThenInPlace().double(), x).train()
+    gated(x).square().sum().backward()
+    assert gated.gates.logits.grad.abs().sum() > 0
+    gated.set_masks({g.name: torch.arange(g.num_units) % 2 == 0 for g in gated.groups})
+    assert prunegate.compact(gated).certificate.float64.max_rel <= 1e-9  # type: ignore[union-attr]

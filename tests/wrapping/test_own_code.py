@@ -160,6 +160,18 @@ class NoGrad(Block):
         return x + self.o((y / (1 + size)).reshape(*x.shape[:2], 36))
 
 
+class Chosen(Block):
+    """One of its methods serves as its forward, chosen when it is made."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.forward = self.by_heads
+
+    def by_heads(self, x: torch.Tensor) -> torch.Tensor:
+        b, n, _ = x.shape
+        return x + self.o(self.q(x).view(b, n, 6, 6).softmax(1).reshape(b, n, 36))
+
+
 class Nested(nn.Module):
     """A block with literals that calls another one whose calls look like its own."""
 
@@ -190,7 +202,7 @@ BLOCKS: dict[str, Callable[[], nn.Module]] = {
             OwnBackward,
             NoGrad,
         ),
-        Nested,
+        *(Chosen, Nested),
     )
 }
 
