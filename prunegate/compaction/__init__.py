@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from prunegate.compaction.certificate import TOLERANCE, Certificate, Widely, cases_of, certify, evaluating, outputs_of
+from prunegate.compaction.cases import cases_of
+from prunegate.compaction.certificate import TOLERANCE, Certificate, certify
 from prunegate.compaction.cut_sizes import CutRuns, CutSizes
 from prunegate.compaction.equivalence import Difference, Side, gap, put_aside
 from prunegate.compaction.faults import Fault
@@ -11,6 +12,7 @@ from prunegate.compaction.limits import Limit, limits_of
 from prunegate.compaction.made_with import made_with
 from prunegate.compaction.mending import Mending, UnplayableError, mend, settle
 from prunegate.compaction.plan import Mask, Plan
+from prunegate.compaction.precision import Widely, evaluating, outputs_of
 from prunegate.compaction.rebuild import Rebuilt, rebuild, rebuild_checked
 from prunegate.compaction.size_attributes import attribute_edits
 from prunegate.compaction.surgery import apply, cut, set_attributes

@@ -15,18 +15,16 @@ import numpy as np
 import torch
 from torch import nn
 
-from prunegate.compaction.certificate import Widely, cases_of, compared, converted, outputs_of, random_like
 from prunegate.compaction.cut_sizes import CutRuns
-from prunegate.compaction.equivalence import Side
 from prunegate.compaction.faults import Fault, shape_fault, value_fault
-from prunegate.compaction.mending import Mending, UnplayableError, mend, settle
+from prunegate.compaction.mending import Mending, mend, settle
+from prunegate.compaction.other_ways import has_own_backward, other_fault_of, under_mask
 from prunegate.compaction.plan import Mask, Plan
+from prunegate.compaction.precision import Widely, converted, outputs_of, random_like
 from prunegate.compaction.surgery import cut
-from prunegate.errors import CompactionError
 from prunegate.gates import GateSites
 from prunegate.groups import Analysis, ExampleInputs, Pin, StandIns, Trace, copy_with
-from prunegate.groups.kernels import decomposed_attention, exact_arithmetic, layers_by_parts
-from prunegate.groups.outputs import tensors_in
+from prunegate.groups.kernels import decomposed_attention, exact_arithmetic
 from prunegate.groups.stand_ins import quiet
 
 logger = logging.getLogger(__name__)
@@ -35,8 +33,6 @@ logger = logging.getLogger(__name__)
 _ENOUGH = 2
 # Relative differences between what modules of the masked and the cut model compute, above which one is wrong.
 _SUSPECT = {torch.float32: 1e-3, torch.float64: 1e-8}
-# The same for training, gradients and other sizes, in double precision; code may compute in single for itself.
-_SUSPECT_ELSEWHERE = 1e-6
 
 
 @dataclass
@@ -164,93 +160,11 @@ def value_fault_of(model: nn.Module, runs: CutRuns, mending: Mending, dtype: tor
     arguments = random_like(runs.inputs).map(lambda t: t.to(dtype) if t.is_floating_point() else t)
     mended = mend(compact, runs, mending)
     with Widely(dtype), exact_arithmetic(device):
-        return value_fault(masked, partial(_under, sites, masked, keep), mended, arguments, sizes, _SUSPECT[dtype])
-
-
-def other_fault_of(model: nn.Module, runs: CutRuns, mending: Mending, dtype: torch.dtype) -> Fault | None:
-    """Whether a cut copy of a model differs from the masked one in training, in gradients or at another size."""
-    sizes = runs.main
-    masked, compact = (copy_with(model, _own_state).eval() for _ in range(2))
-    keep = torch.from_numpy(sizes.keep).to(next(iter(masked.parameters())).device, torch.float32)
-    plan = Plan.of(sizes.analysis, sizes.keep)
-    first = _Masked(masked, sizes.analysis, keep)
-    cut(compact, plan)
-    variations = [] if mending.plays_back else [run.variation for run in runs.runs]
-    try:
-        sides = Side(first, masked), Side.of(mend(compact, runs, mending))
-    except UnplayableError as error:
-        return error.fault
-    with Widely(dtype), exact_arithmetic(keep.device):
-        for case in cases_of(runs.inputs, variations)[1:]:
-            inputs = case.inputs.map(lambda t: t.to(dtype) if t.is_floating_point() else t)
-            try:
-                found, done, _ = compared(*sides, case, inputs, plan.tensors)
-            except CompactionError as error:
-                return Fault("", f"does not run ({case}): {error.__cause__}")
-            apart = 0.0 if found is None else found.max_rel
-            if not apart <= _SUSPECT_ELSEWHERE:
-                return Fault("", f"computes something else than the masked model ({done}; relative {apart:.1g})")
-    return None
-
-
-class _Masked(nn.Module):
-    """A model under one mask."""
-
-    def __init__(self, model: nn.Module, analysis: Analysis, keep: torch.Tensor) -> None:
-        super().__init__()
-        self.model, self._sites, self._keep = model, GateSites(model, analysis), keep
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        return _under(self._sites, self.model, self._keep, *args, **kwargs)
-
-
-def has_own_backward(model: nn.Module, runs: CutRuns) -> bool:
-    """Whether anything the model computes has a backward that is not torch's own, seen without arithmetic."""
-    stand_ins = StandIns(runs.kind)
-    copied = stand_ins.of_model(model).eval()
-    try:
-        with stand_ins.running(), torch.enable_grad():
-            for name, _ in model.named_parameters():
-                tensor = _stored(copied, name)
-                if tensor.is_floating_point():
-                    tensor.requires_grad_()
-            inputs = runs.inputs.map(stand_ins.of)
-            outputs = tensors_in(copied(*inputs.args, **inputs.kwargs))
-    except Exception as reason:  # a foreign forward may raise anything
-        logger.info("how gradients are computed could not be seen: %s", reason)
-        return True
-    pending: list[Any] = [tensor.grad_fn for tensor in outputs if tensor.grad_fn is not None]
-    seen: set[Any] = set(pending)
-    while pending:
-        node = pending.pop()
-        made_by = getattr(node, "_forward_cls", None)
-        if made_by is not None and not made_by.__module__.startswith("torch."):
-            return True
-        following = {one for one, _ in node.next_functions if one is not None} - seen
-        seen |= following
-        pending += following
-    return False
-
-
-def _stored(model: nn.Module, name: str) -> torch.Tensor:
-    path, _, attribute = name.rpartition(".")
-    found = getattr(model.get_submodule(path), attribute)
-    assert isinstance(found, torch.Tensor)
-    return found
-
-
-def _own_state(tensor: torch.Tensor) -> torch.Tensor:
-    """The very parameter; of a buffer, which a run may change, a copy."""
-    return tensor if isinstance(tensor, nn.Parameter) else tensor.detach().clone()
+        return value_fault(masked, partial(under_mask, sites, masked, keep), mended, arguments, sizes, _SUSPECT[dtype])
 
 
 def _the_same(tensor: torch.Tensor) -> torch.Tensor:
     return tensor
-
-
-def _under(sites: GateSites, model: nn.Module, mask: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-    with layers_by_parts():
-        return sites.run(model, mask, args, kwargs)
 
 
 def _doubled(tensor: torch.Tensor) -> torch.Tensor:

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import inspect
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
-from types import CodeType
 from typing import Any, Literal
 
 import numpy as np
@@ -29,6 +26,7 @@ from prunegate.groups.input_sizes import Variation, other_sizes
 from prunegate.groups.inputs import ExampleInputs
 from prunegate.groups.kernels import decomposed_attention
 from prunegate.groups.outputs import names_of_state, tensors_in
+from prunegate.groups.own_training import differs_in_training
 from prunegate.groups.rules import module_rule
 from prunegate.groups.size_calls import OF_LAYERS
 from prunegate.groups.solve import solve
@@ -313,29 +311,6 @@ def stored_tensors(model: nn.Module) -> list[tuple[Literal["parameter", "buffer"
             if buffer is not None and id(buffer) not in buffers:
                 buffers[id(buffer)] = ("buffer", prefix + name, buffer)
     return [*parameters.values(), *buffers.values()]
-
-
-def differs_in_training(model: nn.Module) -> bool:
-    """Whether code of the model, other than torch's own layers, looks at which mode it is in."""
-    classes: set[Any] = {type(module) for module in model.modules()}
-    return any(map(_looks_at_training, classes))
-
-
-@lru_cache(maxsize=4096)
-def _looks_at_training(cls: type) -> bool:
-    for base in cls.__mro__:
-        if base.__module__.startswith("torch.") or base is object:
-            continue
-        for member in vars(base).values():
-            code = getattr(inspect.unwrap(member) if callable(member) else member, "__code__", None)
-            if code is not None and _names_training(code):
-                return True
-    return False
-
-
-def _names_training(code: CodeType) -> bool:
-    inner = (constant for constant in code.co_consts if isinstance(constant, CodeType))
-    return "training" in code.co_names or any(map(_names_training, inner))
 
 
 def _the_same(tensor: torch.Tensor) -> torch.Tensor:

@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import prunegate
-from prunegate.compaction.certificate import Widely
+from prunegate.compaction.precision import Widely
 from prunegate.errors import CompactionError, PrunegateError, TraceError
 from tests.conftest import random_masks
 

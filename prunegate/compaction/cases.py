@@ -1,0 +1,133 @@
+"""In which ways two models are compared, and what is not held against the cut."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import nn
+
+from prunegate.compaction.equivalence import Difference, Found, Kept, Side, difference, put_aside, run
+from prunegate.compaction.precision import random_like
+from prunegate.errors import CompactionError
+from prunegate.groups import ExampleInputs
+from prunegate.groups.input_sizes import Variation
+
+# So many times what rounding does to the gated model itself is put down to rounding.
+ROUNDINGS = 16
+
+
+@dataclass(frozen=True)
+class Case:
+    """One way in which two models are run to be compared.
+
+    Attributes:
+        inputs: What they are run on.
+        name: What sets these inputs apart, for the certificate.
+    """
+
+    name: str
+    inputs: ExampleInputs
+    training: bool = False
+    gradients: bool = False
+
+    def __str__(self) -> str:
+        mode = "training mode" if self.training else "eval mode"
+        return f"{mode}, {self.name}" + (", with gradients" if self.gradients else "")
+
+
+def compared(
+    gated: Side, compact: Side, case: Case, inputs: ExampleInputs, kept: Kept
+) -> tuple[Difference | None, Case, str]:
+    """How far two models are apart in one case.
+
+    What the dense model cannot do either is no fault of the cut: it is run before any blame.
+
+    Returns:
+        The difference, None if the model does not run so; the case that was compared, without gradients if these do
+        not exist; and what could not be compared and why.
+
+    Raises:
+        CompactionError: The compact model does not run where the dense one does.
+    """
+    with put_aside(gated.model, compact.model):
+        try:
+            expected = run(gated, inputs, case.training, case.gradients)
+            found = run(compact, inputs, case.training, case.gradients)
+        except Exception as error:  # a foreign forward may raise anything
+            failed = error
+        else:
+            apart = difference(expected, found, kept)
+            if not apart.max_rel <= _SURE:
+                swing = _swing(gated, case, inputs, expected)
+                if apart.max_rel <= ROUNDINGS * swing:
+                    return None, case, f"rounding alone changes it by {swing:.1g} (relative)"
+            return apart, case, ""
+    why = _why_not(gated.inner, case, inputs)
+    if why and case.gradients:
+        return *compared(gated, compact, replace(case, gradients=False), inputs, kept)[:2], f"no gradients: {why}"
+    if why:
+        return None, case, why
+    raise CompactionError(
+        f"compaction: the compact model does not run ({case}): {_first_line(failed)}. The model's code may "
+        "branch on the number of channels, which the trial in wrap() need not meet. Exclude the channel "
+        "groups it looks at with wrap(..., exclude=[...]), or keep other units."
+    ) from failed
+
+
+# Differences up to this are not looked into.
+_SURE = 1e-10
+
+
+def _swing(gated: Side, case: Case, inputs: ExampleInputs, expected: Found) -> float:
+    """How far the gated model itself moves if its weights change in their last digits, relative.
+
+    In training with few samples BatchNorm may divide by what is next to nothing, layer after layer.
+    """
+    parameters = [p for p in gated.inner.parameters() if p.is_floating_point()]
+    before = [p.detach().clone() for p in parameters]
+    generator = torch.Generator().manual_seed(0)
+    try:
+        with torch.no_grad():
+            for p in parameters:
+                noise = torch.rand(p.shape, generator=generator, dtype=torch.float32).to(p.device, p.dtype)
+                p.mul_(1 + (noise - 0.5) * 16 * torch.finfo(p.dtype).eps)
+        with put_aside(gated.model):
+            return difference(expected, run(gated, inputs, case.training, case.gradients)).max_rel
+    finally:
+        with torch.no_grad():
+            for p, values in zip(parameters, before, strict=True):
+                p.copy_(values)
+
+
+def _why_not(dense: nn.Module, case: Case, inputs: ExampleInputs) -> str:
+    """Why the dense model does not run so; empty if it does."""
+    with put_aside(dense):
+        try:
+            run(Side.of(dense), inputs, case.training, case.gradients)
+        except Exception as error:  # a foreign forward may raise anything
+            return f"the model does not run so ({_first_line(error)})"
+    return ""
+
+
+def cases_of(inputs: ExampleInputs, variations: Sequence[Variation]) -> list[Case]:
+    """The ways in which a compact model is compared: as given; at another size, with gradients; and in training."""
+    noise = random_like(inputs)
+    taken = next((v for v in variations if v.layout is not None), None)
+    other = noise.of_samples(_FEW + 1) if inputs.batch_size() > _FEW else noise.doubled()
+    cases = [Case("as given", inputs)]
+    if taken is not None:
+        cases.append(Case("another number of samples and another size", taken.of(noise.of_samples(_FEW)), False, True))
+    else:
+        cases.append(Case("another number of samples", other, False, True))
+    few = noise.of_samples(_FEW) if inputs.batch_size() > 1 else noise.doubled()
+    return [*cases, Case("random inputs", few, True, True)]
+
+
+# So many samples say as much as more of them.
+_FEW = 2
+
+
+def _first_line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
