@@ -111,6 +111,19 @@ class Loop(Block):
         return x + torch.stack(found, 1)
 
 
+class Scan(Block):
+    """A product of two activations over gated channels at each token: masked calls in a loop of any length."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.second = nn.Linear(WIDTH, 36)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y, z = self.q(x), self.second(x)
+        steps = [torch.matmul(y[:, i].unsqueeze(1), z[:, i].unsqueeze(2)).squeeze(2) for i in range(x.shape[1])]
+        return x * torch.stack(steps, 1) + self.o(y * z)
+
+
 class Checkpointed(Block):
     """Its own method run again in the backward pass, when its forward has long ended."""
 
@@ -197,6 +210,7 @@ BLOCKS: dict[str, Callable[[], nn.Module]] = {
             Tables,
             Drawn,
             Loop,
+            Scan,
             Checkpointed,
             Helped,
             OwnBackward,
