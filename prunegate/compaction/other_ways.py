@@ -18,7 +18,7 @@ from prunegate.compaction.precision import Widely
 from prunegate.compaction.surgery import cut
 from prunegate.errors import CompactionError
 from prunegate.gates import GateSites
-from prunegate.groups import Analysis, StandIns, copy_with
+from prunegate.groups import Analysis, StandIns, Trace, copy_with
 from prunegate.groups.kernels import exact_arithmetic, layers_by_parts
 from prunegate.groups.outputs import tensors_in
 
@@ -63,6 +63,32 @@ class _Masked(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         return under_mask(self._sites, self.model, self._keep, *args, **kwargs)
+
+
+def trains_otherwise(trace: Trace) -> bool:
+    """Whether the model's code does more in training than to drop at random what it computes anyway."""
+    known = [run.tape for run in trace.runs if not run.training]
+    operations = {operation.func for tape in known for operation in tape.operations}
+    places = {key.place for tape in known for key in tape.sized}
+    return any(
+        (operation.func not in operations and operation.func._schema.name.split("::")[1] not in _DROPPING)
+        for run in trace.runs
+        if run.training
+        for operation in run.tape.operations
+    ) or any(
+        key.place not in places and call.function not in _DROPPING
+        for run in trace.runs
+        if run.training
+        for key, call in run.tape.sized.items()
+    )
+
+
+# What dropout and stochastic depth are made of, and BatchNorm over the batch.
+_DROPPING = frozenset(
+    """native_batch_norm _native_batch_norm_legit _batch_norm_with_update cudnn_batch_norm native_dropout bernoulli
+    bernoulli_ detach empty new_empty rand rand_like empty_like div div_ mul mul_ add add_ floor floor_ lt gt truediv
+    imul itruediv""".split()
+)
 
 
 def has_own_backward(model: nn.Module, runs: CutRuns) -> bool:

@@ -18,7 +18,7 @@ from torch import nn
 from prunegate.compaction.cut_sizes import CutRuns
 from prunegate.compaction.faults import Fault, shape_fault, value_fault
 from prunegate.compaction.mending import Mending, mend, settle
-from prunegate.compaction.other_ways import has_own_backward, other_fault_of, under_mask
+from prunegate.compaction.other_ways import has_own_backward, other_fault_of, trains_otherwise, under_mask
 from prunegate.compaction.plan import Mask, Plan
 from prunegate.compaction.precision import Widely, converted, outputs_of, random_like
 from prunegate.compaction.surgery import cut
@@ -106,8 +106,7 @@ class Trial:
         """Training mode, gradients and other sizes, where more than torch's own functions decides about them."""
         keep, _ = _halves(self.analysis, frozenset(chosen))
         runs = self._runs(keep)
-        trained = any(run.training for run in self.trace.runs)
-        if self.mending.is_plain and not trained and not has_own_backward(self.model, runs):
+        if self.mending.is_plain and not trains_otherwise(self.trace) and not has_own_backward(self.model, runs):
             return None
         if self._telling is None:
             self._telling = telling_copy(self.model, self.inputs)
