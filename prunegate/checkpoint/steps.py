@@ -10,7 +10,7 @@ from torch import nn
 
 from prunegate.compaction import Mending, Plan, Rebuilt, rebuild_checked
 from prunegate.errors import CheckpointError, CompactionError
-from prunegate.groups import ExampleInputs, copy_with
+from prunegate.groups import ExampleInputs, copy_with, the_same
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class StoredPlan:
         Raises:
             CheckpointError: The plan was made for another architecture.
         """
-        return self.apply_in_place(copy_with(dense, lambda tensor: tensor))
+        return self.apply_in_place(copy_with(dense, the_same))
 
     def apply_in_place(self, model: nn.Module) -> nn.Module:
         """Cut ``model`` itself; what it shares with others is replaced, not changed.

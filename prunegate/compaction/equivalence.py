@@ -13,12 +13,11 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-import numpy as np
 import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from prunegate.compaction.plan import Mask
+from prunegate.compaction.plan import Mask, kept_of
 from prunegate.gates import without_dropout
 from prunegate.groups import ExampleInputs, function_name
 from prunegate.groups.kernels import exact_arithmetic
@@ -141,20 +140,14 @@ def difference(expected: Found, found: Found, kept: Kept | None = None) -> Diffe
     for name in expected.gradients.keys() | found.gradients.keys():
         one, other = expected.gradients.get(name), found.gradients.get(name)
         if one is not None:
-            one = _cut(one, (kept or {}).get(name, {}))
+            one = kept_of(one, (kept or {}).get(name, {}))
         given = one if one is not None else other
         assert given is not None
         first.append(torch.zeros_like(given) if one is None else one)
         second.append(torch.zeros_like(given) if other is None else other)
     names = expected.buffers.keys() & found.buffers.keys()
-    before = [_cut(expected.buffers[name], (kept or {}).get(name, {})) for name in names]
+    before = [kept_of(expected.buffers[name], (kept or {}).get(name, {})) for name in names]
     return result.worst(gap(first, second)).worst(gap(before, [found.buffers[name] for name in names]))
-
-
-def _cut(tensor: torch.Tensor, axes: Mapping[int, Mask]) -> torch.Tensor:
-    for axis, mask in axes.items():
-        tensor = tensor.index_select(axis, torch.from_numpy(np.flatnonzero(mask)).to(tensor.device))
-    return tensor
 
 
 def gap(expected: Sequence[torch.Tensor], found: Sequence[torch.Tensor]) -> Difference:

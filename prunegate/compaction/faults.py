@@ -15,11 +15,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias
 
-import numpy as np
 import torch
 from torch import nn
 
 from prunegate.compaction.cut_sizes import CutSizes
+from prunegate.compaction.plan import kept_of
 from prunegate.groups import ExampleInputs, Span, map_tensors, values_in
 
 
@@ -92,10 +92,7 @@ def value_fault(
 
     def note(place: str, number: int, tensor: torch.Tensor) -> None:
         if tuple(tensor.shape) == sizes.tape.shapes[number]:
-            for dim, mask in enumerate(sizes.kept(number)):
-                if mask is not None:
-                    tensor = tensor.index_select(dim, torch.from_numpy(np.flatnonzero(mask)).to(tensor.device))
-            expected[place] = sketch(tensor)
+            expected[place] = sketch(kept_of(tensor, dict(enumerate(sizes.kept(number)))))
 
     def check(place: str, _number: int, tensor: torch.Tensor) -> str | _Later | None:
         if place not in expected:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from prunegate.groups import Analysis
 
@@ -131,6 +132,14 @@ class Plan:
             for module, edits in _mapping(fields.get("attributes"), "plan.attributes").items()
         }
         return cls(kept, num_units, tensors, attributes)
+
+
+def kept_of(tensor: torch.Tensor, axes: Mapping[int, Mask | None]) -> torch.Tensor:
+    """The kept positions of a tensor along each axis that has a mask."""
+    for axis, mask in axes.items():
+        if mask is not None:
+            tensor = tensor.index_select(axis, torch.from_numpy(np.flatnonzero(mask)).to(tensor.device))
+    return tensor
 
 
 def _is_int(value: Any) -> bool:

@@ -123,7 +123,7 @@ def outputs_of(model: nn.Module, inputs: ExampleInputs) -> list[torch.Tensor]:
     """All tensors that a model returns for these inputs, without gradients."""
     with torch.no_grad(), exact_arithmetic(inputs.tensors()[0].device):
         outputs = model(*inputs.args, **inputs.kwargs)
-    return tensors_in(outputs, names_of_state(getattr(model, "model", model)))
+    return tensors_in(outputs, names_of_state(model))
 
 
 def random_like(inputs: ExampleInputs) -> ExampleInputs:

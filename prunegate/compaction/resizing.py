@@ -13,11 +13,10 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.overrides import TorchFunctionMode
 
 from prunegate.compaction.derived_classes import derive
 from prunegate.compaction.size_rules import SizeRule, applied, first_tensor, numbers_in, shape_of, with_numbers
-from prunegate.gates import resume_in_recomputation, running_modes
+from prunegate.gates import RunningMode, resume_in_recomputation, running_modes
 from prunegate.groups.size_calls import SCALED, SIZED
 
 _RULES = "_prunegate_sizes"
@@ -26,7 +25,7 @@ _FORWARD = "_prunegate_own_forward"
 _OPERATORS = {f"__{name}__": name for name in SIZED | SCALED}
 
 
-class RewriteSizes(TorchFunctionMode):
+class RewriteSizes(RunningMode):
     """Rewrites numbers in the calls that one module's own code makes.
 
     What other modules do that it calls is theirs: those of them that have rules run under a mode of their own, and only
@@ -59,18 +58,6 @@ class RewriteSizes(TorchFunctionMode):
                     self.turns[rule.looks] = rule.turn + 1
                 return call_changed(rule, func, args, kwargs, given)
         return func(*args, **kwargs)
-
-    def __enter__(self) -> RewriteSizes:
-        running_modes().append(self)
-        super().__enter__()  # type: ignore[no-untyped-call]
-        return self
-
-    def __exit__(self, *exception: Any) -> None:
-        running_modes().remove(self)
-        super().__exit__(*exception)  # type: ignore[no-untyped-call]
-
-    def count(self, name: str) -> None:
-        """Nothing: calls are not counted."""
 
     def again(self) -> RewriteSizes:
         """A mode to run the module's code under once more, in a backward pass."""

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-import numpy as np
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor
 
 from prunegate.compaction.layer_sizes import sizes_after_slicing
 from prunegate.compaction.narrow_attention import fit_attention
-from prunegate.compaction.plan import AttributeValue, Mask, Plan
+from prunegate.compaction.plan import AttributeValue, Mask, Plan, kept_of
 from prunegate.errors import CompactionError
 from prunegate.groups import in_place_of
 from prunegate.groups.kernels import without_misled_kernels, without_packing
@@ -125,14 +124,11 @@ def slice_tensors(model: nn.Module, tensors: Mapping[str, Mapping[int, Mask]]) -
         original = _lookup(modules, name)
         cut_tensor = original.detach()
         _check_axes(name, original, axes)
-        for axis, mask in axes.items():
-            if original.is_meta or isinstance(original, FakeTensor):  # no entries to select
-                cut_tensor = cut_tensor.new_empty(
-                    (*cut_tensor.shape[:axis], int(mask.sum()), *cut_tensor.shape[axis + 1 :])
-                )
-            else:
-                index = torch.from_numpy(np.flatnonzero(mask)).to(original.device)
-                cut_tensor = cut_tensor.index_select(axis, index)
+        if original.is_meta or isinstance(original, FakeTensor):  # no entries to select
+            sizes = [int(axes[axis].sum()) if axis in axes else size for axis, size in enumerate(original.shape)]
+            cut_tensor = cut_tensor.new_empty(sizes)
+        else:
+            cut_tensor = kept_of(cut_tensor, axes)
         cut_tensor = cut_tensor.contiguous(memory_format=_memory_format(original))
         cut_tensor = in_place_of(original, cut_tensor)
         for alias in aliases[id(original)]:

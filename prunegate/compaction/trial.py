@@ -23,7 +23,7 @@ from prunegate.compaction.plan import Mask, Plan
 from prunegate.compaction.precision import Widely, converted, outputs_of, random_like
 from prunegate.compaction.surgery import cut
 from prunegate.gates import GateSites
-from prunegate.groups import Analysis, ExampleInputs, Pin, StandIns, Trace, copy_with
+from prunegate.groups import Analysis, ExampleInputs, Pin, StandIns, Trace, copy_with, the_same
 from prunegate.groups.kernels import decomposed_attention, exact_arithmetic
 from prunegate.groups.stand_ins import quiet
 
@@ -139,7 +139,7 @@ def shape_fault_of(model: nn.Module, runs: CutRuns, mending: Mending) -> Fault |
                 mended = stand_ins.of_model(model).eval()
                 cut(mended, Plan.of(sizes.analysis, sizes.keep))
                 mended = mend(mended, runs, mending)
-            one = copy_with(mended, _the_same) if len(runs.runs) > 1 else mended
+            one = copy_with(mended, the_same) if len(runs.runs) > 1 else mended
             inputs = sizes.variation.of(runs.inputs).map(stand_ins.of)
             fault, count = shape_fault(one.train(sizes.training), inputs, sizes)
         if fault is not None:
@@ -151,7 +151,7 @@ def shape_fault_of(model: nn.Module, runs: CutRuns, mending: Mending) -> Fault |
 def value_fault_of(model: nn.Module, runs: CutRuns, mending: Mending, dtype: torch.dtype) -> Fault | None:
     """The first module of a cut copy that computes something else than it does in the masked model."""
     sizes = runs.main
-    masked, compact = (copy_with(model, _the_same).eval() for _ in range(2))
+    masked, compact = (copy_with(model, the_same).eval() for _ in range(2))
     device = next(iter(masked.parameters())).device
     sites = GateSites(masked, sizes.analysis)
     keep = torch.from_numpy(sizes.keep).to(device, torch.float32)
@@ -160,10 +160,6 @@ def value_fault_of(model: nn.Module, runs: CutRuns, mending: Mending, dtype: tor
     mended = mend(compact, runs, mending)
     with Widely(dtype), exact_arithmetic(device):
         return value_fault(masked, partial(under_mask, sites, masked, keep), mended, arguments, sizes, _SUSPECT[dtype])
-
-
-def _the_same(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor
 
 
 def _doubled(tensor: torch.Tensor) -> torch.Tensor:

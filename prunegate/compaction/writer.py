@@ -18,6 +18,7 @@ import torch
 from torch import fx
 
 from prunegate.compaction.cut_sizes import CutSizes
+from prunegate.compaction.plan import kept_of
 from prunegate.groups import map_values
 
 
@@ -79,11 +80,7 @@ class Writer:
         return self.literal(torch.from_numpy(places).to(self.device))
 
     def _cut_literal(self, number: int, tensor: torch.Tensor) -> torch.Tensor:
-        tensor = tensor.detach().clone()
-        for dim, mask in enumerate(self.sizes.kept(number)):
-            if mask is not None:
-                tensor = tensor.index_select(dim, torch.from_numpy(np.flatnonzero(mask)).to(tensor.device))
-        return tensor
+        return kept_of(tensor.detach().clone(), dict(enumerate(self.sizes.kept(number))))
 
     def filled(self, tree: Any, again: Any = None) -> Any:
         """An argument tree with nodes for tensors; whole numbers that follow the batch become nodes too."""

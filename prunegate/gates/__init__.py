@@ -10,7 +10,7 @@ from prunegate.gates.noise import CounterNoise
 from prunegate.gates.recomputation import resume_in_recomputation
 from prunegate.gates.relaxation import logistic_noise, soft_mask, straight_through
 from prunegate.gates.replay import Replay
-from prunegate.gates.running import running_modes, without_dropout
+from prunegate.gates.running import RunningMode, running_modes, without_dropout
 from prunegate.gates.sites import GateSites
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     "GateSites",
     "Gates",
     "Replay",
+    "RunningMode",
     "logistic_noise",
     "remove_call_sites",
     "resume_in_recomputation",

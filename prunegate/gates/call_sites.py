@@ -13,10 +13,9 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import nn
-from torch.overrides import TorchFunctionMode
 
 from prunegate.gates.masked_functions import call_masked
-from prunegate.gates.running import running_modes
+from prunegate.gates.running import RunningMode, running_modes
 from prunegate.groups import MaskedCall
 from prunegate.groups.code_places import CodePlace, place_in_code
 from prunegate.groups.copies import COPIED_BY_ATTRIBUTES
@@ -37,7 +36,7 @@ class Marked(NamedTuple):
     is_every: bool
 
 
-class MaskCalls(TorchFunctionMode):
+class MaskCalls(RunningMode):
     """Masks the calls of functions that are marked, while a module's forward runs.
 
     They are known by where they stand in the code, or by how many of the function's calls came before: where all calls
@@ -94,15 +93,6 @@ class MaskCalls(TorchFunctionMode):
     def again(self) -> MaskCalls:
         """A mode that goes on from where this one is now."""
         return MaskCalls(self.calls, self.masks, self.counts)
-
-    def __enter__(self) -> MaskCalls:
-        running_modes().append(self)
-        super().__enter__()  # type: ignore[no-untyped-call]
-        return self
-
-    def __exit__(self, *exception: Any) -> None:
-        running_modes().remove(self)
-        super().__exit__(*exception)  # type: ignore[no-untyped-call]
 
 
 def install_call_sites(model: nn.Module, calls: Sequence[MaskedCall]) -> list[tuple[str, MaskedCall]]:

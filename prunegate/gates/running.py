@@ -4,31 +4,43 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
-from typing import Any, Protocol
+from contextlib import contextmanager
+from typing import Any
+
+from torch.overrides import TorchFunctionMode
 
 
-class RunningMode(Protocol):
-    """A mode that a module's forward runs under."""
+class RunningMode(TorchFunctionMode):
+    """A mode that a module's forward runs under, known while it does."""
 
     def count(self, name: str) -> None:
         """Note a call of a function that this mode did not see."""
 
-    def again(self) -> AbstractContextManager[Any]:
+    def again(self) -> RunningMode:
         """A mode that goes on from where this one is now."""
+        raise NotImplementedError
+
+    def __enter__(self) -> RunningMode:
+        running_modes().append(self)
+        super().__enter__()  # type: ignore[no-untyped-call]
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        running_modes().remove(self)
+        super().__exit__(*exception)  # type: ignore[no-untyped-call]
 
 
 class _Running(threading.local):
     def __init__(self) -> None:
-        self.modes: list[Any] = []
+        self.modes: list[RunningMode] = []
         self.steadied = 0
 
 
 _running = _Running()
 
 
-def running_modes() -> list[Any]:
-    """The modes (`RunningMode`) of all modules that are running in this thread, outermost first."""
+def running_modes() -> list[RunningMode]:
+    """The modes of all modules that are running in this thread, outermost first."""
     return _running.modes
 
 

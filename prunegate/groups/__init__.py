@@ -5,7 +5,7 @@ from __future__ import annotations
 from prunegate.groups.analysis import Analysis, LoopNest, MaskedCall
 from prunegate.groups.channel_group import ChannelGroup, Member, PinnedGroup
 from prunegate.groups.constraints import Pin
-from prunegate.groups.copies import copy_with, in_place_of, on_meta
+from prunegate.groups.copies import copy_with, in_place_of, on_meta, the_same
 from prunegate.groups.inputs import ExampleInputs
 from prunegate.groups.rules import Call, register_rule
 from prunegate.groups.stand_ins import StandIns
@@ -39,5 +39,6 @@ __all__ = [
     "map_values",
     "on_meta",
     "register_rule",
+    "the_same",
     "values_in",
 ]

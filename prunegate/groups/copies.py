@@ -47,6 +47,11 @@ def in_place_of(original: torch.Tensor, data: torch.Tensor) -> torch.Tensor:
     return nn.Parameter(data, original.requires_grad) if isinstance(original, nn.Parameter) else data
 
 
+def the_same(tensor: torch.Tensor) -> torch.Tensor:
+    """The very tensor: for copies of a model that share its tensors."""
+    return tensor
+
+
 def on_meta(tensor: torch.Tensor) -> torch.Tensor:
     """A tensor of the same form without data."""
     return in_place_of(tensor, tensor.detach().to("meta"))

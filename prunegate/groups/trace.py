@@ -21,7 +21,7 @@ from torch._subclasses.fake_tensor import (
 from prunegate.errors import TraceError
 from prunegate.groups.analysis import Analysis
 from prunegate.groups.constraints import Constraints, Pin
-from prunegate.groups.copies import copy_with, modules_by_path
+from prunegate.groups.copies import copy_with, modules_by_path, the_same
 from prunegate.groups.input_sizes import Variation, other_sizes
 from prunegate.groups.inputs import ExampleInputs
 from prunegate.groups.kernels import decomposed_attention
@@ -130,8 +130,9 @@ class Trace:
             self._shapes[name] = tuple(tensor.shape)
             self._values.add_leaf(tensor, kind, name)
         # What a run leaves behind in the model is not there in the next one.
-        self._run(copy_with(copied, _the_same), inputs, Variation(), training=False)
-        if not self._handles_sizes() and not self._unused() and not differs_in_training(model):
+        self._run(copy_with(copied, the_same), inputs, Variation(), training=False)
+        trains_otherwise = differs_in_training(model)
+        if not self._handles_sizes() and not self._unused() and not trains_otherwise:
             return
         other = self._tried(copied, inputs, [replace(v, doubled=True) for v in other_sizes(inputs)], training=False)
         known = set(self.tape.sized)
@@ -139,7 +140,7 @@ class Trace:
             other = self._tried(copied, inputs, [Variation(doubled=True)], training=False)
         if other is None:
             self.not_followed += (("another number of samples", self._reason),)
-        if differs_in_training(model) or self._unused():
+        if trains_otherwise or self._unused():
             # Heads that only training runs read channels too; what they ask for must hold as well.
             trained = self._tried(copied, inputs, [Variation(doubled=True)], training=True)
             if trained is None:
@@ -157,8 +158,8 @@ class Trace:
             mark, used = self.constraints.mark(), set(self._values.used)
             try:
                 if variation.layout is not None:
-                    self._check(copy_with(model, _the_same), variation.of(inputs), training)
-                self._run(copy_with(model, _the_same), inputs, variation, training)
+                    self._check(copy_with(model, the_same), variation.of(inputs), training)
+                self._run(copy_with(model, the_same), inputs, variation, training)
             except TraceError as reason:
                 logger.info("%s, training %s, could not be followed: %s", variation, training, reason)
                 self._reason = str(reason)
@@ -311,10 +312,6 @@ def stored_tensors(model: nn.Module) -> list[tuple[Literal["parameter", "buffer"
             if buffer is not None and id(buffer) not in buffers:
                 buffers[id(buffer)] = ("buffer", prefix + name, buffer)
     return [*parameters.values(), *buffers.values()]
-
-
-def _the_same(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor
 
 
 @contextlib.contextmanager

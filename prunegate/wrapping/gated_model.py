@@ -12,7 +12,7 @@ from prunegate.compaction import Limit, Mending, limits_of
 from prunegate.costs import CostModel, keep_within
 from prunegate.errors import BudgetError, nearest
 from prunegate.gates import Gates, GateSites, remove_call_sites, standardised_magnitudes
-from prunegate.groups import Analysis, ChannelGroup, ExampleInputs, PinnedGroup, Trace, copy_with
+from prunegate.groups import Analysis, ChannelGroup, ExampleInputs, PinnedGroup, Trace, copy_with, the_same
 from prunegate.groups.kernels import has_fused_layers, unfused_layers
 from prunegate.wrapping.explain import Explanation, explain
 from prunegate.wrapping.reach import Reach, cost_models, fewest_units
@@ -218,7 +218,7 @@ class GatedModel(nn.Module):
         Args:
             share_weights: Let the copy hold the very parameters and buffers of the gated model.
         """
-        copied = copy_with(self.model, (lambda tensor: tensor) if share_weights else None)
+        copied = copy_with(self.model, the_same if share_weights else None)
         remove_call_sites(copied)
         return copied
 
