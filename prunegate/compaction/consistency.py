@@ -23,25 +23,26 @@ def followed(dense: nn.Module, plan: Plan, mending: Mending, inputs: ExampleInpu
         TraceError: The model does not run on these inputs.
         CompactionError: The plan removes something else than whole units of it.
     """
-    trace = Trace(dense, inputs, frozenset(mending.whole_heads or ()))
-    if mending.whole_heads is None:
-        trace = trace.with_whole_heads(dense, inputs)
-    analysis = trace.analysis()
+    trace = Trace(dense, inputs)
+    whole_heads = None if mending.whole_heads is None else frozenset(mending.whole_heads)
+    analysis = trace.analysis(whole_heads=whole_heads)
     try:
         return trace, analysis, kept_units(analysis, plan)
-    except CompactionError:
-        # Files of before 1.1 do not say which attention lost whole heads where nothing is played back.
-        split = trace.split_heads(analysis)
-        if not mending.is_plain or mending.whole_heads or not split:
-            raise
+    except CompactionError as error:
+        reason = error
+    # Files of format 1.1 and before chose the units of each operation by itself, and do not always say which attention
+    # lost whole heads.
+    split = trace.split_heads(analysis, whole_heads)
     otherwise = frozenset(module for module, names in split.items() if not _has_units(analysis, plan, names))
-    for whole_heads in dict.fromkeys((otherwise, frozenset(split))):
-        trace = Trace(dense, inputs, whole_heads)
-        analysis = trace.analysis()
+    others = [(whole_heads, False)]
+    if mending.is_plain and not mending.whole_heads:
+        others += [(heads, finest) for heads in (otherwise, trace.attentions()) for finest in (True, False)]
+    for heads, finest in dict.fromkeys(others):
+        analysis = trace.analysis(whole_heads=heads, finest=finest)
         try:
             return trace, analysis, kept_units(analysis, plan)
-        except CompactionError as error:
-            reason = error
+        except CompactionError:
+            continue
     raise reason
 
 

@@ -102,7 +102,7 @@ def run(side: Side, inputs: ExampleInputs, training: bool = False, gradients: bo
             without_dropout(),
         ):
             torch.manual_seed(0)
-            outputs = tensors_in(side.model(*inputs.args, **inputs.kwargs), state)
+            outputs = tensors_in(side.model(*inputs.args, **inputs.kwargs), state, inputs.outputs)
             found = _gradients(outputs, wanted) if gradients else {}
     finally:
         for module, mode in modes:

@@ -76,6 +76,18 @@ def _embedding(module: nn.Module, masks: Masks) -> dict[str, AttributeValue]:
     return {"num_embeddings": rows, "embedding_dim": columns}
 
 
+def _recurrent(module: nn.Module, masks: Masks) -> dict[str, AttributeValue]:
+    inputs = _tensor(module, "weight_ih_l0").shape[1]
+    projection = getattr(module, "weight_hr_l0", None)
+    if projection is None:
+        return {"input_size": inputs, "hidden_size": _tensor(module, "weight_hh_l0").shape[1]}
+    return {"input_size": inputs, "hidden_size": projection.shape[1], "proj_size": projection.shape[0]}
+
+
+def _recurrent_cell(module: nn.Module, masks: Masks) -> dict[str, AttributeValue]:
+    return {"input_size": _tensor(module, "weight_ih").shape[1], "hidden_size": _tensor(module, "weight_hh").shape[1]}
+
+
 def _prelu(module: nn.Module, masks: Masks) -> dict[str, AttributeValue]:
     return {"num_parameters": _tensor(module, "weight").shape[0]}
 
@@ -101,4 +113,6 @@ LAYER_SIZES: dict[type[nn.Module], SizeRule] = {
     nn.GroupNorm: _group_norm,
     nn.Embedding: _embedding,
     nn.PReLU: _prelu,
+    nn.RNNBase: _recurrent,
+    nn.RNNCellBase: _recurrent_cell,
 }

@@ -32,5 +32,8 @@ def limits_of(mending: Mending, trace: Trace, inputs: ExampleInputs) -> tuple[Li
         "the arguments that it was given then, for it is played back"
     )
     found = [Limit(path, played) for path in (("",) if mending.graph else mending.replayed)]
+    if inputs.outputs is not None:
+        counted = ", ".join(place.lstrip(".") or "the output" for place in inputs.outputs)
+        found.append(Limit("", f"only {counted} is what it was; other outputs may be narrower, or others"))
     found += [Limit("", f"{what} could not be followed: {why}") for what, why in trace.not_followed]
     return tuple(found)

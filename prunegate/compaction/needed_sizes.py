@@ -238,6 +238,17 @@ def _repeat(dense: _Dense, args: Any, kwargs: Any) -> Needed:
     return Needed(args, kwargs)
 
 
+def _pad(dense: _Dense, args: Any, kwargs: Any) -> Needed:
+    """As many entries on each side as are left of those that the dense run added there."""
+    pad = list(_argument(args, kwargs, 1, "pad"))
+    for dim, mask in enumerate(reversed(dense.sizes.kept(dense.result))):
+        if mask is not None and 2 * dim + 1 < len(pad):
+            before, after = (int(n) for n in dense.argument(1, "pad")[2 * dim : 2 * dim + 2])
+            pad[2 * dim] = int(mask[: max(before, 0)].sum()) if before > 0 else before
+            pad[2 * dim + 1] = int(mask[len(mask) - max(after, 0) :].sum()) if after > 0 else after
+    return Needed(*_replaced(args, kwargs, 1, "pad", type(_argument(args, kwargs, 1, "pad"))(pad)))
+
+
 def _normalised(dense: _Dense, args: Any, kwargs: Any) -> Needed:
     given = tuple(_argument(args, kwargs, 1, "normalized_shape"))
     return Needed(*_replaced(args, kwargs, 1, "normalized_shape", dense.sizes.shape(dense.input)[-len(given) :]))
@@ -287,6 +298,7 @@ _RULES: dict[str, _Rule] = {
     **dict.fromkeys("split split_with_sizes unsafe_split chunk unsafe_chunk tensor_split".split(), _split),
     "getitem": _index,
     "narrow": _narrow,
+    "pad": _pad,
     "select": _select,
     **dict.fromkeys("repeat tile".split(), _repeat),
     **dict.fromkeys("layer_norm rms_norm".split(), _normalised),

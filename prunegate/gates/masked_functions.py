@@ -234,12 +234,67 @@ def _lowest(x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     return torch.where(mask.bool(), x, torch.finfo(x.dtype).min)
 
 
+def _highest(x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    return torch.where(mask.bool(), x, torch.finfo(x.dtype).max)
+
+
+def _amin(x: torch.Tensor, mask: torch.Tensor, dim: Any = (), keepdim: bool = False) -> torch.Tensor:
+    return _highest(x, mask).amin(dim, keepdim=keepdim)
+
+
+def _max(x: torch.Tensor, mask: torch.Tensor, dim: Any = None, keepdim: bool = False) -> Any:
+    left = _lowest(x, mask)
+    return left.max() if dim is None else left.max(dim, keepdim)
+
+
+def _min(x: torch.Tensor, mask: torch.Tensor, dim: Any = None, keepdim: bool = False) -> Any:
+    left = _highest(x, mask)
+    return left.min() if dim is None else left.min(dim, keepdim)
+
+
+def _aminmax(x: torch.Tensor, mask: torch.Tensor, *, dim: Any = None, keepdim: bool = False) -> Any:
+    least = _highest(x, mask).aminmax(dim=dim, keepdim=keepdim)
+    return type(least)((least.min, _lowest(x, mask).aminmax(dim=dim, keepdim=keepdim).max))
+
+
+def _logsumexp(x: torch.Tensor, mask: torch.Tensor, dim: Any, keepdim: bool = False) -> torch.Tensor:
+    return _lowest(x, mask).logsumexp(dim, keepdim=keepdim)
+
+
+def _logcumsumexp(x: torch.Tensor, mask: torch.Tensor, dim: int) -> torch.Tensor:
+    return _lowest(x, mask).logcumsumexp(dim)
+
+
+def _prod(x: torch.Tensor, mask: torch.Tensor, dim: Any = None, keepdim: bool = False, dtype: Any = None) -> Any:
+    left = torch.where(mask.bool(), x, 1)
+    return left.prod(dtype=dtype) if dim is None else left.prod(dim, keepdim=keepdim, dtype=dtype)
+
+
+def _pairwise_distance(
+    x: torch.Tensor,
+    mask: torch.Tensor,
+    x2: torch.Tensor,
+    p: float = 2.0,
+    eps: float = 1e-6,
+    keepdim: bool = False,
+) -> torch.Tensor:
+    distance: torch.Tensor = torch.linalg.vector_norm((x - x2 + eps) * mask, p, -1, keepdim)
+    return distance
+
+
 def _amax(x: torch.Tensor, mask: torch.Tensor, dim: Any = (), keepdim: bool = False) -> torch.Tensor:
     return _lowest(x, mask).amax(dim, keepdim=keepdim)
 
 
 def _softmax(x: torch.Tensor, mask: torch.Tensor, dim: int, _stacklevel: int = 3, dtype: Any = None) -> torch.Tensor:
     return nn.functional.softmax(_lowest(x, mask), dim, dtype=dtype)
+
+
+def _log_softmax(
+    x: torch.Tensor, mask: torch.Tensor, dim: int, _stacklevel: int = 3, dtype: Any = None
+) -> torch.Tensor:
+    left = nn.functional.log_softmax(_lowest(x, mask), dim, dtype=dtype)
+    return torch.where(mask.bool(), left, 0)  # what is left out would be as good as minus infinity
 
 
 def _scaled_dot_product_attention(
@@ -271,6 +326,15 @@ MASKED_FUNCTIONS: Mapping[str, Masked] = {
     "var_mean": _var_mean,
     "std_mean": _std_mean,
     "amax": _amax,
+    "amin": _amin,
+    "max": _max,
+    "min": _min,
+    "aminmax": _aminmax,
+    "logsumexp": _logsumexp,
+    "logcumsumexp": _logcumsumexp,
+    "prod": _prod,
+    "pairwise_distance": _pairwise_distance,
+    "log_softmax": _log_softmax,
     "softmax": _softmax,
     "scaled_dot_product_attention": _scaled_dot_product_attention,
 }

@@ -7,19 +7,25 @@ has been seen. `solve` then turns the collection into channel groups.
 from __future__ import annotations
 
 from bisect import bisect_right
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
 
 from prunegate.groups.advice import advice_for
+from prunegate.groups.choices import Choice, ChoiceKind, Way
 from prunegate.groups.code_places import CodePlace
 from prunegate.groups.labels import Labels, Shape, align, varying
 from prunegate.groups.partition import Ids
 from prunegate.groups.watch import CallAddress
 
+# What the ways of a choice ask for, by the names of the lists that it is noted in.
+_ASKED = ("pins", "ties", "consumed", "masked", "needed")
 # The name of axes along which one entry has become many.
 SPREAD = "spread"
+# And of axes that stand for the heads of an attention once their width is summed.
+HEADS = "heads"
 
 
 @dataclass(frozen=True)
@@ -85,9 +91,8 @@ class Constraints:
     """The append-only record that tracing makes.
 
     ``consumed`` pairs the parameter that reads units with their ids; its name is empty where a masked
-    argument reads them. ``split_heads`` are the ids of an attention's places within its heads, with the module that
-    multiplies queries and keys; ``whole_heads`` are the modules that are to lose whole heads. ``alike`` are ties
-    of whole axes, index by index, by their numbers in ``axes``: most are, and to solve them takes no work for each
+    argument reads them. ``choices`` are the operations that can lose units in several ways; see `either`. ``alike`` are
+    ties of whole axes, index by index, by their numbers in ``axes``: most are, and to solve them takes no work for each
     index. ``needed`` pairs the ids along which a statistic is taken with how many of them it needs: an unbiased
     variance divides by one less than their number.
     """
@@ -95,8 +100,8 @@ class Constraints:
     axes: list[LabelledAxis] = field(default_factory=list)
     contractions: list[Contraction] = field(default_factory=list)
     consumed: list[tuple[str, Ids]] = field(default_factory=list)
-    whole_heads: frozenset[str] = frozenset()
-    split_heads: list[tuple[str, Ids]] = field(default_factory=list)
+    choices: list[Choice] = field(default_factory=list)
+    head_places: list[tuple[str, Ids]] = field(default_factory=list)
     masked: list[MaskedArgument] = field(default_factory=list)
     produced: list[Ids] = field(default_factory=list)
     pins: list[tuple[Ids, Pin]] = field(default_factory=list)
@@ -106,6 +111,7 @@ class Constraints:
     totals: dict[tuple[str, str, CodePlace | None], int] = field(default_factory=dict)
     grids: dict[tuple[Shape, bytes], Ids] = field(default_factory=dict)
     size: int = 0
+    _apart: bool = False
     _ids: list[Ids] = field(default_factory=list)
     _number: dict[int, int] = field(default_factory=dict)
 
@@ -121,6 +127,35 @@ class Constraints:
         self.axes.append(LabelledAxis(kind, tensor, axis, self.size, length, ndim))
         self.size += length
         return ids
+
+    def either(self, kind: ChoiceKind, module: str, *ways: tuple[bool, Callable[[], Ids | None]]) -> None:
+        """Note that an operation can lose units in several ways.
+
+        Args:
+            ways: The one first that the operation would take by itself. For each whether places go within heads or
+                groups that stay, and a function that notes what the operation asks for then, and gives the ids of such
+                places where other operations are to know of them.
+        """
+        choice = Choice(kind, module)
+        for is_inner, note in ways:
+            kept = {name: getattr(self, name) for name in _ASKED}
+            vars(self).update({name: [] for name in _ASKED})
+            self._apart = True
+            try:
+                places = note()
+                choice.ways.append(Way(is_inner, {name: getattr(self, name) for name in _ASKED}, places))
+            finally:
+                vars(self).update(kept)
+                self._apart = False
+        self.choices.append(choice)
+
+    def settled(self, chosen: Sequence[int]) -> Constraints:
+        """All that is asked for once each choice has been made: by the number of its way."""
+        ways = [choice.ways[number] for choice, number in zip(self.choices, chosen, strict=True)]
+        asked: dict[str, Any] = {
+            name: [*getattr(self, name), *(x for way in ways for x in way.asks[name])] for name in _ASKED
+        }
+        return replace(self, **asked)
 
     def mark(self) -> tuple[int, ...]:
         """Where the record stands now, for `back_to`."""
@@ -138,15 +173,20 @@ class Constraints:
         self.size = mark[-1]
 
     def _lists(self) -> tuple[list[Any], ...]:
-        return (self.axes, self.contractions, self.consumed, self.split_heads, self.masked, self.produced, self.pins,
-                self.ties, self.alike)  # fmt: skip
+        return (self.axes, self.contractions, self.consumed, self.choices, self.head_places, self.masked, self.produced,
+                self.pins, self.ties, self.alike, self.needed)  # fmt: skip
 
-    def is_table(self, label: Ids) -> bool:
-        """Whether no id was given to a weight: they come from vectors, buffers and constants of the code."""
+    def is_table(self, label: Ids, with_vectors: bool) -> bool:
+        """Whether no id was given to a weight: they come from buffers and constants of the code.
+
+        Args:
+            with_vectors: Whether those count as well that come from vectors, or from one entry that became many.
+        """
         ids = label.reshape(-1)
         while ids.size:
             axis = self.axes[bisect_right(self.axes, int(ids[0]), key=lambda axis: axis.start) - 1]
-            if axis.kind == "parameter" and axis.ndim > 1:
+            is_vector = axis.tensor == SPREAD or (axis.kind == "parameter" and axis.ndim == 1)
+            if axis.tensor == HEADS or (axis.kind == "parameter" and axis.ndim > 1) or (is_vector and not with_vectors):
                 return False
             ids = ids[(ids < axis.start) | (ids >= axis.start + axis.length)]
         return True
@@ -167,7 +207,7 @@ class Constraints:
         """Make the units of two broadcastable labels live and die together, entry by entry."""
         if left is right:
             return
-        if left.size == right.size:
+        if left.size == right.size and not self._apart:
             first, second = self._whole_axis(left), self._whole_axis(right)
             if first is not None and second is not None and _lie_alike(left, right):
                 self.alike.append((first, second))

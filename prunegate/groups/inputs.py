@@ -15,10 +15,16 @@ from prunegate.errors import TraceError
 
 @dataclass(frozen=True)
 class ExampleInputs:
-    """Arguments of one call of the model."""
+    """Arguments of one call of the model, and which parts of what it returns count.
+
+    Attributes:
+        outputs: Places of tensors in the returned object, such as ``".logits"`` (see
+            `prunegate.groups.outputs.named_tensors`); None for all of them.
+    """
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
+    outputs: tuple[str, ...] | None = None
 
     @classmethod
     def of(cls, given: Any) -> ExampleInputs:
@@ -53,7 +59,7 @@ class ExampleInputs:
     def map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> ExampleInputs:
         """The same arguments with every tensor changed."""
         args, kwargs = tree_map(lambda x: change(x) if isinstance(x, torch.Tensor) else x, (self.args, self.kwargs))
-        return ExampleInputs(args, kwargs)
+        return ExampleInputs(args, kwargs, self.outputs)
 
     def describe(self) -> Any:
         """The form of the inputs as JSON-ready data; `of_form` makes inputs of that form.
@@ -61,7 +67,7 @@ class ExampleInputs:
         Raises:
             TraceError: They hold something other than tensors, plain values and containers of them.
         """
-        return _described([list(self.args), self.kwargs])
+        return _described([list(self.args), self.kwargs, *([] if self.outputs is None else [list(self.outputs)])])
 
     @classmethod
     def of_form(cls, form: Any) -> ExampleInputs:
@@ -76,9 +82,13 @@ class ExampleInputs:
             made = _made(form)
         except RecursionError as error:
             raise ValueError("inputs: nested too deeply") from error
-        if not (isinstance(made, list) and len(made) == 2 and isinstance(made[0], list) and isinstance(made[1], dict)):
+        args, kwargs, *outputs = made if isinstance(made, list) and 2 <= len(made) <= 3 else (None, None)
+        if not (isinstance(args, list) and isinstance(kwargs, dict)):
             raise ValueError("inputs: expected a list of arguments and an object of keyword arguments")
-        return cls(tuple(made[0]), made[1])
+        for names in outputs:
+            if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
+                raise ValueError("inputs: expected the names of the outputs that count as a list")
+        return cls(tuple(args), kwargs, tuple(outputs[0]) if outputs else None)
 
     def doubled(self) -> ExampleInputs:
         """Every sample twice: BatchNorm refuses to train on a single value for each channel."""

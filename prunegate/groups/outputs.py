@@ -37,9 +37,9 @@ def named_tensors(outputs: Any, state: Collection[str] = ()) -> Iterator[tuple[s
             yield from _walk(part, name, seen)
 
 
-def tensors_in(outputs: Any, state: Collection[str] = ()) -> list[torch.Tensor]:
-    """Every tensor in a returned object, each once."""
-    return [tensor for _, tensor in named_tensors(outputs, state)]
+def tensors_in(outputs: Any, state: Collection[str] = (), places: Collection[str] | None = None) -> list[torch.Tensor]:
+    """Every tensor in a returned object, each once; only those at some places, if these are given."""
+    return [tensor for place, tensor in named_tensors(outputs, state) if places is None or place in places]
 
 
 def names_of_state(model: nn.Module) -> frozenset[str]:

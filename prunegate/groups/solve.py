@@ -12,13 +12,14 @@ import numpy as np
 
 from prunegate.groups.analysis import Analysis, LoopNest, MaskedCall
 from prunegate.groups.channel_group import ChannelGroup, Member, PinnedGroup
+from prunegate.groups.choices import finest
 from prunegate.groups.code_places import CodePlace
 from prunegate.groups.constraints import Constraints, LabelledAxis, Pin
 from prunegate.groups.labels import Labels, Shape, collapse, varying
 from prunegate.groups.partition import Ids, Partition
 from prunegate.groups.unit_kinds import by_axes_and_reason
 from prunegate.groups.watch import CallAddress
-from prunegate.groups.whole_axes import elements_of
+from prunegate.groups.whole_axes import AlikeAxes, elements_of
 
 _UNPRODUCED = Pin("no layer produces these channels")
 _UNREAD = Pin("no weight reads these channels")
@@ -33,20 +34,19 @@ def solve(
     batch_size: int,
     unused: Iterable[str],
     refused: Mapping[str, Pin],
+    chosen: Sequence[int] = (),
 ) -> Analysis:
     """Channel groups that satisfy all constraints.
 
     Args:
+        chosen: For each choice the number of the way that is taken; see `ways_of`.
         shapes: Shape of every parameter and buffer.
         parameters: Those of them that count as parameters.
         unused: Parameters that the run never read.
         refused: Groups, by name, that a caller pins on top (excluded by the user, or found not to compact).
     """
-    element_of, alike = elements_of(constraints.axes, constraints.alike)
-    partition = Partition(sum(axes.length for axes in alike))
-    if constraints.ties:
-        left, right = (element_of[np.concatenate(side)] for side in zip(*constraints.ties, strict=True))
-        partition.unite(left, right)
+    constraints = constraints.settled(chosen)
+    element_of, alike, partition = _united(constraints)
     why = _first_pins(constraints, element_of, partition.size)
     _make_rectangular([element_of[grid] for grid in constraints.grids.values()], partition, why)
     pins = [pin for _, pin in constraints.pins]
@@ -72,6 +72,28 @@ def solve(
         masked_calls=tuple(_masked_calls(constraints, units_of)),
         units_of=units_of,
     )
+
+
+def ways_of(constraints: Constraints, whole_heads: frozenset[str] | None) -> list[int]:
+    """For each choice the way that leaves most units, with the others' ways.
+
+    Args:
+        whole_heads: Modules whose attention is to lose whole heads; None for all of them.
+    """
+    if not constraints.choices:
+        return []
+    element_of, _, partition = _united(constraints)
+    return finest(constraints, element_of, partition, whole_heads)
+
+
+def _united(constraints: Constraints) -> tuple[Ids, list[AlikeAxes], Partition]:
+    """The element of each id, the axes by elements, and which elements live and die together."""
+    element_of, alike = elements_of(constraints.axes, constraints.alike)
+    partition = Partition(sum(axes.length for axes in alike))
+    if constraints.ties:
+        left, right = (element_of[np.concatenate(side)] for side in zip(*constraints.ties, strict=True))
+        partition.unite(left, right)
+    return element_of, alike, partition
 
 
 def _first_pins(constraints: Constraints, element_of: Ids, count: int) -> Ids:

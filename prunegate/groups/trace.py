@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 import gc
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from torch._subclasses.fake_tensor import (
 
 from prunegate.errors import TraceError
 from prunegate.groups.analysis import Analysis
+from prunegate.groups.choices import usual
 from prunegate.groups.constraints import Constraints, Pin
 from prunegate.groups.copies import copy_with, modules_by_path, the_same
 from prunegate.groups.input_sizes import Variation, other_sizes
@@ -27,9 +28,9 @@ from prunegate.groups.inputs import ExampleInputs
 from prunegate.groups.kernels import decomposed_attention
 from prunegate.groups.outputs import names_of_state, tensors_in
 from prunegate.groups.own_training import differs_in_training
-from prunegate.groups.rules import module_rule
+from prunegate.groups.rules import FUNCTION_RULES, module_rule
 from prunegate.groups.size_calls import OF_LAYERS
-from prunegate.groups.solve import solve
+from prunegate.groups.solve import solve, ways_of
 from prunegate.groups.stand_ins import KINDS, Kind, StandIns, quiet
 from prunegate.groups.tape import Source, Tape
 from prunegate.groups.tracer import Tracer
@@ -38,6 +39,8 @@ from prunegate.groups.watch import Watch
 
 logger = logging.getLogger(__name__)
 
+# Modules whose attention loses whole heads; None for all of them.
+WholeHeads: TypeAlias = "frozenset[str] | None"
 _NEEDS_VALUES = (DataDependentOutputException, DynamicOutputShapeException, UnsupportedOperatorException)
 
 
@@ -63,7 +66,7 @@ class Trace:
         not_followed: What other runs could not be followed, and why.
     """
 
-    def __init__(self, model: nn.Module, inputs: ExampleInputs, whole_heads: frozenset[str] = frozenset()) -> None:
+    def __init__(self, model: nn.Module, inputs: ExampleInputs) -> None:
         """Follow the channels of ``model`` through a run on ``inputs``.
 
         The run is on a copy whose tensors hold no data: nothing is computed, no weights are needed and the
@@ -71,19 +74,17 @@ class Trace:
         model's code handles sizes, or acts differently in training, it is followed at other sizes and in training mode
         as well: what is removed has to be right in all of these runs.
 
-        Args:
-            whole_heads: Modules whose attention loses whole heads, even where there are more places within them.
-
         Raises:
             TraceError: The model does not run on these inputs.
         """
         self._batch_size = inputs.batch_size()
         self._state = names_of_state(model)
         self._again: tuple[Tape | None] | None = None
+        self._chosen: dict[WholeHeads, list[int]] = {}
         self.runs: list[Run] = []
         self.not_followed: tuple[tuple[str, str], ...] = ()
         for kind in KINDS:
-            self.constraints = Constraints(whole_heads=whole_heads)
+            self.constraints = Constraints()
             self._values = Values(self.constraints)
             self.runs, self.not_followed = [], ()
             self._stand_ins = StandIns(kind)
@@ -186,7 +187,7 @@ class Trace:
         tape = Tape()
         for _, name, tensor in stored_tensors(model):
             tape.add(tensor, self._values.labels(tensor), Source("stored", name))
-        watch = Watch(tape, module_rule)
+        watch = Watch(tape, module_rule, FUNCTION_RULES)
         costs = len(self.constraints.contractions)
         inputs = variation.of(inputs).map(self._stand_ins.of)
         for tensor in inputs.tensors():
@@ -203,18 +204,20 @@ class Trace:
             ) from error
         for key, count in watch.totals.items():
             self.constraints.totals[key] = max(self.constraints.totals.get(key, 0), count)
-        self._pin_outputs(outputs)
+        self._pin_outputs(outputs, inputs.outputs)
         if self.runs:  # costs are those of the example inputs
             del self.constraints.contractions[costs:]
         self.runs.append(Run(tape, variation, training))
 
-    def _pin_outputs(self, outputs: Any) -> None:
-        found = tensors_in(outputs, self._state)
+    def _pin_outputs(self, outputs: Any, places: Collection[str] | None) -> None:
+        found = tensors_in(outputs, self._state, places)
         if not found:
+            where = "" if places is None else f" at {', '.join(places)}"
             raise TraceError(
-                "model output: found no tensor, expected at least one. Nothing can be compared or trained "
+                f"model output: found no tensor{where}, expected at least one. Nothing can be compared or trained "
                 "then. Return tensors, or containers of them."
             )
+        self._values.use(found)
         for tensor in found:
             for label in self._values.labels(tensor):
                 self.constraints.pin(label, Pin("part of the model's output"))
@@ -240,7 +243,7 @@ class Trace:
         inputs = inputs.map(stand_ins.of)
         for tensor in inputs.tensors():
             tape.add(tensor)
-        watch = Watch(tape, module_rule)
+        watch = Watch(tape, module_rule, FUNCTION_RULES)
         try:
             with run_watched(copied, watch, stand_ins), Tracer(None, watch, tape):
                 copied(*inputs.args, **inputs.kwargs)
@@ -252,34 +255,48 @@ class Trace:
         ]
         return tape if same and len(tape.spans) == len(self.tape.spans) else None
 
-    @property
-    def whole_heads(self) -> frozenset[str]:
-        """Modules whose attention loses whole heads by the caller's wish."""
-        return self.constraints.whole_heads
+    def attentions(self) -> frozenset[str]:
+        """Modules whose attention can lose whole heads or places within them."""
+        return frozenset(choice.module for choice in self.constraints.choices if choice.kind == "heads")
 
-    def with_whole_heads(self, model: nn.Module, inputs: ExampleInputs) -> Trace:
-        """The same run, in which every attention loses whole heads."""
-        modules = frozenset(module for module, _ in self.constraints.split_heads)
-        return Trace(model, inputs, self.whole_heads | modules) if modules else self
-
-    def split_heads(self, analysis: Analysis) -> dict[str, set[str]]:
+    def split_heads(self, analysis: Analysis, whole_heads: WholeHeads = frozenset()) -> dict[str, set[str]]:
         """Modules whose attention loses places within its heads, with the names of the groups that hold these.
 
         There is no group where something else in the model forbids it.
         """
         starts = [group.first_unit for group in analysis.groups]
-        found: dict[str, set[str]] = {module: set() for module, _ in self.constraints.split_heads}
-        for module, ids in self.constraints.split_heads:
-            units = analysis.units_of[ids]
-            holding = np.searchsorted(starts, units[units >= 0], side="right") - 1
-            found[module] |= {analysis.groups[number].name for number in holding}
+        found: dict[str, set[str]] = {}
+        for choice, number in zip(self.constraints.choices, self._ways(whole_heads), strict=True):
+            places = choice.ways[number].places
+            if places is not None:
+                units = analysis.units_of[places]
+                holding = np.searchsorted(starts, units[units >= 0], side="right") - 1
+                found.setdefault(choice.module, set()).update(analysis.groups[number].name for number in holding)
         return found
 
-    def analysis(self, refused: Mapping[str, Pin] | None = None) -> Analysis:
-        """Channel groups, without those refused by name."""
+    def analysis(
+        self, refused: Mapping[str, Pin] | None = None, whole_heads: WholeHeads = frozenset(), finest: bool = True
+    ) -> Analysis:
+        """Channel groups.
+
+        Args:
+            refused: Groups that are left out, by name.
+            whole_heads: Modules whose attention loses whole heads, even where there are more places within them; None
+                for all of them.
+            finest: Whether units are chosen for the whole network; False for what each operation would choose by
+                itself, as in files of format 1.1 and before.
+        """
         refused = refused or {}
         with _no_collection():
-            return solve(self.constraints, self._shapes, self._parameters, self._batch_size, self._unused(), refused)
+            ways = self._ways(whole_heads) if finest else usual(self.constraints, whole_heads)
+            return solve(
+                self.constraints, self._shapes, self._parameters, self._batch_size, self._unused(), refused, ways
+            )
+
+    def _ways(self, whole_heads: WholeHeads) -> list[int]:
+        if whole_heads not in self._chosen:
+            self._chosen[whole_heads] = ways_of(self.constraints, whole_heads)
+        return self._chosen[whole_heads]
 
 
 @contextlib.contextmanager

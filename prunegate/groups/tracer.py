@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -13,9 +12,8 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from prunegate.groups import quick
-from prunegate.groups.constraints import Pin
 from prunegate.groups.labels import Labels
-from prunegate.groups.rules import BUILTIN_RULES, OPERATION_RULES
+from prunegate.groups.rules import BUILTIN_RULES, OPERATION_RULES, FunctionRule
 from prunegate.groups.rules.call import Call, Rule
 from prunegate.groups.rules.factory import label_all
 from prunegate.groups.rules.pointwise import pointwise
@@ -51,8 +49,8 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __post_init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        if self.values is not None:
-            self.watch.on_module_end = partial(self._end_module, self.values)
+        self.watch.on_module_end = self._end_module
+        self.watch.on_function_end = self._end_function
 
     def __torch_dispatch__(
         self, func: torch._ops.OpOverload, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -78,33 +76,39 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
             )
         return result
 
-    def _end_module(
-        self, values: Values, module: nn.Module, rule: Rule | None, args: Any, kwargs: Any, output: Any
-    ) -> None:
-        """Note what is to be known of a module call as a whole."""
-        if rule is not None:
-            self._note_module(values, module, rule, args, kwargs, output)
-        elif isinstance(module, nn.RNNBase):  # it keeps copies of its weights, and runs step by step
-            reason = Pin("a recurrent layer reads or makes these channels", type(module).__name__, self.watch.module)
-            for tensor in (*_tensors((*args, *kwargs.values(), output)), *module.parameters()):
-                for label in values.labels(tensor):
-                    values.constraints.pin(label, reason)
-
-    def _note_module(self, values: Values, module: nn.Module, rule: Rule, args: Any, kwargs: Any, output: Any) -> None:
-        """Note what a registered rule says of a module call, in place of the operations inside."""
+    def _end_module(self, module: nn.Module, rule: Rule | None, args: Any, kwargs: Any, output: Any) -> None:
+        """Note what a module's own rule says of a call, in place of the operations inside."""
+        if rule is None:
+            return
+        if self.values is None:
+            self._add(_tensors((output,)), None)
+            return
         own = {**dict(module.named_parameters(recurse=False)), **dict(module.named_buffers(recurse=False))}
         bound = inspect.signature(module.forward).bind(*args, **kwargs)
         bound.apply_defaults()
-        arguments = {**own, **bound.arguments}
-        inputs = [*_tensors(bound.arguments.values()), *own.values()]
-        outputs = _tensors((output,))
+        self.values.use(module.parameters())
+        self._ask(self.values, rule, type(module).__name__, {**own, **bound.arguments}, output)
+
+    def _end_function(self, known: FunctionRule, name: str, args: Any, kwargs: Any, output: Any) -> None:
+        """The same for a function."""
+        if self.values is None:
+            self._add(_tensors((output,)), None)
+            return
+        self._ask(self.values, known.rule, name, {**dict(zip(known.names, args, strict=False)), **kwargs}, output)
+
+    def _ask(self, values: Values, rule: Rule, name: str, arguments: dict[str, Any], output: Any) -> None:
+        inputs, outputs = _tensors(arguments.values()), _tensors((output,))
+        values.use(inputs)
         shapes = {id(t): tuple(t.shape) for t in inputs}
-        call = Call(type(module).__name__, None, arguments, inputs, outputs, shapes, values, self.watch)
-        values.use((*inputs, *module.parameters()))
-        for tensor, found in zip(outputs, rule(call), strict=True):
-            values.set(tensor, found)
+        self._add(outputs, rule(Call(name, None, arguments, inputs, outputs, shapes, values, self.watch)))
+
+    def _add(self, outputs: Sequence[torch.Tensor], found: Sequence[Labels] | None) -> None:
+        """Note what is known of tensors that a module or function made as a whole."""
+        for tensor, labels in zip(outputs, found or [()] * len(outputs), strict=True):
+            if self.values is not None:
+                self.values.set(tensor, labels)
             if self.tape is not None:
-                self.tape.add(tensor, found)
+                self.tape.add(tensor, labels)
 
     def _note(
         self,

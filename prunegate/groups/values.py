@@ -8,8 +8,9 @@ from typing import Literal
 
 import torch
 
-from prunegate.groups.constraints import Constraints
+from prunegate.groups.constraints import Constraints, Pin
 from prunegate.groups.labels import Labels, on_axis
+from prunegate.groups.partition import Ids
 
 
 @dataclass
@@ -28,6 +29,7 @@ class Values:
     _parameters: set[str] = field(default_factory=set)
     _zeroed: set[int] = field(default_factory=set)
     _to_be_zeroed: set[int] = field(default_factory=set)
+    _not_to_be_used: dict[int, list[tuple[Ids, Pin]]] = field(default_factory=dict)
 
     def add_leaf(self, tensor: torch.Tensor, kind: Literal["parameter", "buffer"], name: str) -> None:
         """Give every dimension of a parameter or buffer its own ids."""
@@ -73,8 +75,16 @@ class Values:
             self.set(tensor, found)
         return found
 
+    def forbid_use(self, tensor: torch.Tensor, ids: Ids, pin: Pin) -> None:
+        """Pin ids once the run reads a tensor: what it says holds only while all of them are there."""
+        self._not_to_be_used.setdefault(id(tensor), []).append((ids, pin))
+
     def use(self, tensors: Iterable[torch.Tensor]) -> None:
-        """Note that the run read the parameters and buffers these are views of."""
+        """Note that the run read these, and the parameters and buffers that they are views of."""
+        if self._not_to_be_used:
+            for tensor in tensors:
+                for ids, pin in self._not_to_be_used.get(id(tensor), ()):
+                    self.constraints.pin(ids, pin)
         self.used.update(self._origin[id(tensor)] for tensor in tensors if id(tensor) in self._origin)
 
     def set_zeroed(self, output: torch.Tensor) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 from torch import nn
@@ -67,7 +68,7 @@ class Frame:
 # Functions that are played back whole: they take no sizes, and what they do in training or by a fused
 # kernel would be lost if they were taken apart.
 _WHOLE = frozenset(
-    """scaled_dot_product_attention dropout dropout1d dropout2d dropout3d alpha_dropout
+    """_weight_norm scaled_dot_product_attention dropout dropout1d dropout2d dropout3d alpha_dropout
     feature_alpha_dropout""".split()
 )
 
@@ -76,17 +77,24 @@ class Watch(TorchFunctionMode):
     """Keeps the stack of running modules and the outermost running function, and writes both on the tape.
 
     Attributes:
-        is_opaque: A module is running that has a rule of its own, so what happens inside says nothing.
+        is_opaque: A module or function is running that has a rule of its own, so what happens inside says nothing.
         totals: For each module and function how often a call of the module calls it at most: in all, and at each place
             in the code.
         on_module_end: Called as a module ends that is not inside such a one, with its rule, arguments and output.
+        on_function_end: The same for a function that has a rule, with its name before the arguments.
     """
 
-    def __init__(self, tape: Tape | None, rule_of: Callable[[type[nn.Module]], Any] = lambda cls: None) -> None:
+    def __init__(
+        self,
+        tape: Tape | None,
+        rule_of: Callable[[type[nn.Module]], Any] = lambda cls: None,
+        function_rules: Mapping[str, Any] = MappingProxyType({}),
+    ) -> None:
         """Start outside of every module.
 
         Args:
-            rule_of: Gives what a user registered for a module class, or None.
+            rule_of: Gives the rule of a module class, or None.
+            function_rules: The rules of functions, by name.
         """
         super().__init__()
         self.frames = [Frame("")]
@@ -96,7 +104,8 @@ class Watch(TorchFunctionMode):
         self._code: CodePlace | None = None
         self.is_opaque = False
         self.on_module_end: Callable[[nn.Module, Any, Any, Any, Any], None] = lambda *call: None
-        self._rule_of = rule_of
+        self.on_function_end: Callable[[Any, str, Any, Any, Any], None] = lambda *call: None
+        self._rule_of, self._function_rules = rule_of, function_rules
         self._function: str | None = None
         self.arguments: tuple[Any, ...] = ()
         self._tape = tape
@@ -143,10 +152,16 @@ class Watch(TorchFunctionMode):
         if self._tape is not None and name in _WHOLE and not self.is_opaque:
             span = Span(func, self._tape.refer(args), self._tape.refer(kwargs), len(self._tape.operations))
             self._tape.spans.append(span)
+        rule = None if self.is_opaque else self._function_rules.get(name)
         try:
+            self.is_opaque = self.is_opaque or rule is not None
             result = func(*args, **kwargs)
+            if rule is not None:
+                self.on_function_end(rule, name, args, kwargs, result)
         finally:
             self._function, self.arguments = None, ()
+            if rule is not None:
+                self.is_opaque = False
         if span is not None and self._tape is not None:
             _finish(span, self._tape, result)
         return result
@@ -198,12 +213,13 @@ class Watch(TorchFunctionMode):
             _most(self.totals, (frame.path, name, None), self._counts[name] - frame.before.get(name, 0))
 
     def _leave(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-        frame = self.frames.pop()
+        frame = self.frames[-1]
         self._count_up(frame)
         if frame.rule is not None:
             self.is_opaque = False
         if not self.is_opaque:
             self.on_module_end(module, frame.rule, args, kwargs, output)
+        self.frames.pop()
         span = frame.span
         if span is not None and self._tape is not None:
             _finish(span, self._tape, output)

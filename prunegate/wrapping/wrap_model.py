@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import fnmatch
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from prunegate.compaction import Mending, Trial
 from prunegate.errors import NothingToPruneError, TraceError
 from prunegate.groups import Analysis, ExampleInputs, Pin, Trace, copy_with
 from prunegate.wrapping.gated_model import GatedModel
+from prunegate.wrapping.outputs_that_count import places_that_count
 from prunegate.wrapping.reach import Reach
 
 logger = logging.getLogger(__name__)
@@ -31,6 +33,7 @@ def wrap(
     round_to: int = 1,
     backend: str = "auto",
     attention: str = "finest",
+    outputs: Callable[[Any], Any] | Sequence[str] | None = None,
 ) -> GatedModel:
     """Find every channel group of ``model`` and put a learnable gate on each unit.
 
@@ -51,6 +54,9 @@ def wrap(
             the same in each, where these are more than the heads and the model's code allows it, as few small heads
             are a coarse choice; else whole heads. Kernels of GPUs like widths that are multiples of 8: see
             ``round_to``.
+        outputs: Which parts of what the model returns count, if not all: their names (``"logits"``, or several), or
+            a function that picks them, such as ``lambda out: out.logits``. Of the others nothing is kept: hidden
+            states that a model returns as well may become narrower. `GatedModel.limits` says so.
 
     Returns:
         The gated model, in the model's own train or eval mode.
@@ -70,23 +76,28 @@ def wrap(
     if not any(True for _ in model.parameters()):
         raise NothingToPruneError("the model: found no parameters, expected layers whose channels can be removed.")
     _refuse_elsewhere(model, inputs)
-    trace, analysis = _followed(model, inputs, attention)
-    analysis, refused = _without(trace, analysis, exclude)
-    trial = _tried(model, inputs, trace, analysis, graph=backend == "graph")
-    unsplit = {module for module, groups in trace.split_heads(analysis).items() if groups & trial.refused.keys()}
+    if outputs is not None:
+        inputs = replace(inputs, outputs=places_that_count(model, inputs, outputs))
+    trace = Trace(model, inputs)
+    whole_heads = trace.attentions() if attention == "heads" else frozenset()
+    analysis, refused = _without(trace, whole_heads, exclude)
+    trial = _tried(model, inputs, trace, analysis, whole_heads, graph=backend == "graph")
+    split = trace.split_heads(analysis, whole_heads)
+    unsplit = {module for module, groups in split.items() if groups & trial.refused.keys()}
     if unsplit:  # heads whose code cannot do with fewer places within them may still go as wholes
-        trace = Trace(model, inputs, trace.whole_heads | unsplit)
-        analysis, refused = _without(trace, trace.analysis(), exclude)
-        trial = _tried(model, inputs, trace, analysis, graph=backend == "graph")
-    trial, *others = _best_first(trial) if backend == "auto" else (trial,)
+        whole_heads |= unsplit
+        analysis, refused = _without(trace, whole_heads, exclude)
+        trial = _tried(model, inputs, trace, analysis, whole_heads, graph=backend == "graph")
+    trial, *others = _best_first(trial, whole_heads) if backend == "auto" else (trial,)
     if trial.refused:
-        analysis = trace.analysis({**refused, **trial.refused})
+        analysis = trace.analysis({**refused, **trial.refused}, whole_heads)
     if not analysis.groups:
         raise NothingToPruneError(_nothing_left(analysis))
     logger.info("%d channel groups with %d units, %d pinned", len(analysis.groups), analysis.num_units,
                 len(analysis.pinned))  # fmt: skip
     reach = {
-        other.mending.backend: Reach.of(trace.analysis({**refused, **other.refused}), round_to) for other in others
+        other.mending.backend: Reach.of(trace.analysis({**refused, **other.refused}, whole_heads), round_to)
+        for other in others
     }
     return GatedModel(copy_with(model), trace, analysis, inputs, round_to, trial.mending, reach)
 
@@ -128,36 +139,26 @@ def _refuse_elsewhere(model: nn.Module, inputs: ExampleInputs) -> None:
         )
 
 
-def _followed(model: nn.Module, inputs: ExampleInputs, attention: str) -> tuple[Trace, Analysis]:
-    """The run, with whole heads where they are asked for, or where places within them turn out to be pinned."""
-    trace = Trace(model, inputs)
-    if attention == "heads":
-        trace = trace.with_whole_heads(model, inputs)
-    analysis = trace.analysis()
-    pinned = frozenset(module for module, groups in trace.split_heads(analysis).items() if not groups)
-    if not pinned:
-        return trace, analysis
-    trace = Trace(model, inputs, pinned)
-    return trace, trace.analysis()
-
-
-def _without(trace: Trace, analysis: Analysis, exclude: Sequence[str]) -> tuple[Analysis, dict[str, Pin]]:
+def _without(trace: Trace, whole_heads: frozenset[str], exclude: Sequence[str]) -> tuple[Analysis, dict[str, Pin]]:
     """The channel groups without those that the user excludes, and these."""
+    analysis = trace.analysis(whole_heads=whole_heads)
     refused = _excluded(analysis, exclude)
-    return (trace.analysis(refused) if refused else analysis), refused
+    return (trace.analysis(refused, whole_heads) if refused else analysis), refused
 
 
-def _tried(model: nn.Module, inputs: ExampleInputs, trace: Trace, analysis: Analysis, graph: bool) -> Trial:
-    trial = Trial(model, inputs, trace, analysis, Mending(graph, whole_heads=tuple(sorted(trace.whole_heads))))
+def _tried(
+    model: nn.Module, inputs: ExampleInputs, trace: Trace, analysis: Analysis, whole_heads: frozenset[str], graph: bool
+) -> Trial:
+    trial = Trial(model, inputs, trace, analysis, Mending(graph, whole_heads=tuple(sorted(whole_heads))))
     trial.run()
     return trial
 
 
-def _best_first(trial: Trial) -> tuple[Trial, ...]:
+def _best_first(trial: Trial, whole_heads: frozenset[str]) -> tuple[Trial, ...]:
     """A trial of the module back-end; where it refuses units one of the graph as well, the better one first."""
     if not trial.refused or not trial.trace.is_fake:
         return (trial,)
-    graph = _tried(trial.model, trial.inputs, trial.trace, trial.analysis, graph=True)
+    graph = _tried(trial.model, trial.inputs, trial.trace, trial.analysis, whole_heads, graph=True)
     sizes = {group.name: group.num_units for group in trial.analysis.groups}
     lost, lost_by_graph = (sum(sizes[name] for name in one.refused) for one in (trial, graph))
     return (graph, trial) if lost_by_graph < lost else (trial, graph)

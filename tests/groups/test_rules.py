@@ -168,7 +168,7 @@ def test_what_is_offered_compacts_without_loss(case: tuple[Net, torch.Tensor, di
 @pytest.mark.parametrize(
     ("forward", "reason"),
     [
-        (lambda m, x: m.b(m.a(x).cumsum(1)), "cumsum is taken over these channels"),
+        (lambda m, x: m.b(m.a(x).cumprod(1)), "cumprod is taken over these channels"),
         (lambda m, x: m.b(m.a(x).roll(1, 1)), "rolled along the channels"),
         (lambda m, x: m.b(m.a(x)[:, torch.arange(8)]), "picked by an index tensor"),
         (lambda m, x: m.b(m.a(x) * torch.cat([x, x[:, :3]], 1)), "meets channels that cannot be removed"),

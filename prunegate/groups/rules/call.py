@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import FrameType
 from typing import Any, TypeAlias
@@ -11,9 +11,10 @@ from typing import Any, TypeAlias
 import numpy as np
 import torch
 
+from prunegate.groups.choices import ChoiceKind
 from prunegate.groups.constraints import Constraints, MaskedArgument, Pin
 from prunegate.groups.labels import Labels, Shape, collapse, varying
-from prunegate.groups.maskable import MASKABLE, READING, ZERO_NEUTRAL
+from prunegate.groups.maskable import EACH_BY_ITSELF, MASKABLE, READING, ZERO_NEUTRAL
 from prunegate.groups.partition import Ids
 from prunegate.groups.values import Values
 from prunegate.groups.watch import Watch
@@ -112,16 +113,17 @@ class Call:
         if address is None or address.function not in (READING if reads else MASKABLE):
             return False
         arguments = self.watch.arguments if address.function in ZERO_NEUTRAL else self.watch.arguments[:1]
+        found = []
         for place, argument in enumerate(arguments):
-            if not isinstance(argument, torch.Tensor):
-                continue
-            found = self._same_units(argument, label, repeated)
-            if found is not None:
-                self.constraints.masked.append(MaskedArgument(address, place, found))
-                if reads:
-                    self.constraints.consumed.append(("", found.reshape(-1)))
-                return True
-        return False
+            mine = self._same_units(argument, label, repeated) if isinstance(argument, torch.Tensor) else None
+            if mine is not None:
+                found.append(MaskedArgument(address, place, mine))
+                if address.function not in EACH_BY_ITSELF:
+                    break
+        self.constraints.masked += found
+        if reads:
+            self.constraints.consumed += [("", one.label.reshape(-1)) for one in found]
+        return bool(found)
 
     def _same_units(self, argument: torch.Tensor, label: Ids, repeated: bool) -> Ids | None:
         """The label itself if it broadcasts over the argument, or the argument's own with the same ids."""
@@ -136,6 +138,12 @@ class Call:
                 if np.array_equal(first.reshape(-1), label):
                     return first
         return None
+
+    def forbid_use(self, output: torch.Tensor, labels: Iterable[Ids], why: str) -> None:
+        """Pin the labels' units if any operation ever reads an output, or the model returns it."""
+        pin = self.reason(why)
+        for label in labels:
+            self.values.forbid_use(output, label, pin)
 
     def keep(self, labels: Sequence[Ids]) -> Labels:
         """The labels an output carries on, narrowed where they no longer vary.
@@ -157,6 +165,44 @@ class Call:
                 kept.append(label)
                 taken |= dims
         return tuple(kept)
+
+    def either(
+        self,
+        kind: ChoiceKind,
+        whole: Callable[[], None],
+        places: Callable[[], Ids | None],
+        by_itself: Callable[[], Any] | None = None,
+    ) -> None:
+        """Note what is asked for if whole heads or groups go, and what if places within all of them do.
+
+        The solver takes what leaves most units in the whole network.
+
+        Args:
+            whole: Notes what is asked for then.
+            places: The same. It gives the ids of an attention's places within its heads.
+            by_itself: Which of the two the operation would take by itself.
+        """
+        ways = [(False, whole), (True, places)]
+        if by_itself is places:
+            ways.reverse()
+        self.constraints.either(kind, self.module, *ways)
+
+    def clear_of(self, labels: Iterable[Ids], dims: Iterable[int], why: str) -> Labels:
+        """The labels of a tensor whose entries are mixed, or picked by position, along some dimensions.
+
+        A unit that lies along others as well (a channel whose positions are unflattened beside it, a head whose width
+        is mixed) goes as a whole: it is tied along ``dims``. One that lies along nothing else is pinned, saying why.
+        """
+        kept, mixed = [], set(dims)
+        for label in labels:
+            inside = [d for d in varying(label) if d in mixed]
+            if inside and len(inside) == len(varying(label)):
+                self.pin(label, why)
+                continue
+            for dim in inside:
+                label = self.constraints.tie_along(label, dim)
+            kept.append(label)
+        return self.keep(kept)
 
     def all_outputs(self, labels: Labels) -> list[Labels]:
         return [labels for _ in self.outputs]

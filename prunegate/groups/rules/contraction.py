@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 
 from prunegate.groups.constraints import Contraction
-from prunegate.groups.labels import Labels, Shape, along, on_axis, varying
+from prunegate.groups.labels import Labels, Shape, align, along, on_axis, varying
 from prunegate.groups.partition import Ids
 from prunegate.groups.rules.call import Call, RuleTable, table
-from prunegate.groups.rules.pointwise import unite_operands
+from prunegate.groups.rules.pointwise import Operand, unite_operands
+from prunegate.groups.rules.within import choose_within, head_ids
 
 
 def contract(call: Call, left: torch.Tensor, right: torch.Tensor) -> Labels:
@@ -23,14 +26,13 @@ def contract(call: Call, left: torch.Tensor, right: torch.Tensor) -> Labels:
     left_kept, left_summed = _take(call, left_labels, row=1, summed=2)
     right_kept, right_summed = _take(call, right_labels, row=2, summed=1)
     shared = _sum_away(call, (left, left_summed), (right, right_summed), left_shape[2])
-    _split_values(call, right_kept)
     call.constraints.produced += [label for label in left_kept + right_kept if len(varying(label)) == 1]
 
     operands = [
         ((*left_kept, *shared), (left_shape[0], left_shape[1], 1)),
         ((*right_kept, *shared), (right_shape[0], 1, right_shape[2])),
     ]
-    labels = unite_operands(call, operands, 3)
+    labels = unite_operands(call, operands, 3, _places_of(call, right_kept))
     return labels if batched else tuple(label[0] for label in labels)
 
 
@@ -46,7 +48,11 @@ def _take(call: Call, labels: Labels, row: int, summed: int) -> tuple[Labels, Id
     contracted = None
     for label in labels:
         dims = varying(label)
-        if summed in dims and row in dims:
+        if set(dims) == {summed, row} and contracted is None:
+            rows, columns = _rows_or_columns(call, label, row, summed)
+            kept.append(rows)
+            contracted = columns if summed == 2 else columns.swapaxes(1, 2)
+        elif summed in dims and row in dims:
             call.pin(label, "one unit lies on the summed and on a remaining axis of a matrix product")
         elif summed in dims:
             contracted = label if summed == 2 else label.swapaxes(1, 2)
@@ -55,61 +61,67 @@ def _take(call: Call, labels: Labels, row: int, summed: int) -> tuple[Labels, Id
     return tuple(kept), contracted
 
 
+def _rows_or_columns(call: Call, label: Ids, row: int, summed: int) -> tuple[Ids, Ids]:
+    """Labels of rows and of summed columns of a matrix that another layer computes: the ones or the others go."""
+    rows, columns = head_ids(call, label, summed), head_ids(call, label, row)
+
+    def choose(kept: Ids, stay: Ids, along: int) -> None:
+        call.constraints.tie(kept, call.constraints.tie_along(label, along))
+        call.pin(stay, "the other dimension of a computed matrix is removed")
+
+    call.either("groups", lambda: choose(rows, columns, summed), lambda: choose(columns, rows, row))
+    return rows, columns
+
+
 def _sum_away(
     call: Call, left: tuple[torch.Tensor, Ids | None], right: tuple[torch.Tensor, Ids | None], length: int
 ) -> Labels:
     """Tie the two summed axes, both (b or 1, 1, k); units that also vary over the batch go on with it.
 
-    A head of an attention is such a unit: its width is summed, so it lives or dies as a whole, unless there are
-    more places within the heads than heads.
+    A head of an attention is such a unit: its width is summed.
     """
     (left_tensor, a), (right_tensor, b) = left, right
     if length == 1:
         return ()
     if a is None or b is None:
-        for label in (a, b):
-            if label is not None:
-                call.pin(label, "summed against channels that cannot be removed")
-        return ()
+        given = [label for label in (a, b) if label is not None]
+        return call.clear_of(given, (2,), "summed against channels that cannot be removed")
     call.constraints.tie(a, b)
     wide = a if a.shape[0] >= b.shape[0] else b
     if wide.shape[0] > 1:
-        if _split_heads(call, (left_tensor, a), (right_tensor, b)):
-            return ()
-        return call.keep([call.constraints.tie_along(wide, 2)])
+        return _choose_heads(call, (left_tensor, a), (right_tensor, b), wide)
     weights = call.consume(right_tensor, b) or call.consume(left_tensor, a)
     if not (weights or any(call.mask(np.ravel(ids), reads=True) for ids in (b, a) if ids.size == length)):
         call.pin(a, "summed in a product of two activations, where nothing can be masked")
     return ()
 
 
-def _split_heads(call: Call, left: tuple[torch.Tensor, Ids], right: tuple[torch.Tensor, Ids]) -> bool:
-    """Take the places of the summed width for units, the same in all heads, and mask the product there.
+def _choose_heads(call: Call, left: tuple[torch.Tensor, Ids], right: tuple[torch.Tensor, Ids], wide: Ids) -> Labels:
+    """The label of an attention's heads on a product over their width, of which places can go as well."""
+    sides = (left, right)
+    # Weights that are multiplied with one another cannot leave places out of a product.
+    stored = any(call.values.origin(tensor) is not None for tensor, _ in sides)
+    heads = head_ids(call, wide, 2)
 
-    What is removed from a rectangular tensor is whole heads, or as many places from each of them: whichever are
-    more. False where that is the heads, or where the product cannot leave places out.
-    """
-    labels = (left[1], right[1])
-    heads = max(len(np.unique(label[:, 0, 0])) for label in labels)
-    stored = any(call.values.origin(tensor) is not None for tensor, _ in (left, right))
-    if heads >= left[1].shape[2] or stored or call.module in call.constraints.whole_heads:
-        return False
-    if not any(label.shape[0] > 1 and call.mask(label[0].reshape(-1), reads=True, repeated=True) for label in labels):
-        return False
+    def leaves_out(places: Ids) -> bool:
+        return not stored and any(
+            ids.shape[0] > 1 and call.mask(ids[0].reshape(-1), reads=True, repeated=True) for _, ids in sides
+        )
+
+    call.constraints.head_places.append((call.module, wide[0].reshape(-1)))
+    prefers_places = len(np.unique(heads)) < wide.shape[2] and not stored
+    choose_within(call, wide, 2, leaves_out, heads=heads, prefers_places=prefers_places)
+    return call.keep([heads])
+
+
+def _places_of(call: Call, labels: Labels) -> Ids | None:
+    """The places of queries and keys that those of an attention's values go with: code holds one width of heads."""
     for label in labels:
-        call.constraints.tie_along(label, 0)
-    call.constraints.split_heads.append((call.module, labels[0][0].reshape(-1)))
-    return True
-
-
-def _split_values(call: Call, labels: Labels) -> None:
-    """The values of an attention lose the places that its queries and keys lose: code holds one width of heads."""
-    for label in labels:
-        if varying(label) != (0, 2):
-            continue
-        places = next((ids for module, ids in reversed(call.constraints.split_heads) if module == call.module), None)
-        if places is not None and label.shape[2] == places.size:
-            call.constraints.tie(call.constraints.tie_along(label, 0).reshape(-1), places)
+        if varying(label) == (0, 2):
+            found = (ids for module, ids in reversed(call.constraints.head_places) if module == call.module)
+            places = next(found, None)
+            return places if places is not None and label.shape[2] == places.size else None
+    return None
 
 
 def _note_cost(call: Call, left: Labels, right: Labels, sizes: Shape) -> None:
@@ -175,6 +187,77 @@ def _sum_with_vector(call: Call, left: tuple[torch.Tensor, Ids | None], right: t
         call.pin(a, "summed in a product with a vector, where nothing can be masked")
 
 
+def _sparse(call: Call) -> list[Labels]:
+    """A sparse matrix, of which nobody knows without data where it has entries, times a dense one, or the reverse."""
+    left, right = call.inputs[-2:]
+    why = "summed with the entries of a sparse matrix"
+    operands: list[Operand] = [
+        (call.clear_of(call.labels_of(left), (1,), why), (call.shape_of(left)[0], 1)),
+        (call.clear_of(call.labels_of(right), (0,), why), (1, call.shape_of(right)[1])),
+    ]
+    operands += [(call.labels_of(added), call.shape_of(added)) for added in call.inputs[:-2]]
+    return [unite_operands(call, operands, 2)]
+
+
+def _distances(call: Call) -> list[Labels]:
+    """`torch.cdist`: distances of all rows of one tensor to all rows of another, summed over their last dimensions."""
+    left, right = call.inputs[:2]
+    ndim = len(call.shape)
+    summed: list[Ids | None] = []
+    operands: list[Operand] = []
+    for tensor, beside in ((left, -1), (right, -2)):
+        labels, dims = call.labels_of(tensor), tensor.dim()
+        summed.append(column(labels, dims - 1, call.shape_of(tensor)[-1]))
+        kept = [label for label in labels if label.shape[-1] == 1]
+        call.pin(tuple(x for x in labels if x.shape[-1] > 1 and len(varying(x)) > 1), "summed in a distance")
+        # Rows of the first lie along the last dimension but one, those of the second along the last.
+        laid = tuple(align(x if beside == -1 else x.swapaxes(-1, -2), ndim) for x in kept)
+        rows = call.shape_of(tensor)[-2]
+        operands.append((laid, (*call.shape_of(tensor)[:-2], *((rows, 1) if beside == -1 else (1, rows)))))
+    first, second = summed
+    if first is not None and second is not None:
+        call.constraints.tie(first, second)
+    for ids in summed:
+        if ids is not None and (first is None or second is None or not call.mask(ids, reads=True)):
+            call.pin(ids, "summed in a distance from channels that cannot be removed")
+    return [unite_operands(call, operands, ndim)]
+
+
+def _bilinear(call: Call) -> list[Labels]:
+    """`torch.nn.functional.bilinear`: two inputs, each summed with an axis of the weight, whose first is produced."""
+    first, weight, second = (call.tensor(name) for name in ("i1", "i2", "i3"))
+    if list(call["sumdim"]) != [2, 3] or list(call["expand1"]) != [1, 3] or list(call["expand3"]) != [1, 2]:
+        for tensor in call.inputs:
+            call.pin(call.labels_of(tensor), "multiplied in a product of three tensors")
+        return [()]
+    shape, labels = call.shape_of(weight), call.labels_of(weight)
+    rows: list[Operand] = []
+    for axis, x in ((1, first), (2, second)):
+        own = column(labels, axis, shape[axis])
+        given = column(call.labels_of(x), x.dim() - 1, shape[axis])
+        beside = call.clear_of(call.labels_of(x), (x.dim() - 1,), "one unit lies on a summed dimension") if (
+            given is None) else tuple(label for label in call.labels_of(x) if label.shape[-1] == 1)  # fmt: skip
+        rows.append((beside, (*call.shape_of(x)[:-1], 1)))
+        if own is None or given is None:
+            for ids in (own, given):
+                if ids is not None:
+                    call.pin(ids, "summed against channels that cannot be removed")
+            continue
+        call.constraints.tie(own, given)
+        if not (call.consume(weight, own) or call.mask(given, reads=True)):
+            call.pin(own, "read by a weight that is computed, not stored")
+    sizes = (math.prod(call.shape[:-1]), *shape)
+    nest = tuple(label[None] for label in labels if len(varying(label)) == 1)
+    call.constraints.contractions.append(Contraction(call.module, call.name, sizes, nest))
+    produced = column(labels, 0, shape[0])
+    if produced is not None:
+        call.constraints.produced.append(produced)
+        rows.append(
+            ((on_axis(produced, len(call.shape) - 1, len(call.shape)),), (*[1] * (len(call.shape) - 1), shape[0]))
+        )
+    return [unite_operands(call, rows, len(call.shape))]
+
+
 def _embedding(call: Call) -> list[Labels]:
     """Rows are picked by the data, so they stay; columns are produced like a layer's outputs."""
     weight, indices = call.tensor("weight"), call.tensor("indices")
@@ -201,5 +284,8 @@ RULES: RuleTable = {
     **table(_addmm, "addmm baddbmm _addmm_activation"),
     **table(_mv, "mv"),
     **table(_dot, "dot vdot"),
+    **table(_sparse, "_sparse_addmm _sparse_mm"),
+    **table(_distances, "_cdist_forward _euclidean_dist"),
+    **table(_bilinear, "_trilinear"),
     **table(_embedding, "embedding"),
 }

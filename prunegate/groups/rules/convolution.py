@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-
-import numpy as np
+from dataclasses import replace
 
 from prunegate.groups.constraints import Contraction, Pin
 from prunegate.groups.labels import Labels, on_axis, varying
@@ -15,6 +14,7 @@ from prunegate.groups.rules.pointwise import unite_operands
 
 _KERNEL = Pin("lies along the kernel of a convolution", "convolution")
 _FIXED = "its input channels cannot be removed"
+_WIDTH_STAYS = "whole groups of this convolution are removed, their width stays"
 
 
 def _convolution(call: Call) -> list[Labels]:
@@ -61,12 +61,12 @@ def _convolution(call: Call) -> list[Labels]:
 
 def _input_labels(call: Call) -> tuple[Ids | None, Labels]:
     """The input's channel label, shape (batch or 1, channels), and the labels over its batch alone."""
+    x = call.tensor("input")
     channels, batch = None, []
-    for label in call.labels_of(call.tensor("input")):
+    why = "a unit lies along the positions that a convolution mixes"
+    for label in call.clear_of(call.labels_of(x), range(2, x.dim()), why):
         dims = varying(label)
-        if any(d >= 2 for d in dims):
-            call.pin(label, "a unit lies along the positions that a convolution mixes")
-        elif dims == (0,):
+        if dims == (0,):
             batch.append(label)
         elif 1 in dims:
             channels = label
@@ -85,51 +85,76 @@ def _consume_channels(call: Call, channels: Ids | None, in_ids: Ids | None) -> N
 
 
 def _grouped(call: Call, channels: Ids | None, in_ids: Ids | None, out_ids: Ids | None, groups: int) -> Ids | None:
-    """Units of a grouped convolution: whole groups where groups are many, else one place in every group."""
+    """Units of a grouped convolution: whole groups, or one place in every group.
+
+    A whole group is one unit of inputs and outputs, which passes through; places are units of inputs, read by the
+    weight, and others of outputs.
+    """
     width_in, width_out = int(call.tensor("weight").shape[1]), call.shape[1] // groups
-    outputs = out_ids.reshape(groups, width_out) if out_ids is not None else None
+    outputs = None if out_ids is None else out_ids.reshape(groups, width_out)
     inputs = _fold_batch(call, channels)
-    if groups >= width_in:
-        return _whole_groups(call, inputs, in_ids, outputs, groups)
-    first = None if outputs is None else call.constraints.tie_along(outputs, 0)
-    if inputs is None:
+    tie_along = call.constraints.tie_along
+
+    def whole() -> None:
         if in_ids is not None:
-            call.pin(in_ids, _FIXED)
-    else:
-        places = call.constraints.tie_along(inputs.reshape(groups, width_in), 0)
-        _consume_channels(call, places, in_ids)
-    return None if first is None else np.broadcast_to(first, (groups, width_out)).reshape(-1)
-
-
-def _whole_groups(call: Call, inputs: Ids | None, inner: Ids | None, outputs: Ids | None, groups: int) -> Ids | None:
-    """Tie each group's inputs and outputs to one unit, which passes through; ``inner`` is the width that stays."""
-    if inner is not None:
-        call.pin(inner, "whole groups of this convolution are removed, their width stays")
-    if inputs is None or outputs is None:
+            call.pin(in_ids, _WIDTH_STAYS)
+        if inputs is not None and outputs is not None:
+            call.constraints.tie(tie_along(inputs.reshape(groups, -1), 1), outputs)
+            return
         for ids in (inputs, outputs):
             if ids is not None:
                 call.pin(ids, _FIXED)
-        return None
-    unit = call.constraints.tie_along(inputs.reshape(groups, -1), 1)
-    call.constraints.tie(unit, outputs)
-    return np.broadcast_to(unit, outputs.shape).reshape(-1)
+
+    def places() -> None:
+        if outputs is not None:
+            tie_along(outputs, 0)
+        if inputs is not None:
+            _consume_channels(call, tie_along(inputs.reshape(groups, width_in), 0), in_ids)
+        elif in_ids is not None:
+            call.pin(in_ids, _FIXED)
+
+    if width_in * width_out == 1:
+        whole()
+    else:
+        call.either("groups", whole, places, by_itself=places if groups < width_in else whole)
+    return out_ids
 
 
 def _grouped_transposed(
     call: Call, channels: Ids | None, in_ids: Ids | None, out_ids: Ids | None, groups: int
 ) -> Ids | None:
-    """The weight is (inputs, outputs per group): inputs belong to groups, outputs are shared by all."""
+    """The same; the weight is (inputs, outputs of a group): an output has no index of its own there."""
     inputs = _fold_batch(call, channels)
-    if inputs is None or in_ids is None:
-        for ids in (inputs, in_ids, out_ids):
-            if ids is not None:
-                call.pin(ids, _FIXED)
-        return None
-    call.constraints.tie(inputs, in_ids)
-    if out_ids is not None:
-        call.pin(out_ids, "whole groups of this convolution are removed, their width stays")
-    unit = call.constraints.tie_along(in_ids.reshape(groups, -1), 1)
-    return np.broadcast_to(unit, (groups, call.shape[1] // groups)).reshape(-1)
+    width_in, width_out = int(call.tensor("weight").shape[0]) // groups, call.shape[1] // groups
+    made = call.constraints.new_axis("constant", "outputs", 1, groups * width_out)
+    outputs = made.reshape(groups, width_out)
+    tie_along = call.constraints.tie_along
+
+    def whole() -> None:
+        if out_ids is not None:
+            call.pin(out_ids, _WIDTH_STAYS)
+        if inputs is None or in_ids is None:
+            for ids in (inputs, in_ids, made):
+                if ids is not None:
+                    call.pin(ids, _FIXED)
+            return
+        call.constraints.tie(inputs, in_ids)
+        call.constraints.tie(tie_along(in_ids.reshape(groups, -1), 1), outputs)
+
+    def places() -> None:
+        if out_ids is None:
+            call.pin(made, "a single place in every group")
+        else:
+            call.constraints.tie(out_ids[None], outputs)
+        if inputs is not None and in_ids is not None:
+            tie_along(in_ids.reshape(groups, width_in), 0)
+        _consume_channels(call, None if inputs is None else inputs[None], in_ids)
+
+    if width_in * width_out == 1:
+        whole()
+    else:
+        call.either("groups", whole, places, by_itself=whole)
+    return made
 
 
 def _fold_batch(call: Call, channels: Ids | None) -> Ids | None:
@@ -137,4 +162,16 @@ def _fold_batch(call: Call, channels: Ids | None) -> Ids | None:
     return None if channels is None else call.constraints.tie_along(channels, 0).reshape(-1)
 
 
-RULES: RuleTable = table(_convolution, "convolution")
+def _deformable(call: Call) -> list[Labels]:
+    """A convolution that samples where offsets say; the channels of one group of offsets are sampled alike."""
+    x = call.tensor("input")
+    for name in ("offset", "mask"):
+        call.pin(call.labels_of(call.tensor(name)), "used as coordinates")
+    if int(call["offset_groups"]) > 1:
+        for label in call.labels_of(x):
+            if varying(label) == (1,):  # code and kernel take as many channels for each group of offsets
+                call.constraints.tie_along(label.reshape(int(call["offset_groups"]), -1), 0)
+    return _convolution(replace(call, arguments={**call.arguments, "transposed": False}))
+
+
+RULES: RuleTable = {**table(_convolution, "convolution"), **table(_deformable, "deform_conv2d")}

@@ -11,7 +11,6 @@ import torch
 
 from prunegate.groups.labels import Labels, Shape, align, along, on_axis, varying
 from prunegate.groups.rules.call import Call, RuleTable, table
-from prunegate.groups.rules.movement import unless_on
 from prunegate.groups.rules.pointwise import Operand, unite_operands
 
 _PICKED, _PLACED = "picked by an index tensor", "placed by an index tensor"
@@ -21,7 +20,7 @@ def _index(call: Call) -> list[Labels]:
     """``source[indices]``."""
     source, indexed = call.inputs[0], _indexed(call)
     result = []
-    for label in unless_on(call, source, indexed, _PICKED):
+    for label in call.clear_of(call.labels_of(source), indexed, _PICKED):
         sizes = [size for d, size in enumerate(label.shape) if d not in indexed]
         first, inserted = _place_of(indexed), len(call.shape) - len(sizes)
         result.append(label.reshape(sizes[:first] + [1] * inserted + sizes[first:]))
@@ -41,20 +40,16 @@ def _index_put(call: Call) -> list[Labels]:
         beside = iter([*sizes[:first], *sizes[first + inserted :]])
         return [1 if d in indexed else next(beside) for d in range(source.dim())]
 
-    placed = []
-    for label in call.labels_of(values):
-        label = align(label, ndim)
-        if any(first <= d < first + inserted for d in varying(label)):
-            call.pin(label, _PLACED)
-        else:
-            placed.append(label.reshape(on_source(label.shape)))
-    own = unless_on(call, source, indexed, _PLACED), _without(call.shape_of(source), indexed)
+    laid = [align(label, ndim) for label in call.labels_of(values)]
+    beside_it = call.clear_of(laid, range(first, first + inserted), _PLACED)
+    placed = [label.reshape(on_source(label.shape)) for label in beside_it]
+    own = call.clear_of(call.labels_of(source), indexed, _PLACED), _without(call.shape_of(source), indexed)
     return [unite_operands(call, [own, (tuple(placed), tuple(on_source(shape)))], source.dim())]
 
 
 def _index_select(call: Call) -> list[Labels]:
     source = call.inputs[0]
-    return [unless_on(call, source, {call.dim("dim", source.dim())}, _PICKED)]
+    return [call.clear_of(call.labels_of(source), {call.dim("dim", source.dim())}, _PICKED)]
 
 
 def _index_add(call: Call) -> list[Labels]:
@@ -75,7 +70,7 @@ def _gather(call: Call) -> list[Labels]:
     target, index = call.inputs[0], call.tensor("index")
     ndim = target.dim()
     dim = {call.dim("dim", ndim)}
-    index_labels = unless_on(call, index, dim, "used as an index")
+    index_labels = call.clear_of(call.labels_of(index), dim, "used as an index")
     covered = {d for label in index_labels for d in varying(label)}
     spread = tuple(size if d in covered else 1 for d, size in enumerate(call.shape_of(index)))
     operands = [(index_labels, spread)]
@@ -99,10 +94,17 @@ def _masked_scatter(call: Call) -> list[Labels]:
         return _take(call)
     operands: list[Operand] = [_operand(call, target, set(range(last)))]
     spread = tuple(1 if d < len(shape) - 1 else size for d, size in enumerate(shape))
-    operands.append((unless_on(call, mask, range(len(shape) - 1), "used as an index"), spread))
-    moved = unless_on(call, source, range(len(rows) - 1), _PLACED)
+    operands.append((call.clear_of(call.labels_of(mask), range(len(shape) - 1), "used as an index"), spread))
+    moved = call.clear_of(call.labels_of(source), range(len(rows) - 1), _PLACED)
     operands.append((tuple(on_axis(label.reshape(-1), last, last + 1) for label in moved), (*[1] * last, rows[-1])))
     return [unite_operands(call, operands, last + 1)]
+
+
+def _packed(call: Call) -> list[Labels]:
+    """`torch.nn.utils.rnn.pack_padded_sequence`: steps and samples become one dimension, ordered by the lengths."""
+    source = call.inputs[0]
+    kept = call.clear_of(call.labels_of(source), (0, 1), _PICKED)
+    return [tuple(label.reshape(1, *label.shape[2:]) for label in kept), *([()] * (len(call.outputs) - 1))]
 
 
 def _take(call: Call) -> list[Labels]:
@@ -139,7 +141,7 @@ def _given(call: Call, name: str) -> list[torch.Tensor]:
 
 
 def _operand(call: Call, tensor: torch.Tensor, dims: set[int]) -> Operand:
-    return unless_on(call, tensor, dims, _PLACED), _without(call.shape_of(tensor), dims)
+    return call.clear_of(call.labels_of(tensor), dims, _PLACED), _without(call.shape_of(tensor), dims)
 
 
 def _without(shape: Shape, dims: Iterable[int]) -> Shape:
@@ -154,5 +156,6 @@ RULES: RuleTable = {
     **table(_index_add, "index_add index_copy index_fill index_reduce"),
     **table(_gather, "gather scatter scatter_add scatter_reduce"),
     **table(_masked_scatter, "masked_scatter"),
+    **table(_packed, "_pack_padded_sequence"),
     **table(_take, "take put masked_select"),
 }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -107,28 +107,18 @@ def _repeat(call: Call) -> list[Labels]:
 def _roll(call: Call) -> list[Labels]:
     source = call.inputs[0]
     rolled = {d % source.dim() for d in call["dims"]} if call["dims"] else set(range(source.dim()))
-    return [unless_on(call, source, rolled, "rolled along the channels")]
+    return [call.clear_of(call.labels_of(source), rolled, "rolled along the channels")]
 
 
 def _unfold(call: Call) -> list[Labels]:
     source = call.inputs[0]
-    kept = unless_on(call, source, {call.dim("dimension", source.dim())}, "unfolded along the channels")
+    mixed = {call.dim("dimension", source.dim())}
+    kept = call.clear_of(call.labels_of(source), mixed, "unfolded along the channels")
     return [tuple(label[..., None] for label in kept)]
 
 
-def unless_on(call: Call, tensor: torch.Tensor, dims: Iterable[int], why: str) -> Labels:
-    """The labels of a tensor that do not vary on ``dims``; the others are pinned."""
-    kept, dims = [], set(dims)
-    for label in call.labels_of(tensor):
-        if dims.intersection(varying(label)):
-            call.pin(label, why)
-        else:
-            kept.append(label)
-    return tuple(kept)
-
-
 def _constant_pad(call: Call) -> list[Labels]:
-    """Padded channels are constants, so they stay; the padded ones move on."""
+    """Padded channels are constants, which may follow the channels that they meet; the padded ones move on."""
     source, pad = call.inputs[0], list(call["pad"])
     result = []
     for label in call.labels_of(source):
@@ -136,21 +126,48 @@ def _constant_pad(call: Call) -> list[Labels]:
             dim = source.dim() - 1 - i // 2
             if label.shape[dim] == 1 or (pad[i] == 0 and pad[i + 1] == 0):
                 continue
-            if min(pad[i], pad[i + 1]) < 0 or len(varying(label)) > 1:
-                call.pin(label, "cropped or padded along the channels")
+            if len(varying(label)) > 1:
+                label = call.constraints.tie_along(label, dim)
+                continue
+            if min(pad[i], pad[i + 1]) < 0:
+                call.pin(label, "cropped along the channels")
                 break
-            first, last = (call.constraints.pinned_ids(n, call.reason("padding")) for n in pad[i : i + 2])
+            first, last = (call.constraints.new_axis("constant", "padding", dim, n) for n in pad[i : i + 2])
             label = on_axis(np.concatenate([first, label.reshape(-1), last]), dim, label.ndim)
         else:
             result.append(label)
     return [tuple(result)]
 
 
+def _patches(call: Call) -> list[Labels]:
+    """`torch.nn.functional.unfold`: for each channel as many rows as the kernel has places, for each place a column."""
+    source = call.inputs[0]
+    channel = source.dim() - 3
+    width = math.prod(call["kernel_size"])
+    kept = call.clear_of(call.labels_of(source), (channel + 1, channel + 2), "unfolded along the channels")
+    rows = [np.repeat(label, width, axis=channel) if label.shape[channel] > 1 else label for label in kept]
+    return [tuple(row.reshape(*row.shape[: channel + 1], 1) for row in rows)]
+
+
+def _from_patches(call: Call) -> list[Labels]:
+    """`torch.nn.functional.fold`: the rows of a channel are added up at its positions."""
+    source = call.inputs[0]
+    row = source.dim() - 2
+    width = math.prod(call["kernel_size"])
+    result = []
+    for label in call.clear_of(call.labels_of(source), (row + 1,), "folded along the channels"):
+        if label.shape[row] > 1:
+            rows = label.reshape(*label.shape[:row], label.shape[row] // width, width)
+            label = call.constraints.tie_along(rows, row + 1)
+        result.append(label.reshape(*label.shape[: row + 1], 1, 1))
+    return [call.keep(result)]
+
+
 def _edge_pad(call: Call) -> list[Labels]:
     """Reflection and replication padding: dimensions that are padded cannot be labelled."""
     source = call.inputs[0]
     padded = {source.dim() - 1 - i for i in range(len(call["padding"]) // 2)}
-    return [unless_on(call, source, padded, "padded along the channels by their own values")]
+    return [call.clear_of(call.labels_of(source), padded, "padded along the channels by their own values")]
 
 
 def _as_strided(call: Call) -> list[Labels]:
@@ -211,6 +228,13 @@ def _spread(call: Call) -> Labels:
     )
 
 
+def _as_complex(call: Call) -> list[Labels]:
+    """Real and imaginary parts, which lie along the last dimension, become one number."""
+    source = call.inputs[0]
+    kept = call.clear_of(call.labels_of(source), (source.dim() - 1,), "real and imaginary parts of one number")
+    return [tuple(label[..., 0] for label in kept)]
+
+
 def _glu(call: Call) -> list[Labels]:
     """Halves of one dimension multiplied: the two halves keep the same positions."""
     source = call.inputs[0]
@@ -243,17 +267,22 @@ RULES: RuleTable = {
     **table(_unbind, "unbind unbind_copy"),
     **table(
         _pass,
-        "clone detach alias _to_copy contiguous lift lift_fresh lift_fresh_copy to _conj view_as_real_copy",
+        """clone detach alias _to_copy contiguous lift lift_fresh lift_fresh_copy to _conj _conj_physical conj_physical
+        resolve_conj resolve_neg _neg_view real imag""",
     ),
     **table(_roll, "roll"),
     **table(_unfold, "unfold unfold_copy"),
     **table(_constant_pad, "constant_pad_nd"),
+    **table(_patches, "im2col"),
+    **table(_from_patches, "col2im"),
     **table(_edge_pad, " ".join(f"{kind}_pad{n}d" for kind in ("reflection", "replication") for n in (1, 2, 3))),
     **table(_as_strided, "as_strided as_strided_copy"),
     **table(
         _same_operation,
-        """pixel_shuffle pixel_unshuffle channel_shuffle native_channel_shuffle im2col diagonal
+        """pixel_shuffle pixel_unshuffle channel_shuffle native_channel_shuffle diagonal
         repeat_interleave rot90 movedim""",
     ),
+    **table(_each_label(lambda call, label: label[..., None]), "view_as_real view_as_real_copy"),
+    **table(_as_complex, "view_as_complex view_as_complex_copy"),
     **table(_glu, "glu"),
 }

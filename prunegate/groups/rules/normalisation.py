@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 
-from prunegate.groups.labels import Labels, on_axis, varying
+from prunegate.groups.labels import Labels, align, on_axis, varying
 from prunegate.groups.partition import Ids
 from prunegate.groups.rules.call import Call, RuleTable, table
 from prunegate.groups.rules.pointwise import Operand, unite_operands
+from prunegate.groups.rules.within import choose_within
 
 _STATISTICS = "statistics are taken over these channels"
 
@@ -27,16 +28,23 @@ def _per_channel(call: Call, labels: Labels, names: str) -> Labels:
 def _batch_norm(call: Call) -> list[Labels]:
     """Statistics of the batch are taken over everything but dimension 1; a standardised weight does so too."""
     training = bool(call.arguments.get("training", call.arguments.get("train", False)))
-    labels, beside = [], []
+    labels: list[Ids] = []
+    beside: list[Ids] = []
     for label in call.labels_of(call.inputs[0]):
-        if not training or varying(label) == (1,):
+        if 1 in varying(label):
+            labels += call.clear_of([label], _all_but_channels(call), _STATISTICS)
+        elif not training:
             labels.append(label)
-        elif 1 not in varying(label) and call.mask(label):
+        elif call.mask(label):
             beside.append(label)
         else:
             call.pin(label, _STATISTICS)
     united = _per_channel(call, tuple(labels), "weight bias running_mean running_var")
     return [(*united, *beside), *([()] * (len(call.outputs) - 1))]
+
+
+def _all_but_channels(call: Call) -> list[int]:
+    return [d for d in range(call.inputs[0].dim()) if d != 1]
 
 
 def _over_last_dims(call: Call) -> list[Labels]:
@@ -45,22 +53,23 @@ def _over_last_dims(call: Call) -> list[Labels]:
     first = x.dim() - len(call["normalized_shape"])
     free: list[Ids] = []
     normalised: list[Ids] = []
+    vectors = [
+        (call.labels_of(v), call.shape_of(v)) for n in ("weight", "bias") if (v := call.arguments.get(n)) is not None
+    ]
     for label in call.labels_of(x):
         inside = [d for d in varying(label) if d >= first]
         if not inside:
             free.append(label)
         elif len(inside) == len(varying(label)):
             normalised.append(label)
-        else:
-            # Normalised within each unit (a head's width): the unit is whole, and its inside stays.
-            for dim in inside:
-                label = call.constraints.tie_along(label, dim)
+        elif len(inside) > 1:
+            free += call.clear_of([label], inside, _STATISTICS)
+        else:  # normalised within each unit, as a head's width is
+            own = [align(ids, x.dim()) for found, _ in vectors for ids in found]
+            choose_within(call, label, inside[0], lambda places: call.mask(places, repeated=True), own)
+            vectors = []
             free.append(label)
-    operands: list[Operand] = [(tuple(normalised), call.shape_of(x))]
-    for name in ("weight", "bias"):
-        vector = call.arguments.get(name)
-        if vector is not None:
-            operands.append((call.labels_of(vector), call.shape_of(vector)))
+    operands: list[Operand] = [(tuple(normalised), call.shape_of(x)), *vectors]
     united = list(unite_operands(call, operands, x.dim()))
     result = [*call.keep(free), *_masked(call, united)]
     return [tuple(result), *([()] * (len(call.outputs) - 1))]
@@ -81,36 +90,46 @@ def _group_norm(call: Call) -> list[Labels]:
     """Whole groups where groups are many; with few, the same place in every group, and masked statistics."""
     x = call.inputs[0]
     groups = int(call.arguments.get("group", call.arguments.get("num_groups", 1)))
-    labels = []
-    for label in call.labels_of(x):
-        if varying(label) != (1,):
-            call.pin(label, _STATISTICS)
-        else:
-            labels.append(label)
-    united = []
-    for label in _per_channel(call, tuple(labels), "weight bias"):
-        width = label.size // groups
-        if groups >= width:
-            call.constraints.tie_along(label.reshape(groups, width), 1)
-            united.append(label)
-        else:
-            places = call.constraints.tie_along(label.reshape(groups, width), 0)
-            if math.prod(call.shape_of(x)[2:]) == 1:  # torch refuses statistics of a single value
-                call.constraints.needed.append((places, 2))
-            united += _masked(call, [label])
-    return [tuple(united), *([()] * (len(call.outputs) - 1))]
+    labels = call.clear_of(call.labels_of(x), _all_but_channels(call), _STATISTICS)
+    united = _per_channel(call, labels, "weight bias")
+    for label in united:
+        _choose_groups(call, label, groups)
+    return [united, *([()] * (len(call.outputs) - 1))]
 
 
-def _weight_norm(call: Call) -> list[Labels]:
-    """A weight divided by its norm over all but one dimension: that dimension's scale goes with it."""
-    v, g = call.inputs[:2]
-    dim = call.dim("dim", v.dim())
+def _choose_groups(call: Call, label: Ids, groups: int) -> None:
+    channels = label.reshape(groups, -1)
+    width = channels.shape[1]
+
+    def whole() -> None:
+        call.constraints.tie_along(channels, 1)
+
+    def places() -> None:
+        kept = call.constraints.tie_along(channels, 0)
+        if math.prod(call.shape_of(call.inputs[0])[2:]) == 1:  # torch refuses statistics of a single value
+            call.constraints.needed.append((kept, 2))
+        _masked(call, [label])
+
+    if width == 1:
+        return
+    if groups == 1:
+        places()
+    else:
+        call.either("groups", whole, places, by_itself=whole if groups >= width else places)
+
+
+def weight_norm(call: Call) -> list[Labels]:
+    """A weight divided by its norm over all but one dimension (-1: over all): that dimension's scale goes with it."""
+    v, g, given = call.tensor("v"), call.tensor("g"), int(call.arguments.get("dim", 0))
+    dim = None if given == -1 else given % v.dim()
     own = tuple(label for label in call.labels_of(v) if varying(label) == (dim,))
     beside = [label for label in call.labels_of(v) if varying(label) != (dim,)]
+    if dim is None:
+        return [tuple(_masked(call, beside))]
     scale = tuple(on_axis(label.reshape(-1), dim, v.dim()) for label in call.labels_of(g))
     shape = tuple(s if d == dim else 1 for d, s in enumerate(call.shape))
     united = unite_operands(call, [(own, shape), (scale, shape)], v.dim())
-    return [(*united, *_masked(call, beside)), *([()] * (len(call.outputs) - 1))]
+    return [(*united, *_masked(call, beside))]
 
 
 RULES: RuleTable = {
@@ -121,5 +140,4 @@ RULES: RuleTable = {
     ),
     **table(_over_last_dims, "native_layer_norm layer_norm _fused_rms_norm rms_norm"),
     **table(_group_norm, "native_group_norm group_norm"),
-    **table(_weight_norm, "_weight_norm_interface _weight_norm"),
 }

@@ -13,11 +13,14 @@ from prunegate.groups.rules.call import Call, RuleTable, table
 Operand = tuple[Labels, Shape]
 
 
-def unite_operands(call: Call, operands: Sequence[Operand], ndim: int) -> Labels:
+def unite_operands(call: Call, operands: Sequence[Operand], ndim: int, places: Ids | None = None) -> Labels:
     """The labels of a broadcast over ``operands``, whose common units are tied.
 
     Where a label varies on a dimension on which another operand has many entries and no label, that
     dimension cannot be sliced: the unit is tied along it, or pinned if it lies along nothing else.
+
+    Args:
+        places: What places within heads are tied with, should they be what is removed.
     """
     quick = _along_one_dimension(call, operands, ndim)
     if quick is not None:
@@ -28,7 +31,7 @@ def unite_operands(call: Call, operands: Sequence[Operand], ndim: int) -> Labels
     covered = [{d for label in found for d in varying(label)} for found in labels]
     spanned = [{d for d, size in enumerate(shape) if size > 1} for shape in shapes]
 
-    clusters: list[tuple[set[int], list[Ids]]] = []
+    left: list[tuple[set[int], Ids]] = []
     for found in labels:
         for label in found:
             dims = set(varying(label))
@@ -38,12 +41,18 @@ def unite_operands(call: Call, operands: Sequence[Operand], ndim: int) -> Labels
                 continue
             for dim in bare:  # a head whose width meets a table over that width: the head goes as a whole
                 label = call.constraints.tie_along(label, dim)
-            dims -= bare
-            merged: tuple[set[int], list[Ids]] = (dims, [label])
-            for cluster in [c for c in clusters if c[0] & dims]:
-                clusters.remove(cluster)
-                merged = (merged[0] | cluster[0], cluster[1] + merged[1])
-            clusters.append(merged)
+            left.append((dims - bare, label))
+    for pair in _with_parts(left):
+        _choose_dimension(call, *pair, places)
+        left = [one for one in left if not any(one[1] is part for part in pair[1])]
+
+    clusters: list[tuple[set[int], list[Ids]]] = []
+    for dims, label in left:
+        merged: tuple[set[int], list[Ids]] = (dims, [label])
+        for cluster in [c for c in clusters if c[0] & dims]:
+            clusters.remove(cluster)
+            merged = (merged[0] | cluster[0], cluster[1] + merged[1])
+        clusters.append(merged)
 
     result: list[Ids] = []
     for _, members in clusters:
@@ -55,6 +64,39 @@ def unite_operands(call: Call, operands: Sequence[Operand], ndim: int) -> Labels
         shape = np.broadcast_shapes(*(label.shape for label in members))
         result.append(np.broadcast_to(widest, shape) if shape != widest.shape else widest)
     return tuple(result)
+
+
+def _with_parts(labels: Sequence[tuple[set[int], Ids]]) -> list[tuple[Ids, list[Ids]]]:
+    """A label over two dimensions, such as heads and their width, with the other operands' labels over one of them."""
+    wide = next((one for one in labels if len(one[0]) == 2), None)
+    if wide is None or any(len(dims | wide[0]) > 2 and dims & wide[0] for dims, _ in labels):
+        return []
+    parts = [label for dims, label in labels if dims < wide[0]]
+    return [(wide[1], parts)] if parts else []
+
+
+def _choose_dimension(call: Call, wide: Ids, parts: Sequence[Ids], places: Ids | None) -> None:
+    """Slices along one of two dimensions can go: what lies along it goes with them, what lies along the other stays."""
+    outer, inner = varying(wide)
+
+    def keeping(dim: int, other: int) -> Ids:
+        kept = call.constraints.tie_along(wide, other)
+        for part in parts:
+            if varying(part) == (dim,):
+                call.constraints.tie(kept, part)
+            else:
+                call.pin(part, "a table or scale that several sets of channels share")
+        return kept
+
+    def whole() -> None:
+        keeping(outer, inner)
+
+    def of_each() -> None:
+        kept = keeping(inner, outer)
+        if places is not None:
+            call.constraints.tie(kept.reshape(-1), places)
+
+    call.either("heads", whole, of_each)
 
 
 def _along_one_dimension(call: Call, operands: Sequence[Operand], ndim: int) -> Labels | None:
@@ -92,7 +134,9 @@ def _set_tables_aside(call: Call, labels: list[list[Ids]]) -> None:
     for found in labels:
         for label in list(found):
             dims = set(varying(label))
-            if any(dims < other for other in wide) and call.constraints.is_table(label):
+            wider = [other for other in wide if dims < other]
+            # Between two dimensions there is a choice; of more, those of a vector's entries could not be told.
+            if wider and call.constraints.is_table(label, with_vectors=max(map(len, wider)) > 2):
                 call.pin(label, "a table or scale that several sets of channels share")
                 found[:] = [x for x in found if x is not label]
 
@@ -112,5 +156,5 @@ RULES: RuleTable = table(
     """where copy masked_fill lerp addcmul addcdiv clamp hardtanh hardswish hardsigmoid silu gelu elu
     leaky_relu mish softplus relu relu6 sigmoid tanh dropout native_dropout fill zero bernoulli
     nan_to_num floor_divide normal uniform prelu _prelu_kernel tril triu rrelu_with_noise
-    log_sigmoid_forward exponential random""",
+    log_sigmoid_forward exponential random complex polar""",
 )

@@ -9,8 +9,13 @@ from prunegate.groups.labels import Labels, pick, varying
 from prunegate.groups.partition import Ids
 from prunegate.groups.rules.call import Call, RuleTable, table
 from prunegate.groups.rules.pointwise import pointwise
+from prunegate.groups.rules.within import choose_within, head_ids
 
-_MASKED = frozenset("mean sum amax var var_mean std std_mean linalg_vector_norm norm".split())
+_MASKED = frozenset(
+    """mean sum amax amin max min aminmax logsumexp prod var var_mean std std_mean linalg_vector_norm norm""".split()
+)
+# Of these the second output says where along the dimensions an entry was found.
+_LOCATING = frozenset("max min".split())
 
 
 def _reduce(call: Call) -> list[Labels]:
@@ -19,6 +24,9 @@ def _reduce(call: Call) -> list[Labels]:
     x = call.inputs[0]
     dims = _dims(call, x.dim())
     keepdim = bool(call.arguments.get("keepdim", False))
+    if call.name in _LOCATING and len(call.outputs) > 1:
+        inside = [label for label in call.labels_of(x) if label.size > 1 and dims.issuperset(varying(label))]
+        call.forbid_use(call.outputs[1], inside, f"where {call.name} found its entry among these channels is used")
     result = []
     for label in _clear_of(call, call.labels_of(x), dims):
         for dim in sorted(dims, reverse=True):
@@ -35,25 +43,29 @@ def _dims(call: Call, ndim: int) -> set[int]:
     return {d % max(ndim, 1) for d in chosen}
 
 
-def _clear_of(call: Call, labels: Iterable[Ids], dims: set[int]) -> list[Ids]:
+def _clear_of(call: Call, labels: Iterable[Ids], dims: set[int]) -> Labels:
     """The labels, none of them varying on ``dims`` any more.
 
-    A unit that lies only along ``dims`` is masked where the function allows it, else pinned: leaving it out
-    changes the result. A unit that lies along others as well (a head, reduced over its width) is kept whole.
+    A unit that lies only along ``dims`` is masked where the function allows it: leaving it out changes the result.
     """
     result = []
     for label in labels:
-        inside = [d for d in varying(label) if d in dims]
-        if inside and len(inside) == len(varying(label)):
-            if call.name in _MASKED and call.mask(label):
-                _need_enough(call, label, dims)
-                continue
-            call.pin(label, f"{call.name} is taken over these channels")
-            continue
-        for dim in inside:
-            label = call.constraints.tie_along(label, dim)
-        result.append(label)
-    return result
+        if label.size > 1 and dims.issuperset(varying(label)) and call.name in _MASKED and call.mask(label):
+            _need_enough(call, label, dims)
+            call.constraints.consumed.append(("", label.reshape(-1)))
+        else:
+            result.append(_heads_of(call, label, dims))
+    return call.clear_of(result, dims, f"{call.name} is taken over these channels")
+
+
+def _heads_of(call: Call, label: Ids, dims: set[int]) -> Ids:
+    """For a label over heads and a width that is reduced the label of the heads, of which places can go as well."""
+    inside = [d for d in varying(label) if d in dims]
+    if call.name not in _MASKED or len(inside) != 1 or len(varying(label)) < 2 or call.name.startswith(("var", "std")):
+        return label
+    heads = head_ids(call, label, inside[0])
+    choose_within(call, label, inside[0], lambda places: call.mask(places, repeated=True), heads=heads)
+    return heads
 
 
 def _need_enough(call: Call, label: Ids, dims: set[int]) -> None:
@@ -75,15 +87,19 @@ def _along(call: Call) -> list[Labels]:
     beside: list[Ids] = []
     along_it: list[Ids] = []
     for label in call.labels_of(x):
-        masked = "softmax" in call.name and varying(label) == (dim,) and call.mask(label)
+        masked = _is_masked_along(call.name) and varying(label) == (dim,) and call.mask(label)
         (along_it if masked else beside).append(label)
     return call.all_outputs((*along_it, *call.keep(_clear_of(call, beside, {dim}))))
+
+
+def _is_masked_along(name: str) -> bool:
+    return "softmax" in name or name in ("cumsum", "logcumsumexp")
 
 
 RULES: RuleTable = {
     **table(
         _reduce,
-        """mean sum amax amin max min var var_mean std std_mean linalg_vector_norm norm logsumexp prod any all
+        """mean sum amax amin max min var var_mean std std_mean linalg_vector_norm norm logsumexp aminmax prod any all
         argmax argmin median""",
     ),
     **table(

@@ -9,10 +9,12 @@ from torch import nn
 from prunegate.errors import TraceError
 from prunegate.groups.rules.builtin import BUILTIN_RULES
 from prunegate.groups.rules.call import Rule, RuleTable
+from prunegate.groups.rules.recurrent import recurrent
 
 # By an operation's full name, ``"namespace::name"``.
 OPERATION_RULES: RuleTable = {}
 MODULE_RULES: dict[type[nn.Module], Rule] = {}
+_BUILTIN_MODULE_RULES: dict[type[nn.Module], Rule] = {nn.RNNBase: recurrent}
 
 
 def register_rule(
@@ -74,7 +76,10 @@ def register_rule(
 
 
 def module_rule(cls: type[nn.Module]) -> Rule | None:
-    """The rule registered for a module class or the nearest class it extends."""
-    if not MODULE_RULES:
-        return None
-    return next((MODULE_RULES[base] for base in cls.__mro__ if base in MODULE_RULES), None)
+    """The rule for a module class or the nearest class it extends: a registered one, or one of the package's own."""
+    for rules in (MODULE_RULES, _BUILTIN_MODULE_RULES):
+        if rules:
+            found = next((rules[base] for base in cls.__mro__ if base in rules), None)
+            if found is not None:
+                return found
+    return None

@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import re
 
-from prunegate.groups.labels import Labels, varying
+import torch
+
+from prunegate.groups.labels import Labels, Shape
 from prunegate.groups.rules.call import Call, RuleTable, table
+from prunegate.groups.rules.pointwise import unite_operands
+
+_MIXED = "mixed with its neighbours by pooling or resizing"
 
 
 def _spatial(call: Call) -> list[Labels]:
@@ -14,13 +19,27 @@ def _spatial(call: Call) -> list[Labels]:
     mixed = int(found.group(1)) if found else 2
     for other in call.inputs[1:]:
         call.pin(call.labels_of(other), "used as coordinates")
-    kept = []
-    for label in call.labels_of(source):
-        if any(d >= source.dim() - mixed for d in varying(label)):
-            call.pin(label, "mixed with its neighbours by pooling or resizing")
-        else:
-            kept.append(label)
-    return call.all_outputs(tuple(kept))
+    positions = range(source.dim() - mixed, source.dim())
+    return call.all_outputs(call.clear_of(call.labels_of(source), positions, _MIXED))
+
+
+def _unpooled(call: Call) -> list[Labels]:
+    """Every entry is put where its index says, within its channel; pooling gave an index for each entry."""
+    source = call.inputs[0]
+    positions = range(source.dim() - int(call.name[-2]), source.dim())
+    operands = [(call.clear_of(call.labels_of(x), positions, _MIXED), _beside(call, x, positions)) for x in call.inputs]
+    return [unite_operands(call, operands, source.dim())]
+
+
+def _beside(call: Call, x: torch.Tensor, positions: range) -> Shape:
+    return tuple(1 if d in positions else size for d, size in enumerate(call.shape_of(x)))
+
+
+def _transformed(call: Call) -> list[Labels]:
+    """Fourier transforms: what lies along the transformed dimensions is mixed, and may have another length then."""
+    source = call.inputs[0]
+    dims = {d % source.dim() for d in call["dim"]}
+    return [call.clear_of(call.labels_of(source), dims, "mixed with one another by a Fourier transform")]
 
 
 def _sampled(call: Call) -> list[Labels]:
@@ -35,13 +54,9 @@ def _roi(call: Call) -> list[Labels]:
     source = call.inputs[0]
     for other in call.inputs[1:]:
         call.pin(call.labels_of(other), "used as coordinates")
-    kept = []
-    for label in call.labels_of(source):
-        if varying(label) == (1,):
-            kept.append(label)
-        else:
-            call.pin(label, "regions are cut out along this dimension")
-    return call.all_outputs(tuple(kept))
+    return call.all_outputs(
+        call.clear_of(call.labels_of(source), (0, 2, 3), "regions are cut out along this dimension")
+    )
 
 
 _POOLS = [f"{prefix}{kind}_pool{n}d" for prefix in ("", "_", "adaptive_", "_adaptive_", "mkldnn_")
@@ -53,6 +68,8 @@ _RESIZES = [f"{prefix}upsample_{mode}" for prefix in ("", "_") for mode in (
 RULES: RuleTable = {
     **table(_spatial, " ".join(_POOLS + _RESIZES)),
     **table(_spatial, "max_pool2d_with_indices max_pool3d_with_indices"),
+    **table(_unpooled, "max_unpool2d max_unpool3d"),
+    **table(_transformed, "_fft_r2c _fft_c2r _fft_c2c"),
     **table(_sampled, "grid_sampler_2d grid_sampler_3d"),
     **table(_roi, "roi_align roi_pool ps_roi_align"),
 }

@@ -1,0 +1,73 @@
+"""Which of a model's outputs count, by where they lie in what it returns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from prunegate.errors import TraceError
+from prunegate.groups import ExampleInputs, StandIns
+from prunegate.groups.outputs import named_tensors, names_of_state, tensors_in
+from prunegate.groups.stand_ins import KINDS, quiet
+
+
+def places_that_count(
+    model: nn.Module, inputs: ExampleInputs, chosen: Callable[[Any], Any] | str | Sequence[str]
+) -> tuple[str, ...]:
+    """The places of the outputs that a user names, or picks by a function.
+
+    Raises:
+        TraceError: The model does not run, the choice finds nothing, or it makes tensors instead of picking them.
+    """
+    returned = _returned(model, inputs)
+    named = dict(named_tensors(returned, names_of_state(model)))
+    known = ", ".join(place or "the output itself" for place in named)
+    if callable(chosen):
+        try:
+            picked = tensors_in(chosen(returned))
+        except Exception as error:  # a foreign function may raise anything
+            raise TraceError(
+                f"outputs: the function failed on what the model returns with {type(error).__name__}: {error}. "
+                f"There is: {known}."
+            ) from error
+        places = [place for place, tensor in named.items() if any(tensor is one for one in picked)]
+        if len(places) != len(picked):
+            raise TraceError(
+                f"outputs: found a function that makes tensors, expected one that picks from what the model returns. "
+                f"There is: {known}."
+            )
+    else:
+        names = (chosen,) if isinstance(chosen, str) else tuple(chosen)
+        missing = [name for name in names if not any(_is_part(place, name) for place in named)]
+        if missing:
+            raise TraceError(f"outputs: found no output {missing[0]!r}. There is: {known}.")
+        places = [place for place in named if any(_is_part(place, name) for name in names)]
+    if not places:
+        raise TraceError(f"outputs: found a choice of nothing, expected one tensor at least. There is: {known}.")
+    return tuple(places)
+
+
+def _is_part(place: str, name: str) -> bool:
+    """Whether a place such as ``.states[0]`` or ``['states'][0]`` lies in the part of that name."""
+    plain = place.replace("['", ".").replace("']", "").removeprefix(".")
+    return plain == name or place == name or (plain.startswith(name) and plain[len(name)] in ".[")
+
+
+def _returned(model: nn.Module, inputs: ExampleInputs) -> Any:
+    """What the model returns on tensors without data, or on real ones where it needs these."""
+    reason: Exception | None = None
+    for kind in KINDS:
+        stand_ins = StandIns(kind)
+        given = inputs.map(stand_ins.of)
+        try:
+            with stand_ins.running(), quiet(), torch.no_grad():
+                return stand_ins.of_model(model).eval()(*given.args, **given.kwargs)
+        except Exception as error:  # a foreign forward may raise anything
+            reason = error
+    raise TraceError(
+        f"outputs: the model does not run on the example inputs: {type(reason).__name__}: {reason}. Give "
+        "example_inputs with which model(...) works."
+    ) from reason
