@@ -22,6 +22,8 @@ torch.set_num_threads(1)
 settings.register_profile("normal", max_examples=100, derandomize=True)
 settings.register_profile("long", max_examples=2000)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "normal"))
+# The long profile also tries all combinations of what the normal one tries some of: each model, and each way.
+IS_LONG = os.environ.get("HYPOTHESIS_PROFILE") == "long"
 
 
 def pytest_collection_finish() -> None:
