@@ -82,16 +82,20 @@ def certify(
             f"compaction: the gated model does not run on the example inputs any more: {comparison.skipped[-1]}. "
             "Nothing can be compared. Call wrap() with inputs that it takes."
         )
-    noise = comparison.rounding(cases[0]) if single is not None else 0.0
+
+    def noise() -> float:
+        return comparison.rounding(cases[0]) if single is not None else 0.0
+
     if double is not None and not double.max_rel <= TOLERANCE[torch.float64]:
-        if not (double.max_rel <= ROUNDINGS * noise and comparison.is_narrow(cases)):
+        if not (double.max_rel <= ROUNDINGS * noise() and comparison.is_narrow(cases)):
             raise CompactionError(_differs(double, torch.float64, TOLERANCE[torch.float64]))
         comparison.skipped.append(
             f"double precision: the model's code computes in single, so equality is shown to {double.max_rel:.1g}"
         )
-    allowed = max(TOLERANCE[torch.float32], ROUNDINGS * noise)
-    if single is not None and not decides_by_value and not single.max_rel <= allowed:
-        raise CompactionError(_differs(single, torch.float32, allowed))
+    if single is not None and not decides_by_value and not single.max_rel <= TOLERANCE[torch.float32]:
+        allowed = max(TOLERANCE[torch.float32], ROUNDINGS * noise())
+        if not single.max_rel <= allowed:
+            raise CompactionError(_differs(single, torch.float32, allowed))
     if single is None:
         single = Difference(math.inf, math.inf)
     return Certificate(double, single, tuple(comparison.checked), tuple(comparison.skipped))
@@ -140,11 +144,12 @@ class _Comparison:
 
         All cases are run again: to look at every operation takes its time, and few comparisons come to this.
         """
+        narrows = Narrows()
         with (
             in_precision(self.gated, torch.float64, self.not_weights) as gated,
             in_precision(self.compact, torch.float64) as compact,
             Widely(torch.float64),
-            Narrows() as narrows,
+            narrows,
         ):
             for case in cases:
                 inputs = case.inputs.map(partial(converted, dtype=torch.float64))
