@@ -22,15 +22,19 @@ torch.set_num_threads(1)
 settings.register_profile("normal", max_examples=100, derandomize=True)
 settings.register_profile("long", max_examples=2000)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "normal"))
+# The long profile also tries all combinations of what the normal one tries some of: each model, and each way.
+IS_LONG = os.environ.get("HYPOTHESIS_PROFILE") == "long"
 
 
 def pytest_collection_finish() -> None:
     """Take what was imported, a million objects that stay, out of the garbage collector's sight.
 
-    It would look at all of them again in each full collection, and every training stage ends with one.
+    It would look at all of them again in each full collection, and every training stage ends with one. What is out of
+    sight does not count as long-lived either, so that full collections would come all the time: a tenth of the suite.
     """
     gc.collect()
     gc.freeze()
+    gc.set_threshold(700, 10, 50)
 
 
 # The ten torchvision models that first light promises, with what randomised eval needs no more than.

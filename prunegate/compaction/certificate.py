@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any
@@ -15,7 +14,6 @@ from prunegate.compaction.cases import ROUNDINGS, Case, compared
 from prunegate.compaction.equivalence import Difference, Kept, Side, gap, put_aside, run
 from prunegate.compaction.precision import Narrows, Widely, converted, in_precision
 from prunegate.errors import CompactionError
-from prunegate.groups import ExampleInputs
 
 # Largest relative difference, max|compact − gated| / max|gated|, at which a compaction is handed out.
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3}
@@ -84,16 +82,20 @@ def certify(
             f"compaction: the gated model does not run on the example inputs any more: {comparison.skipped[-1]}. "
             "Nothing can be compared. Call wrap() with inputs that it takes."
         )
-    noise = comparison.rounding(cases[0]) if single is not None else 0.0
+
+    def noise() -> float:
+        return comparison.rounding(cases[0]) if single is not None else 0.0
+
     if double is not None and not double.max_rel <= TOLERANCE[torch.float64]:
-        if not (comparison.is_narrow and double.max_rel <= ROUNDINGS * noise):
+        if not (double.max_rel <= ROUNDINGS * noise() and comparison.is_narrow(cases)):
             raise CompactionError(_differs(double, torch.float64, TOLERANCE[torch.float64]))
         comparison.skipped.append(
             f"double precision: the model's code computes in single, so equality is shown to {double.max_rel:.1g}"
         )
-    allowed = max(TOLERANCE[torch.float32], ROUNDINGS * noise)
-    if single is not None and not decides_by_value and not single.max_rel <= allowed:
-        raise CompactionError(_differs(single, torch.float32, allowed))
+    if single is not None and not decides_by_value and not single.max_rel <= TOLERANCE[torch.float32]:
+        allowed = max(TOLERANCE[torch.float32], ROUNDINGS * noise())
+        if not single.max_rel <= allowed:
+            raise CompactionError(_differs(single, torch.float32, allowed))
     if single is None:
         single = Difference(math.inf, math.inf)
     return Certificate(double, single, tuple(comparison.checked), tuple(comparison.skipped))
@@ -118,7 +120,6 @@ class _Comparison:
     not_weights: Sequence[torch.Tensor]
     checked: list[str] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
-    is_narrow: bool = False
 
     def run(self, cases: Sequence[Case], dtype: torch.dtype) -> Difference | None:
         """The largest differences over all cases; None if the gated model runs in none of them."""
@@ -130,23 +131,30 @@ class _Comparison:
         ):
             for case in cases:
                 inputs = case.inputs.map(partial(converted, dtype=dtype))
-                found = self._one(gated, compact, inputs, case, dtype)
+                found, done, why = compared(gated, compact, case, inputs, self.kept)
+                if why:
+                    self.skipped.append(f"{case} in {_name(dtype)}: {why}")
                 if found is not None:
                     worst = found if worst is None else worst.worst(found)
+                    self.checked.extend([str(done)] if dtype is torch.float64 else [])
         return worst
 
-    def _one(
-        self, gated: Side, compact: Side, inputs: ExampleInputs, case: Case, dtype: torch.dtype
-    ) -> Difference | None:
+    def is_narrow(self, cases: Sequence[Case]) -> bool:
+        """Whether anything is computed in less than double precision where that is asked for.
+
+        All cases are run again: to look at every operation takes its time, and few comparisons come to this.
+        """
         narrows = Narrows()
-        with narrows if dtype is torch.float64 else nullcontext():
-            found, done, why = compared(gated, compact, case, inputs, self.kept)
-        self.is_narrow |= narrows.has_narrowed
-        if why:
-            self.skipped.append(f"{case} in {_name(dtype)}: {why}")
-        if found is not None and dtype is torch.float64:
-            self.checked.append(str(done))
-        return found
+        with (
+            in_precision(self.gated, torch.float64, self.not_weights) as gated,
+            in_precision(self.compact, torch.float64) as compact,
+            Widely(torch.float64),
+            narrows,
+        ):
+            for case in cases:
+                inputs = case.inputs.map(partial(converted, dtype=torch.float64))
+                compared(gated, compact, case, inputs, self.kept)
+        return narrows.has_narrowed
 
     def rounding(self, case: Case) -> float:
         """What single precision does to the gated model's outputs, relative."""

@@ -10,6 +10,7 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 _aten = torch.ops.aten
 _META = torch.device("meta")
@@ -23,11 +24,18 @@ def run(func: torch._ops.OpOverload, args: Sequence[Any], kwargs: dict[str, Any]
     if func is _aten.empty.memory_format and 0 in args[0] and kwargs.get("device") == _META:  # batch norm asks for them
         return torch.empty(args[0], dtype=kwargs.get("dtype"), device=_META)
     form = None if kwargs else _FORMS.get(func)
-    if form is not None and (form is _join or _is_plain(args[0])):
+    if form is not None and (form is _join or (_is_plain(args[0]) and args[0].is_floating_point())):
         result = form(args)
         if result is not NotImplemented:
             return result
     return func(*args, **kwargs)
+
+
+class Quickly(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Short cuts for the operations of a run that nobody follows: it asks only whether all shapes fit."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return run(func, args, kwargs or {})
 
 
 def _is_plain(tensor: torch.Tensor) -> bool:
@@ -75,51 +83,103 @@ def _join(args: Sequence[Any]) -> Any:
     if any(t.dtype != first.dtype or t.dim() != first.dim() or not _is_plain(t) for t in tensors):
         return NotImplemented
     shape = list(first.shape)
+    if not -len(shape) <= dim < len(shape):
+        return NotImplemented
+    shape[dim] = 1
+    for tensor in tensors:
+        if [*tensor.shape[:dim], 1, *tensor.shape[dim:][1:]] != shape:
+            return NotImplemented
     shape[dim] = sum(t.shape[dim] for t in tensors)
     return _empty(first, shape)
 
 
 def _convolution(args: Sequence[Any]) -> Any:
-    x, weight, _, stride, padding, dilation, transposed, *_ = args
+    x, weight, bias, stride, padding, dilation, transposed, _, groups = args
     kernel = weight.shape[2:]
     over = len(kernel)
     if transposed or x.dim() != over + 2 or not len(stride) == len(padding) == len(dilation) == over:
         return NotImplemented
     spans = zip(x.shape[2:], kernel, stride, padding, dilation, strict=True)
     sizes = [(size + 2 * pad - dilate * (width - 1) - 1) // step + 1 for size, width, step, pad, dilate in spans]
-    if x.shape[1] != weight.shape[1] * args[8] or min(sizes) < 1 or not weight.is_contiguous():
+    if x.shape[1] != weight.shape[1] * groups or min(sizes) < 1 or not weight.is_contiguous():
         return NotImplemented  # torch says what is wrong
+    if weight.shape[0] % groups or weight.dtype != x.dtype or not _fit([bias], x, weight.shape[:1]):
+        return NotImplemented
     return _empty(x, [x.shape[0], weight.shape[0], *sizes])
 
 
+def _fit(tensors: Sequence[torch.Tensor | None], x: torch.Tensor, shape: Sequence[int]) -> bool:
+    """Whether those that are there have that shape, and can be computed with ``x``."""
+    return all(t is None or (t.shape == shape and t.dtype == x.dtype and t.is_meta) for t in tensors)
+
+
 def _affine(args: Sequence[Any]) -> Any:
-    _, left, right, *_ = args
+    bias, left, right, *_ = args
+    if len(args) > 3 or left.dim() != 2 or right.dim() != 2 or left.shape[1] != right.shape[0]:
+        return NotImplemented
+    if bias.shape != right.shape[1:] or not bias.dtype == left.dtype == right.dtype:
+        return NotImplemented
     return _empty(left, [left.shape[0], right.shape[1]])
 
 
-def _batch_norm(args: Sequence[Any]) -> tuple[torch.Tensor, ...]:
+def _batch_norm(args: Sequence[Any]) -> Any:
     """The normalised input, and the statistics of the batch where it is in training."""
-    x, size = args[0], args[0].shape[1] if args[5] else 0
+    x, *own, training, _, _ = args
+    if x.dim() < 2 or not _fit(own, x, x.shape[1:2]) or (not training and any(t is None for t in own[2:])):
+        return NotImplemented
+    size = x.shape[1] if training else 0
     return x.detach(), _empty(x, [size]), _empty(x, [size])
 
 
-def _layer_norm(args: Sequence[Any]) -> tuple[torch.Tensor, ...]:
+def _layer_norm(args: Sequence[Any]) -> Any:
     x, over = args[0], len(args[1])
+    if not over or list(x.shape[-over:]) != list(args[1]) or not _fit(args[2:4], x, x.shape[-over:]):
+        return NotImplemented
     statistics = [_empty(x, [*x.shape[: x.dim() - over], *[1] * over]) for _ in range(2)]
     return x.detach(), *statistics
+
+
+def _group_norm(args: Sequence[Any]) -> Any:
+    x, weight, bias, samples, channels, _, groups, _ = args
+    if (
+        x.dim() < 2
+        or x.shape[1] % groups
+        or x.shape[:2] != (samples, channels)
+        or not _fit([weight, bias], x, [channels])
+    ):
+        return NotImplemented
+    return x.detach(), _empty(x, [samples, groups]), _empty(x, [samples, groups])
 
 
 _FORMS: Mapping[Any, Form] = {
     _aten.convolution.default: _convolution,
     _aten.native_batch_norm.default: _batch_norm,
     _aten.native_layer_norm.default: _layer_norm,
+    _aten.native_group_norm.default: _group_norm,
     _aten.addmm.default: _affine,
     _aten.mean.dim: _mean,
     _aten.cat.default: _join,
     **dict.fromkeys((_aten.add.Tensor, _aten.mul.Tensor), _broadcast),
-    **dict.fromkeys((_aten.hardtanh_.default, _aten.relu_.default, _aten.silu_.default), _itself),
     **dict.fromkeys(
-        (_aten.hardtanh.default, _aten.gelu.default, _aten.silu.default, _aten.relu.default, _aten.sigmoid.default),
+        (
+            _aten.hardsigmoid_.default,
+            _aten.hardswish_.default,
+            _aten.hardtanh_.default,
+            _aten.relu_.default,
+            _aten.silu_.default,
+        ),
+        _itself,
+    ),
+    **dict.fromkeys(
+        (
+            _aten.gelu.default,
+            _aten.hardsigmoid.default,
+            _aten.hardswish.default,
+            _aten.hardtanh.default,
+            _aten.relu.default,
+            _aten.sigmoid.default,
+            _aten.silu.default,
+        ),
         _alike,
     ),
 }

@@ -174,7 +174,7 @@ class Trace:
         """Whether torch's own kernels take such sizes: what follows a run is quicker, and asks less."""
         inputs = inputs.map(self._stand_ins.of)
         try:
-            with self._stand_ins.running(), quiet(), decomposed_attention(), torch.no_grad():
+            with self._stand_ins.running_unfollowed(), quiet(), decomposed_attention(), torch.no_grad():
                 model.train(training)(*inputs.args, **inputs.kwargs)
         except Exception as error:  # a foreign forward may raise anything
             raise TraceError(f"the model does not take them: {type(error).__name__}: {error}") from error

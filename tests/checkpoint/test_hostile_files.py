@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import contextlib
 import json
-import os
 import resource
 from collections.abc import Callable
 from pathlib import Path
@@ -25,9 +24,10 @@ from prunegate.errors import CheckpointError
 from tests.checkpoint.models import compacted, outputs_of
 from tests.checkpoint.tampering import changed, joined, parts
 from tests.checkpoint.watching import MOST_BYTES, nothing_else_happens
+from tests.conftest import IS_LONG
 
 # The whole of what the property test must show; a good file takes some 50 ms to load.
-EXAMPLES = 2000 if os.environ.get("HYPOTHESIS_PROFILE") == "long" else 500
+EXAMPLES = 2000 if IS_LONG else 500
 
 
 # Sides of the images of the good files.

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from prunegate.builders import Builder
 from prunegate.checkpoint import read_document
 from tests.checkpoint.forks import Forks, forks
-from tests.checkpoint.models import MODELS, compacted, outputs_of
+from tests.checkpoint.models import ARGUMENTS, MODELS, compacted, outputs_of
 
 LOADER = """
 import timm, torch, torchvision
@@ -37,9 +38,11 @@ def new_processes() -> Iterator[Forks]:
 @pytest.mark.parametrize("kind", MODELS)
 def test_new_process_reproduces_the_saved_model_bit_for_bit(tmp_path: Path, kind: str, new_processes: Forks) -> None:
     name, size, backend = MODELS[kind]
-    result, x = compacted(name, size, backend)
+    arguments = ARGUMENTS.get(kind, {})
+    result, x = compacted(name, arguments.get("img_size", size), backend, **arguments)
     file = tmp_path / "compact.safetensors"
-    result.save(file)  # the builder is found out from the model itself
+    # Without arguments the builder is found out from the model itself.
+    result.save(file, builder=Builder.parse(name, arguments) if arguments else None)
     expected = outputs_of(result.model, x)
     torch.save(x, tmp_path / "x.pt")
     new_processes.start(str(file), str(tmp_path / "x.pt"), str(tmp_path / "y.pt"), name)

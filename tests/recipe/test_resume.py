@@ -21,7 +21,7 @@ pytestmark = pytest.mark.usefixtures("no_pictures")
 RECIPE: dict[str, Any] = {
     "name": "resumed",
     "seed": 5,
-    "model": {"name": "timm/test_resnet", "arguments": {"in_chans": 1, "num_classes": 10, "drop_rate": 0.1}},
+    "model": {"name": "tests.recipe.small:Small"},
     "data": {"name": "digits", "image_size": 16, "batch_size": 32, "augment": "shift", "train_limit": 256},
     "budget": {"metric": "macs", "fraction": [0.6, 0.4]},
     "training": {"average_decay": 0.9, "clip_norm": 1.0, "accumulation_steps": 2},

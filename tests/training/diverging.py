@@ -1,13 +1,10 @@
 """Trains in several processes, of which the last meets a loss that is no number, and tells what each of them said.
 
-    torchrun --nproc-per-node 2 -m tests.training.diverging OUT
-
 Losses are looked at one step later, as on GPUs. Each process writes ``OUT/rank<rank>.pt``: the error, and the records.
 """
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -41,7 +38,3 @@ def main(out: Path) -> None:
     except DivergedError as raised:
         error = str(raised)
     torch.save({"error": error, "losses": [record.loss for record in records]}, out / f"rank{processes.rank}.pt")
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))

@@ -6,7 +6,6 @@ import os
 import random
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,31 +14,30 @@ import pytest
 import torch
 
 from prunegate.training import Processes, random_states, set_random_states
+from tests.training import together
 
 TORCHRUN = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-Trained = Callable[[int, str], list[dict[str, Any]]]
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
-    """What every one of so many processes told, which train with one estimator after the other."""
-    one, two = (tmp_path_factory.mktemp(f"trained-by-{count}") for count in (1, 2))
-    start(one, 1, "tests.training.together", "sigmoid")
-    start(two, 2, "tests.training.together", "sigmoid", "gumbel")
-    return lambda count, estimator: [
-        torch.load((one, two)[count - 1] / f"{estimator}-rank{rank}.pt") for rank in range(count)
-    ]
-
-
-def start(out: Path, processes: int, module: str, *arguments: str) -> None:
-    command = [*([sys.executable] if processes == 1 else TORCHRUN), "-m", module, str(out), *arguments]
+def told(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What two processes told, that were started once for all tests: each imports everything for itself."""
+    out = tmp_path_factory.mktemp("two")
+    command = [*TORCHRUN, "-m", "tests.training.together", str(out), "sigmoid", "gumbel", "diverging"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     subprocess.run(command, check=True, timeout=300, env=environment, stderr=subprocess.DEVNULL)
+    return out
 
 
-def test_two_processes_with_half_of_each_batch_match_one_process(trained: Trained) -> None:
-    (one,) = trained(1, "sigmoid")
-    two, other = trained(2, "sigmoid")
+def trained(out: Path, estimator: str, count: int = 2) -> list[dict[str, Any]]:
+    """What every one of so many processes told, that trained with an estimator."""
+    return [torch.load(out / f"{estimator}-rank{rank}.pt") for rank in range(count)]
+
+
+def test_two_processes_with_half_of_each_batch_match_one_process(told: Path, tmp_path: Path) -> None:
+    together.main(tmp_path, "sigmoid")
+    (one,) = trained(tmp_path, "sigmoid", count=1)
+    two, other = trained(told, "sigmoid")
     for name, expected in one["parameters"].items():
         found = two["parameters"][name]
         assert float((found - expected).abs().max()) <= 1e-5 * max(1.0, float(expected.abs().max())), name
@@ -49,17 +47,16 @@ def test_two_processes_with_half_of_each_batch_match_one_process(trained: Traine
     assert not all(bool(mask.all()) for mask in one["masks"]), "nothing was pruned, so nothing was compared"
 
 
-def test_masks_agree_across_processes_that_draw_noise_of_their_own(trained: Trained) -> None:
-    one, other = trained(2, "gumbel")
+def test_masks_agree_across_processes_that_draw_noise_of_their_own(told: Path) -> None:
+    one, other = trained(told, "gumbel")
     assert len(one["masks"]) == 4
     assert all(torch.equal(a, b) for a, b in zip(one["masks"], other["masks"], strict=True))
     assert not all(bool(mask.all()) for mask in one["masks"])
     assert one["figures"] == other["figures"]
 
 
-def test_all_processes_stop_at_the_step_where_one_meets_a_loss_that_is_no_number(tmp_path: Path) -> None:
-    start(tmp_path, 2, "tests.training.diverging")
-    one, other = (torch.load(tmp_path / f"rank{rank}.pt") for rank in range(2))
+def test_all_processes_stop_at_the_step_where_one_meets_a_loss_that_is_no_number(told: Path) -> None:
+    one, other = (torch.load(told / f"rank{rank}.pt") for rank in range(2))
     assert one == other
     assert one["error"].startswith("dense, epoch 2, step 6: the loss is nan, expected a finite number.")
     assert "The batch holds the training samples 60, 61. " in one["error"]

@@ -1,9 +1,10 @@
 """Trains gates and weights for some steps, in one process or under torchrun in several, and tells what came of it.
 
-    [torchrun --nproc-per-node 2] -m tests.training.together OUT ESTIMATOR...
+    torchrun --nproc-per-node 2 -m tests.training.together OUT ESTIMATOR... [diverging]
 
-Each process writes ``OUT/<estimator>-rank<rank>.pt``: the parameters at the end, the hard masks of every evaluation,
-and the losses. The model has no BatchNorm, whose statistics each process takes over its own part of the batch.
+What `tests.training.diverging` does comes in the same processes, since to start them takes longer than to train. Each
+process writes ``OUT/<estimator>-rank<rank>.pt``: the parameters at the end, the hard masks of every evaluation, and the
+losses. The model has no BatchNorm, whose statistics each process takes over its own part of the batch.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from torch import nn
 from prunegate import Budget, TauSchedule, wrap
 from prunegate.data import DataSettings, Share, load_data
 from prunegate.training import Fit, GateTraining, Processes, TrainingPlan, evaluate
+from tests.training import diverging
 
 STEPS, EPOCHS = 10, 2
 
@@ -59,4 +61,7 @@ def main(out: Path, estimator: str) -> None:
 
 if __name__ == "__main__":
     for name in sys.argv[2:]:
-        main(Path(sys.argv[1]), name)
+        if name == "diverging":
+            diverging.main(Path(sys.argv[1]))
+        else:
+            main(Path(sys.argv[1]), name)

@@ -9,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import prunegate
 from prunegate.builders import Builder
-from tests.conftest import TORCHVISION_MODELS, random_masks, randomise
+from tests.conftest import IS_LONG, TORCHVISION_MODELS, random_masks, randomise
 
 
 def build(name: str) -> nn.Module:
@@ -21,9 +21,27 @@ def build(name: str) -> nn.Module:
     return randomise(model).double().eval()
 
 
-@pytest.fixture(scope="module", params=TORCHVISION_MODELS)
-def dense(request: pytest.FixtureRequest) -> nn.Module:
-    return build(request.param)
+DENSITIES = (0.8, 0.5, 0.2)
+FRACTIONS = (0.75, 0.5, 0.25)
+
+
+def cases(shares: tuple[float, ...]) -> list[tuple[str, float]]:
+    """Each model with one of the shares, and each share with several models; every combination in the long profile."""
+    return [
+        (name, share)
+        for number, name in enumerate(TORCHVISION_MODELS)
+        for share in (shares if IS_LONG else [shares[number % len(shares)]])
+    ]
+
+
+@pytest.fixture(scope="module")
+def dense(model: str) -> nn.Module:
+    return build(model)
+
+
+@pytest.fixture(scope="module")
+def model(request: pytest.FixtureRequest) -> str:
+    return request.param
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +61,7 @@ def counted_macs(model: nn.Module, x: torch.Tensor) -> int:
     return counter.get_total_flops() // 2 // x.shape[0]
 
 
-@pytest.mark.parametrize("density", [0.8, 0.5, 0.2])
+@pytest.mark.parametrize(("model", "density"), cases(DENSITIES), indirect=["model"], scope="module")
 def test_compact_computes_what_the_gated_model_computed(
     dense: nn.Module, wrapped: prunegate.GatedModel, density: float
 ) -> None:
@@ -68,7 +86,7 @@ def test_compact_computes_what_the_gated_model_computed(
             assert sum(after[t].numel() for t in cut) < sum(before[t].numel() for t in cut), group.name
 
 
-@pytest.mark.parametrize("fraction", [0.75, 0.5, 0.25])
+@pytest.mark.parametrize(("model", "fraction"), cases(FRACTIONS), indirect=["model"], scope="module")
 def test_hardened_model_meets_the_budget_when_counted(
     dense: nn.Module, wrapped: prunegate.GatedModel, fraction: float
 ) -> None:

@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional
 
 import prunegate
-from tests.conftest import random_masks
+from tests.conftest import IS_LONG, random_masks
 
 WITH_BATCH_NORM = (
     "timm/test_resnet",
@@ -22,7 +22,20 @@ WITH_BATCH_NORM = (
     "torchvision/shufflenet_v2_x0_5",
 )
 WITHOUT = ("timm/test_vit", "timm/test_convnext", "timm/test_nfnet", "timm/test_mambaout", "timm/test_efficientnet_gn")
-CASES = [(name, backend) for name in (*WITH_BATCH_NORM, *WITHOUT) for backend in ("module", "graph")]
+# As a graph, of each kind of operation one model that has it; all of them in the long profile.
+AS_GRAPH = (
+    (*WITH_BATCH_NORM, *WITHOUT)
+    if IS_LONG
+    else (
+        "timm/test_resnet",
+        "torchvision/mobilenet_v3_small",
+        "torchvision/shufflenet_v2_x0_5",
+        "timm/test_convnext",
+        "timm/test_nfnet",
+        "timm/test_efficientnet_gn",
+    )
+)
+CASES = [(name, "module") for name in (*WITH_BATCH_NORM, *WITHOUT)] + [(name, "graph") for name in AS_GRAPH]
 RATE = 0.05
 SIDE = 64  # of images in pixels: every stage of these models still has several positions
 
