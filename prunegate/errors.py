@@ -13,6 +13,10 @@ class PrunegateError(Exception):
     """Base of all errors that prunegate raises on purpose."""
 
 
+class PrunegateWarning(UserWarning):
+    """Something is most likely not as it was meant to be, and training goes on; the message says what to do."""
+
+
 class TraceError(PrunegateError):
     """The model could not be run on its example inputs, or what it did could not be followed."""
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+import weakref
 from typing import Any, NamedTuple
 
 import torch
 
 from prunegate.errors import BudgetError, DivergedError
+from prunegate.training.watch import TrainingWatch
 from prunegate.wrapping import GatedModel
 
 METRICS = ("macs", "params")
@@ -91,6 +93,8 @@ class Budget:
         self._seen = False  # whether there has been a penalty
         self._start = 0.0, 0.0  # integral and multiplier before there is a device
         self._control: _Control | None = None
+        self._gated: weakref.ref[GatedModel] | None = None  # the one of the last penalty
+        self._watch = TrainingWatch()
         self._mark: tuple[int, float] | None = None  # step and violation since which it has not come down
 
     @property
@@ -125,6 +129,8 @@ class Budget:
 
     def penalty(self, gated: GatedModel) -> torch.Tensor:
         """The term to add to the loss: 0-d tensor, differentiable in the logits."""
+        # Whatever has a cost can be held to a budget; only what has weights and gates is watched.
+        self._gated = weakref.ref(gated) if isinstance(gated, GatedModel) else None
         return self._penalty(gated.expected_cost(self.metric), self.target(gated))
 
     def _penalty(self, expected: torch.Tensor, target: float | torch.Tensor) -> torch.Tensor:
@@ -147,6 +153,9 @@ class Budget:
         Raises:
             DivergedError: The gates have not followed for long: the multiplier would only grow.
         """
+        gated = None if self._gated is None else self._gated()
+        if gated is not None:
+            self._watch.look(gated)
         self._update()
         self._advance()
 
@@ -174,6 +183,9 @@ class Budget:
                 f"steps, expected them to come down to it. The multiplier has grown to {self.multiplier:.3g}, and the "
                 "gates do not follow. Raise gates.learning_rate, or remove patterns from gates.exclude."
             )
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_gated": None}  # which model it was is no part of it, and cannot be pickled
 
     def state_dict(self) -> dict[str, Any]:
         return {

@@ -13,6 +13,7 @@ from prunegate.training.batch_norm import reestimate_batch_norm
 from prunegate.training.budget import Budget
 from prunegate.training.optimizers import logit_optimizer
 from prunegate.training.tau import Schedule, TauSchedule
+from prunegate.training.watch import TrainingWatch
 from prunegate.wrapping import GatedModel
 from prunegate.wrapping.gated_model import unreachable
 
@@ -94,6 +95,7 @@ class GateSteps:
             gated.gates.start_at(_KEEP_PROBABILITY, gated.magnitudes())
         self.optimizer = logit_optimizer(gated, learning_rate or LOGIT_TRAVEL / drawn)
         self._replay = Replay()
+        self._watch = TrainingWatch()
         self._gradient: torch.Tensor | None = None
 
     def step(self, scaler: torch.amp.GradScaler | None = None) -> None:
@@ -109,6 +111,7 @@ class GateSteps:
         Raises:
             LoopError: The logits have no gradient, or masks are fixed that are not frozen gates'.
         """
+        self._watch.look(self.gated)
         logits = self.gated.gates.logits
         if self.are_frozen:
             self.count += 1
@@ -166,19 +169,23 @@ class GateSteps:
         """Whether the gates have learned all they will, and the steps that are left are the weights'."""
         return self._freeze_after is not None and self.count >= self._freeze_after
 
-    def finish(self, batches: Iterable[torch.Tensor] | None = None) -> None:
-        """Fix hard masks that meet the budget.
+    def finish(self, batches: Iterable[Any] | None = None) -> None:
+        """Fix hard masks that meet the budget. On an error masks and statistics are what they were before.
 
         Args:
-            batches: Inputs of the model, if its BatchNorm statistics are to be averaged again under these masks;
-                while masks were drawn they mixed those of many subnetworks.
+            batches: Batches of training data, if BatchNorm statistics are to be averaged again under these masks;
+                while masks were drawn they mixed those of many subnetworks. What an ordinary loader gives will do:
+                inputs, (inputs, labels), or dicts.
 
         Raises:
             BudgetError: Even the fewest units that may stay cost more.
+            LoopError: There is no batch, or one that the model cannot be called with.
         """
-        self.gated.harden(self.budget)
-        if batches is not None:
-            reestimate_batch_norm(self.gated, batches)
+        self._watch.end(self.gated)
+        with self.gated.gates.unchanged_on_error():
+            self.gated.harden(self.budget)
+            if batches is not None:
+                reestimate_batch_norm(self.gated, batches)
 
     @torch.no_grad()
     def metrics(self) -> dict[str, float]:
