@@ -26,7 +26,7 @@ class NothingToPruneError(PrunegateError):
 
 
 class MaskError(PrunegateError):
-    """Hard masks were given that do not fit the channel groups."""
+    """Hard masks were given that do not fit the channel groups, or there are none where they are needed."""
 
 
 class BudgetError(PrunegateError):

@@ -35,7 +35,7 @@ from prunegate.compaction import (
     settle,
     shape_fault_of,
 )
-from prunegate.errors import CheckpointError, CompactionError, TraceError
+from prunegate.errors import CheckpointError, CompactionError, MaskError, TraceError
 from prunegate.groups import ExampleInputs, copy_with, in_place_of, on_meta
 from prunegate.identify import identify
 from prunegate.modes import eval_mode
@@ -146,12 +146,17 @@ class Compaction:
 
 @torch.inference_mode(False)
 def compact(gated: GatedModel) -> Compaction:
-    """Physically remove the units that the present hard masks drop.
+    """Physically remove the units that the fixed masks drop.
+
+    Args:
+        gated: Its masks are fixed, by `GatedModel.harden`, `GateSteps.finish` or `GatedModel.set_masks`.
 
     Raises:
+        MaskError: Masks are not fixed, but drawn from the logits.
         CompactionError: The compact model would not compute what the gated model computes.
     """
     _refuse_without_weights(gated)
+    _refuse_drawn(gated)
     keep = gated.gates.hard_mask().cpu().numpy()
     try:
         return _compact(gated, keep, *_mending_for(gated, keep, gated.mending))
@@ -250,6 +255,16 @@ def _mending_for(gated: GatedModel, keep: Mask, mending: Mending) -> tuple[Mendi
             "it looks at with wrap(..., exclude=[...]), or keep other units."
         )
     return mending, runs_for(mending)
+
+
+def _refuse_drawn(gated: GatedModel) -> None:
+    if not gated.gates.are_fixed:
+        share = gated.realised_cost() / max(1, gated.dense_cost())
+        raise MaskError(
+            "compact: found masks that are drawn from the logits, expected fixed ones. The logits as they stand would "
+            f"leave {share:.3f} of the MACs, whatever the budget says. Call gated.harden(budget) or GateSteps.finish() "
+            "first. To take the logits at their word, say gated.set_masks(gated.masks())."
+        )
 
 
 def _refuse_without_weights(gated: GatedModel) -> None:
