@@ -56,6 +56,7 @@ def check_recipe(recipe: Recipe) -> None:
     checks: list[Callable[[], object]] = [
         lambda: dense_builder(recipe.model),
         lambda: _check_weights(recipe.model.weights),
+        lambda: _check_trained(recipe),
         lambda: check_data(recipe.data),
         lambda: _check_optimizer(recipe.optimizer.name),
         lambda: check_precision(recipe.training.precision),
@@ -101,6 +102,19 @@ def own_loss(name: str) -> Callable[..., Any]:
 def _check_weights(path: str | None) -> None:
     if path is not None and not Path(path).is_file():
         raise RecipeError(f"model.weights: found no file {path!r}, expected a safetensors file.")
+
+
+def _check_trained(recipe: Recipe) -> None:
+    model = recipe.model
+    if recipe.stages.dense.epochs or model.weights is not None or model.trained:
+        return
+    own = ", or model.trained=true if that function gives it trained weights" if is_own(model.name) else ""
+    teacher = ", and distillation would learn from it" if recipe.distillation.weight else ""
+    raise RecipeError(
+        f"stages.dense.epochs: found 0 and no model.weights, expected one of them. Gates would prune a network of "
+        f"random weights{teacher}. Say how many epochs train the dense model, or name a file with trained weights as "
+        f"model.weights{own}."
+    )
 
 
 def _check_optimizer(name: str) -> None:

@@ -65,7 +65,8 @@ class Results:
         share = comparison.compact.macs / dense_macs
         title = f"{self.recipe.name}: {self.builder.full_name}, {share:.1%} of the MACs"
         if self.out.writes:
-            draw_report(self.out.file(files.REPORT), title, records, layers, dense_macs)
+            loss = _loss_name(self.recipe)
+            draw_report(self.out.file(files.REPORT), title, records, layers, dense_macs, loss)
         for outcome in larger:
             costs = outcome.costs["macs"]
             self.listener.note(
@@ -96,3 +97,9 @@ class Results:
                 for outcome in larger
             ],
         }
+
+
+def _loss_name(recipe: Recipe) -> str:
+    """What the curve of the training loss shows."""
+    name = recipe.training.loss or "cross entropy"
+    return f"{name}, with distillation" if recipe.distillation.weight else name

@@ -25,6 +25,19 @@ class ModelSettings(Settings):
     )
     arguments: dict[str, Any] = Field(default_factory=dict, description="keyword arguments of the model's builder")
     weights: str | None = Field(None, description="safetensors file with trained weights of the dense model")
+    trained: bool = Field(
+        False,
+        description="true if module:function gives the model with trained weights: the dense stage may be left out",
+    )
+
+    @model_validator(mode="after")
+    def _trained_by_its_function(self) -> ModelSettings:
+        if self.trained and ":" not in self.name:
+            raise ValueError(
+                f"found trained: true for {self.name}, which is built with random weights, expected it for "
+                "module:function alone. Name a file with trained weights as model.weights"
+            )
+        return self
 
 
 class GatesSettings(Settings):

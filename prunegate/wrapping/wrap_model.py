@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -27,7 +27,7 @@ ATTENTION_UNITS = ("finest", "heads")
 def wrap(
     model: nn.Module,
     example_inputs: Any,
-    exclude: Sequence[str] = (),
+    exclude: str | Sequence[str] = (),
     round_to: int = 1,
     backend: str = "auto",
     attention: str = "finest",
@@ -42,8 +42,10 @@ def wrap(
             made, the module that was compiled is wrapped.
         example_inputs: What the model is called with: a tensor, a tuple of positional arguments, or a
             dict of keyword arguments. Its leading size is taken as the batch size.
-        exclude: Patterns (`fnmatch`) of channel group or tensor names that get no gate, e.g. ``"layer4.*"``.
-        round_to: Kept counts become multiples of this when masks are hardened.
+        exclude: Patterns (`fnmatch`) of channel group or tensor names that get no gate, e.g. ``"layer4.*"``; one, or
+            several.
+        round_to: Kept counts become multiples of this when masks are hardened; less than the units of the largest
+            channel group.
         backend: How the compact model will be made. ``"module"`` keeps the model's class; modules within it
             whose code cannot follow smaller tensors are played back from the traced run. ``"graph"`` makes
             an `torch.fx.GraphModule`. ``"auto"`` takes the graph only where it can cut more.
@@ -63,32 +65,53 @@ def wrap(
         raise TraceError(f"backend: found {backend!r}, expected one of {', '.join(BACKENDS)}.")
     if attention not in ATTENTION_UNITS:
         raise TraceError(f"attention: found {attention!r}, expected one of {', '.join(ATTENTION_UNITS)}.")
-    if not isinstance(round_to, int) or round_to < 1:
+    if not isinstance(round_to, int) or isinstance(round_to, bool) or round_to < 1:
         raise TraceError(f"round_to: found {round_to!r}, expected a whole number of at least 1.")
+    patterns = _patterns(exclude)
     model = _module(model)
     inputs = ExampleInputs.of(example_inputs)
     if not any(True for _ in model.parameters()):
         raise NothingToPruneError("the model: found no parameters, expected layers whose channels can be removed.")
     _refuse_elsewhere(model, inputs)
     trace, analysis = _followed(model, inputs, attention)
-    analysis, refused = _without(trace, analysis, exclude)
+    analysis, refused = _without(trace, analysis, patterns)
     trial = _tried(model, inputs, trace, analysis, graph=backend == "graph")
     unsplit = {module for module, groups in trace.split_heads(analysis).items() if groups & trial.refused.keys()}
     if unsplit:  # heads whose code cannot do with fewer places within them may still go as wholes
         trace = Trace(model, inputs, trace.whole_heads | unsplit)
-        analysis, refused = _without(trace, trace.analysis(), exclude)
+        analysis, refused = _without(trace, trace.analysis(), patterns)
         trial = _tried(model, inputs, trace, analysis, graph=backend == "graph")
     trial, *others = _best_first(trial) if backend == "auto" else (trial,)
     if trial.refused:
         analysis = trace.analysis({**refused, **trial.refused})
     if not analysis.groups:
         raise NothingToPruneError(_nothing_left(analysis))
+    largest = max(analysis.groups, key=lambda group: group.num_units)
+    if round_to > 1 and largest.num_units <= round_to:
+        raise TraceError(
+            f"round_to: found {round_to}, expected less than {largest.num_units}, the units of the largest channel "
+            f"group ({largest.name}). Kept counts are multiples of it, so nothing could be removed. Say 8 or 16."
+        )
     logger.info("%d channel groups with %d units, %d pinned", len(analysis.groups), analysis.num_units,
                 len(analysis.pinned))  # fmt: skip
     reach = {
         other.mending.backend: Reach.of(trace.analysis({**refused, **other.refused}), round_to) for other in others
     }
     return GatedModel(copy_with(model), trace, analysis, inputs, round_to, trial.mending, reach)
+
+
+def _patterns(exclude: str | Sequence[str]) -> tuple[str, ...]:
+    """One pattern or several, as several."""
+    if isinstance(exclude, str):
+        return (exclude,)
+    patterns = tuple(exclude) if isinstance(exclude, Iterable) else (exclude,)
+    for pattern in patterns:
+        if not isinstance(pattern, str):
+            raise TraceError(
+                f"exclude: found {pattern!r}, expected the name of a channel group or of a tensor, or a list of such "
+                "names, with * as wildcard. gated.groups lists the groups."
+            )
+    return patterns
 
 
 def _module(model: nn.Module) -> nn.Module:

@@ -252,3 +252,32 @@ def test_precision_that_the_machine_lacks_is_refused_with_the_other_mistakes(
     with pytest.raises(RecipeError, match=r"optimizer\.name(.|\n)*training\.precision: found fp16"):
         check_recipe(load_recipe(path, ["training.precision=fp16", "optimizer.name=nosuch"]))
     check_recipe(load_recipe(path, ["training.precision=bf16"]))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (
+            [],
+            "stages.dense.epochs: found 0 and no model.weights, expected one of them. Gates would prune a network of ",
+        ),
+        (["distillation.weight=0.5"], "random weights, and distillation would learn from it. Say how many epochs"),
+        (["model.name=tests.recipe.test_load:own_net"], "or model.trained=true if that function gives it trained"),
+    ],
+)
+def test_pruning_a_network_of_random_weights_is_refused(tmp_path: Path, overrides: list[str], expected: str) -> None:
+    recipe = load_recipe(written(tmp_path), ["stages.dense.epochs=0", *overrides])
+    with pytest.raises(RecipeError, match=re.escape(expected)):
+        check_recipe(recipe)
+
+
+def own_net() -> torch.nn.Module:
+    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(1024, 16), torch.nn.ReLU(), torch.nn.Linear(16, 10))
+
+
+def test_a_function_may_give_the_model_with_trained_weights(tmp_path: Path) -> None:
+    path = written(tmp_path, GOOD.replace("  arguments: {in_chans: 1, num_classes: 10}\n", ""))
+    own = ["model.name=tests.recipe.test_load:own_net", "model.trained=true", "stages.dense.epochs=0"]
+    check_recipe(load_recipe(path, own))
+    (line,) = mistakes(path, "model.trained=true")
+    assert "model: found trained: true for timm/test_resnet, which is built with random weights, expected" in line
