@@ -81,6 +81,10 @@ class RunFolderError(PrunegateError):
     """An output folder that cannot be used for this run."""
 
 
+class NotGatedError(PrunegateError):
+    """A plain model, a class or a model in a wrapper was handed in where a gated model is needed."""
+
+
 class LoopError(PrunegateError):
     """A training loop of the user's own in which the gates cannot be trained."""
 

@@ -15,6 +15,7 @@ LEVELS = {
     "errors": 0,
     "files": 0,
     "modes": 0,
+    "numbers": 0,
     "version": 0,
     "settings": 0,
     "cifar_resnet": 0,

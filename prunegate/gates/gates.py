@@ -15,7 +15,7 @@ from prunegate.errors import MaskError, nearest
 from prunegate.gates.constants import Constants
 from prunegate.gates.drawn import Drawn, Reached
 from prunegate.gates.estimators import DETERMINISTIC, ESTIMATORS
-from prunegate.gates.mask_checks import refuse_unfit
+from prunegate.gates.mask_checks import named_masks, refuse_unfit
 from prunegate.gates.noise import CounterNoise
 from prunegate.gates.operations import are_followed
 from prunegate.gates.replay import Replay
@@ -230,13 +230,11 @@ class Gates(nn.Module):
         """Use these hard masks from now on; groups that are not named keep their present mask.
 
         Raises:
-            MaskError: An unknown group, a wrong shape, or a group left without any unit.
+            MaskError: An unknown group, a wrong shape, numbers other than 0 and 1, or a group left without any unit.
         """
         flat = self.hard_mask().clone()
-        for name, mask in masks.items():
-            logits = self[name].logits
-            mask = torch.as_tensor(mask)
-            refuse_unfit(name, mask, len(logits), self._least[name])
+        for name, given in named_masks(masks).items():
+            mask = refuse_unfit(name, given, len(self[name].logits), self._least[name])
             flat[self._slices[name]] = mask.bool().to(flat.device)
         self.dropped.copy_(~flat)
         self.is_fixed.fill_(1.0)

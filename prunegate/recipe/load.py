@@ -8,16 +8,20 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from prunegate.builders import Builder
 from prunegate.data import check_data
 from prunegate.errors import PrunegateError, RecipeError, nearest
 from prunegate.own_code import OwnBuilder, imported, is_own
 from prunegate.recipe.schema import ModelSettings, Recipe
-from prunegate.recipe.source import KeyPath, Source, dotted, parse_value, read_source
+from prunegate.recipe.source import KeyPath, Source, dotted, entries, parse_value, read_source
 from prunegate.recipe.trackers import check_trackers
+from prunegate.settings import Settings
 from prunegate.training.processes import check_precision
+
+# Values of a section, aliases written out, that a recipe may have.
+_MOST_ENTRIES = 100_000
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -36,6 +40,8 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     for text in overrides:
         mistakes += _override(source, text)
     recipe = None
+    if nested := list(_endless(source)):
+        raise RecipeError("\n".join(mistakes + nested))
     try:
         recipe = Recipe.model_validate(source.data)
     except ValidationError as error:
@@ -127,6 +133,16 @@ def _check_optimizer(name: str) -> None:
         )
 
 
+def _endless(source: Source) -> Iterator[str]:
+    """The sections in which aliases repeat each other to more values than anybody can write down."""
+    for key in Recipe.model_fields:
+        if entries(source.data.get(key)) > _MOST_ENTRIES:
+            yield (
+                f"{source.place((key,))}: {key}: found aliases (*name) that repeat each other to more than "
+                f"{_MOST_ENTRIES:,} values, expected fewer. Write the values out."
+            )
+
+
 def _override(source: Source, text: str) -> list[str]:
     """Set one value in the source; give the mistakes."""
     where = f"--set {text}"
@@ -143,6 +159,7 @@ def _override(source: Source, text: str) -> list[str]:
         if section.get(part) is None:  # not given, or a section without keys
             section[part] = {}
             source.replace(path[:depth], where)
+        section[part] = _section(path[:depth]).with_key(section[part])
         section = section[part]
         if not isinstance(section, dict):
             return [f"{where}: {dotted(path[:depth])} is no section, so it has no keys to set."]
@@ -160,7 +177,7 @@ def _describe(source: Source, detail: Any) -> str:
     where = f"{source.place(path)}: {dotted(path)}"
     kind = detail["type"]
     if kind == "extra_forbidden":
-        known = list(_keys_at(path[:-1]))
+        known = list(_section(path[:-1]).model_fields)
         near = nearest(str(path[-1]), known, 1)
         hint = f"Nearest known key: {near[0]}." if near else f"Known keys: {', '.join(known)}."
         return f"{where}: unknown key. {hint}"
@@ -175,15 +192,15 @@ def _describe(source: Source, detail: Any) -> str:
     return f"{where}: found {reprlib.repr(detail['input'])}, {expected}."
 
 
-def _keys_at(path: KeyPath) -> Iterator[str]:
-    """The keys that the schema knows in one section."""
-    model: type[BaseModel] = Recipe
+def _section(path: KeyPath) -> type[Settings]:
+    """The section of the schema at a path; where there is none, one without keys."""
+    model: type[Settings] = Recipe
     for part in path:
         annotation = model.model_fields[str(part)].annotation if part in model.model_fields else None
-        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
-            return
+        if not (isinstance(annotation, type) and issubclass(annotation, Settings)):
+            return Settings
         model = annotation
-    yield from model.model_fields
+    return model
 
 
 def _name(value: Any) -> str:

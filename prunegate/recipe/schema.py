@@ -74,6 +74,8 @@ def _falling(fractions: list[float]) -> list[float]:
 class BudgetSettings(Settings):
     """What may remain of the dense cost."""
 
+    key_alone = "fraction"
+
     metric: Metric = Field("macs", description="what is counted")
     fraction: Annotated[
         Annotated[Fraction, Tag("(one)")]
@@ -271,7 +273,9 @@ class Recipe(Settings):
     model: ModelSettings = Field(description="the dense model")
     data: DataSettings = Field(description="images and labels")
     gates: GatesSettings = Field(GatesSettings(), description="the gates")
-    budget: BudgetSettings = Field(BudgetSettings(), description="what may remain of the dense cost")
+    budget: BudgetSettings = Field(
+        BudgetSettings(), description="what may remain of the dense cost; a number alone is its fraction"
+    )
     tau: TauSettings = Field(TauSettings(), description="relaxation temperature")
     optimizer: OptimizerSettings = Field(OptimizerSettings(), description="the weights' optimiser")
     scheduler: SchedulerSettings = Field(SchedulerSettings(), description="the weights' rate over a stage")

@@ -16,7 +16,7 @@ from prunegate.training.batch_norm import reestimate_batch_norm
 from prunegate.training.fit import Batch, Loss
 from prunegate.training.model_calls import batches_of, described, none_found
 from prunegate.training.reconstruction import reconstruct
-from prunegate.wrapping import GatedModel
+from prunegate.wrapping import GatedModel, gated_model
 
 # Numbers that the inputs of a reconstruction may hold, however many samples are asked for: models run on all at once.
 _INPUT_NUMBERS = 1 << 26
@@ -66,6 +66,7 @@ def recover(
         LoopError: Masks are not fixed, there are no batches or too few samples, batches are not of tensors, or
             ``dense`` is not of the gated model's form.
     """
+    gated = gated_model(gated, "recover")
     if not gated.gates.are_fixed:
         raise LoopError(
             "recover: found masks that are drawn from the logits, expected fixed ones. There is nothing to recover "

@@ -40,6 +40,7 @@ from prunegate.groups import ExampleInputs, copy_with, in_place_of, on_meta
 from prunegate.identify import identify
 from prunegate.modes import eval_mode
 from prunegate.wrapping.gated_model import GatedModel
+from prunegate.wrapping.require import gated_model
 
 
 @dataclass
@@ -152,11 +153,15 @@ def compact(gated: GatedModel) -> Compaction:
         gated: Its masks are fixed, by `GatedModel.harden`, `GateSteps.finish` or `GatedModel.set_masks`.
 
     Raises:
+        NotGatedError: It is no gated model.
         MaskError: Masks are not fixed, but drawn from the logits.
-        CompactionError: The compact model would not compute what the gated model computes.
+        CompactionError: Weights are NaN, or on the meta device; or the compact model would not compute what the gated
+            model computes.
     """
+    gated = gated_model(gated, "compact")
     _refuse_without_weights(gated)
     _refuse_drawn(gated)
+    _refuse_nan(gated)
     keep = gated.gates.hard_mask().cpu().numpy()
     try:
         return _compact(gated, keep, *_mending_for(gated, keep, gated.mending))
@@ -275,6 +280,16 @@ def _refuse_without_weights(gated: GatedModel) -> None:
             f"{empty or 'example_inputs'}: found a tensor on the meta device, expected one with data. A compact model "
             "is handed out with a certificate of what it computes, and here nothing can be computed. Build the model "
             "with its weights, and wrap it with example inputs that have values."
+        )
+
+
+def _refuse_nan(gated: GatedModel) -> None:
+    lost = gated.weights_with_nan()
+    if lost:
+        raise CompactionError(
+            f"compact: found NaN in {', '.join(lost[:3])}{f' and {len(lost) - 3} more' if len(lost) > 3 else ''}, "
+            "expected numbers. What training left computes nothing, and neither would a smaller model. Go back to "
+            "weights from before the loss became NaN, and look for NaN in the data or lower the learning rate."
         )
 
 

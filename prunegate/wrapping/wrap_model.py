@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import fnmatch
+import inspect
 import logging
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.nn.parameter import is_lazy
 
 from prunegate.compaction import Mending, Trial
 from prunegate.errors import NothingToPruneError, TraceError
 from prunegate.groups import Analysis, ExampleInputs, Pin, Trace, copy_with
+from prunegate.modes import eval_mode
 from prunegate.wrapping.gated_model import GatedModel
 from prunegate.wrapping.reach import Reach
 
@@ -73,6 +76,11 @@ def wrap(
     if not any(True for _ in model.parameters()):
         raise NothingToPruneError("the model: found no parameters, expected layers whose channels can be removed.")
     _refuse_elsewhere(model, inputs)
+    if any(t.is_floating_point() and not t.is_meta and bool(torch.isnan(t).any()) for t in inputs.tensors()):
+        raise TraceError(
+            "example_inputs: found NaN, expected numbers: what the compact model computes is compared on them. Hand in "
+            "a batch without NaN, or torch.zeros_like of this one."
+        )
     trace, analysis = _followed(model, inputs, attention)
     analysis, refused = _without(trace, analysis, patterns)
     trial = _tried(model, inputs, trace, analysis, graph=backend == "graph")
@@ -85,6 +93,7 @@ def wrap(
     if trial.refused:
         analysis = trace.analysis({**refused, **trial.refused})
     if not analysis.groups:
+        _refuse_inputs_that_do_not_fit(model, inputs)
         raise NothingToPruneError(_nothing_left(analysis))
     largest = max(analysis.groups, key=lambda group: group.num_units)
     if round_to > 1 and largest.num_units <= round_to:
@@ -117,6 +126,17 @@ def _patterns(exclude: str | Sequence[str]) -> tuple[str, ...]:
 def _module(model: nn.Module) -> nn.Module:
     """The module whose layers are to be replaced."""
     model = getattr(model, "_orig_mod", model)  # a compiled one: to import its class takes seconds
+    if inspect.isclass(model):
+        raise TraceError(
+            f"model: found the class {model.__name__}, expected an instance of it. Say wrap({model.__name__}(...), "
+            "inputs)."
+        )
+    if isinstance(model, DistributedDataParallel):
+        raise TraceError(
+            "model: found a DistributedDataParallel, expected the model inside it. It averages the gradients of the "
+            "parameters that it was given, and gates have some of their own. Say gated = wrap(model.module, inputs), "
+            "and then DistributedDataParallel(gated)."
+        )
     if not isinstance(model, nn.Module):
         raise TraceError(f"model: found a {type(model).__name__}, expected a torch.nn.Module. Wrap its layers in one.")
     if isinstance(model, GatedModel):
@@ -149,6 +169,20 @@ def _refuse_elsewhere(model: nn.Module, inputs: ExampleInputs) -> None:
             f"{', '.join(sorted(map(str, own)))}, where the model is. Move the inputs to the model's device, or the "
             "model to theirs."
         )
+
+
+def _refuse_inputs_that_do_not_fit(model: nn.Module, inputs: ExampleInputs) -> None:
+    """Where nothing is left to prune, it may be that the model cannot be called so: then any cut seems to break it."""
+    copied = copy_with(model)
+    try:
+        with eval_mode(copied), torch.no_grad():
+            copied(*inputs.args, **inputs.kwargs)
+    except Exception as error:  # the model may raise anything
+        shapes = ", ".join(f"{tuple(t.shape)} of {str(t.dtype).removeprefix('torch.')}" for t in inputs.tensors())
+        raise TraceError(
+            f"example_inputs: found {shapes}, on which the model raises {type(error).__name__}: {error}; expected "
+            "inputs that it can be called with. Hand in a small batch of what it was trained on."
+        ) from error
 
 
 def _followed(model: nn.Module, inputs: ExampleInputs, attention: str) -> tuple[Trace, Analysis]:
