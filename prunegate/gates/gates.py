@@ -111,6 +111,10 @@ class Gates(nn.Module):
             )
         return Gate(self, name, self._slices[name])
 
+    def extra_repr(self) -> str:
+        how = "fixed masks" if self.are_fixed else f"drawn at tau {self.tau:.3g} by {self.estimator}"
+        return f"{len(self)} channel groups with {len(self.logits):,} units, {how}"
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._slices)
 

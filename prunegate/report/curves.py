@@ -66,7 +66,8 @@ def report_figure(
     loss.set(title=f"training loss ({loss_name})".replace("$", r"\$"), yscale="log")
 
     accuracy = figure.add_subplot(grid[0, 1])
-    accuracy.plot(epochs, [100 * r["accuracy"] for r in records], color=_BLUE, marker=".", markersize=4)
+    measured = [r.get("accuracy") for r in records]
+    _curve(accuracy, epochs, [None if a is None else 100 * a for a in measured], _BLUE, "accuracy")
     accuracy.set(title="test accuracy, gates hard (%)")
 
     tau = figure.add_subplot(grid[1, 0])

@@ -230,4 +230,5 @@ class Budget:
 
     def __repr__(self) -> str:
         size = f"fraction={self.fraction}" if self.limit is None else f"limit={self.limit}"
-        return f"Budget({self.metric!r}, {size}, multiplier={self.multiplier:.3g})"
+        ramp = f", step {self.count} of {self.ramp_steps} of the ramp" if self.count < self.ramp_steps else ""
+        return f"Budget({self.metric!r}, {size}, multiplier={self.multiplier:.3g}{ramp})"

@@ -42,6 +42,7 @@ class GateSteps:
 
     Attributes:
         count: Steps taken, frozen or not.
+        steps: Steps until `finish`.
 
     Args:
         gated: Its logits are set to where a gate stage starts, and so is its tau.
@@ -91,7 +92,7 @@ class GateSteps:
             raise BudgetError(
                 f"learning_rate: found {learning_rate!r}, expected a number above 0, or none for 30 / steps."
             )
-        self.gated = gated
+        self.gated, self.steps = gated, steps
         self.count = 0
         drawn = steps_drawn(steps, frozen)
         self._freeze_after = drawn if drawn < steps else None
@@ -205,6 +206,11 @@ class GateSteps:
             self.gated.harden(self.budget)
             if batches is not None:
                 reestimate_batch_norm(self.gated, batches)
+
+    def __repr__(self) -> str:
+        drawn, frozen = self.tau.steps, self._freeze_after is not None
+        until = f", gates {'frozen since' if self.are_frozen else 'are frozen after'} step {drawn}" if frozen else ""
+        return f"GateSteps(step {self.count} of {self.steps}{until}, tau {self.gated.tau:.3g}, {self.budget!r})"
 
     @torch.no_grad()
     def metrics(self) -> dict[str, float]:

@@ -68,6 +68,12 @@ class TauSchedule:
         self.count += 1
         self._set()
 
+    def __repr__(self) -> str:
+        return (
+            f"TauSchedule({self.start:g} to {self.end:g}, {self.schedule}, step {self.count} of {self.steps}, tau "
+            f"{self._gated.tau:.3g})"
+        )
+
     def _set(self) -> None:
         self._gated.tau = tau_at(self.count / self.steps, self.start, self.end, self.schedule)
 

@@ -35,10 +35,11 @@ from prunegate.compaction import (
     settle,
     shape_fault_of,
 )
-from prunegate.errors import CheckpointError, CompactionError, MaskError, TraceError
+from prunegate.errors import CheckpointError, CompactionError, TraceError
 from prunegate.groups import ExampleInputs, copy_with, in_place_of, on_meta
 from prunegate.identify import identify
 from prunegate.modes import eval_mode
+from prunegate.wrapping.compactable import refuse_uncompactable
 from prunegate.wrapping.gated_model import GatedModel
 from prunegate.wrapping.require import gated_model
 
@@ -65,6 +66,19 @@ class Compaction:
     mending: Mending
     _origin: checkpoint.Origin = field(repr=False)
     _example_inputs: ExampleInputs = field(repr=False)
+
+    def __repr__(self) -> str:
+        certificate = self.certificate
+        differs = certificate.float64 or certificate.float32
+        shares = (
+            f"{metric} {costs['compact'] / costs['dense'] if costs['dense'] else 1.0:.3f} of dense"
+            for metric, costs in self.costs.items()
+        )
+        return (
+            f"Compaction of a {type(self.model).__name__}, by the {self.backend} back-end:\n  {self.plan!r}\n"
+            f"  {', '.join(shares)}; differs from the gated model by {differs.max_rel:.1e} (relative)\n"
+            "  .model is the compact model; .summary() tells more, .save(path) writes it"
+        )
 
     def summary(self) -> str:
         """A few lines: what was kept, what it costs before and after, how equal it was shown to be, and its limits."""
@@ -159,9 +173,7 @@ def compact(gated: GatedModel) -> Compaction:
             model computes.
     """
     gated = gated_model(gated, "compact")
-    _refuse_without_weights(gated)
-    _refuse_drawn(gated)
-    _refuse_nan(gated)
+    refuse_uncompactable(gated)
     keep = gated.gates.hard_mask().cpu().numpy()
     try:
         return _compact(gated, keep, *_mending_for(gated, keep, gated.mending))
@@ -260,37 +272,6 @@ def _mending_for(gated: GatedModel, keep: Mask, mending: Mending) -> tuple[Mendi
             "it looks at with wrap(..., exclude=[...]), or keep other units."
         )
     return mending, runs_for(mending)
-
-
-def _refuse_drawn(gated: GatedModel) -> None:
-    if not gated.gates.are_fixed:
-        share = gated.realised_cost() / max(1, gated.dense_cost())
-        raise MaskError(
-            "compact: found masks that are drawn from the logits, expected fixed ones. The logits as they stand would "
-            f"leave {share:.3f} of the MACs, whatever the budget says. Call gated.harden(budget) or GateSteps.finish() "
-            "first. To take the logits at their word, say gated.set_masks(gated.masks())."
-        )
-
-
-def _refuse_without_weights(gated: GatedModel) -> None:
-    tensors = (*gated.model.named_parameters(), *gated.model.named_buffers())
-    empty = next((name for name, tensor in tensors if tensor.is_meta), None)
-    if empty is not None or any(tensor.is_meta for tensor in gated.example_inputs.tensors()):
-        raise CompactionError(
-            f"{empty or 'example_inputs'}: found a tensor on the meta device, expected one with data. A compact model "
-            "is handed out with a certificate of what it computes, and here nothing can be computed. Build the model "
-            "with its weights, and wrap it with example inputs that have values."
-        )
-
-
-def _refuse_nan(gated: GatedModel) -> None:
-    lost = gated.weights_with_nan()
-    if lost:
-        raise CompactionError(
-            f"compact: found NaN in {', '.join(lost[:3])}{f' and {len(lost) - 3} more' if len(lost) > 3 else ''}, "
-            "expected numbers. What training left computes nothing, and neither would a smaller model. Go back to "
-            "weights from before the loss became NaN, and look for NaN in the data or lower the learning rate."
-        )
 
 
 def _own(tensor: torch.Tensor) -> torch.Tensor:
