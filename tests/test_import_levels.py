@@ -21,6 +21,7 @@ LEVELS = {
     "cifar_resnet": 0,
     "own_code": 1,
     "without_data": 0,
+    "weight_files": 1,
     "groups": 1,
     "builders": 1,
     "gates": 2,

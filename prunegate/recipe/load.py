@@ -12,13 +12,14 @@ from pydantic import ValidationError
 
 from prunegate.builders import Builder
 from prunegate.data import check_data
-from prunegate.errors import PrunegateError, RecipeError, nearest
+from prunegate.errors import ModelNameError, PrunegateError, RecipeError, nearest
 from prunegate.own_code import OwnBuilder, imported, is_own
 from prunegate.recipe.schema import ModelSettings, Recipe
 from prunegate.recipe.source import KeyPath, Source, dotted, entries, parse_value, read_source
 from prunegate.recipe.trackers import check_trackers
 from prunegate.settings import Settings
 from prunegate.training.processes import check_precision
+from prunegate.weight_files import fitting_weights
 
 # Values of a section, aliases written out, that a recipe may have.
 _MOST_ENTRIES = 100_000
@@ -52,7 +53,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 
 
 def check_recipe(recipe: Recipe) -> None:
-    """Check what a recipe refers to, without building or training anything.
+    """Check what a recipe refers to, without training anything. A model is built only to compare weights with it.
 
     Raises:
         PrunegateError: An unknown model or optimiser, weights or data that are not there, or a precision that this
@@ -60,8 +61,7 @@ def check_recipe(recipe: Recipe) -> None:
             are several.
     """
     checks: list[Callable[[], object]] = [
-        lambda: dense_builder(recipe.model),
-        lambda: _check_weights(recipe.model.weights),
+        lambda: _check_model(recipe.model),
         lambda: _check_trained(recipe),
         lambda: check_data(recipe.data),
         lambda: _check_optimizer(recipe.optimizer.name),
@@ -87,6 +87,13 @@ def dense_builder(model: ModelSettings) -> Builder | OwnBuilder:
     Raises:
         ModelNameError: There is no such model or function, or an argument is refused.
     """
+    for key in model.arguments:
+        if key.startswith(("pretrained", "weights", "checkpoint_path")) and not is_own(model.name):
+            raise ModelNameError(
+                f"model.arguments.{key}: argument {key!r} is refused: models are built without fetching anything. Save "
+                f"the weights once, torch.save(model.state_dict(), 'weights.pth'), and name that file: "
+                "model.weights=weights.pth."
+            )
     if is_own(model.name):
         own = OwnBuilder(model.name, model.arguments)
         own.function()
@@ -105,9 +112,25 @@ def own_loss(name: str) -> Callable[..., Any]:
     return imported(name, "training.loss", RecipeError)
 
 
-def _check_weights(path: str | None) -> None:
-    if path is not None and not Path(path).is_file():
-        raise RecipeError(f"model.weights: found no file {path!r}, expected a safetensors file.")
+def _check_model(settings: ModelSettings) -> None:
+    """The model's name and arguments; and whether the weights fit it, for which it is built."""
+    mistakes: list[str] = []
+    if settings.weights is not None and not Path(settings.weights).is_file():
+        mistakes.append(
+            f"model.weights: found no file {settings.weights!r}, expected a safetensors file, or a state_dict in a "
+            ".pth or .pt."
+        )
+    try:
+        builder = dense_builder(settings)
+    except ModelNameError as error:
+        if not mistakes:
+            raise
+        mistakes.insert(0, str(error))
+    if mistakes:
+        raise RecipeError("\n".join(mistakes))
+    if settings.weights is not None:
+        model = builder.zeroed() if isinstance(builder, Builder) else builder.build()
+        fitting_weights(model, settings.weights)
 
 
 def _check_trained(recipe: Recipe) -> None:

@@ -10,8 +10,6 @@ from pathlib import Path
 
 import torch
 from accelerate.utils import set_seed
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import nn
 
 from prunegate.data import Data, load_data
@@ -28,6 +26,7 @@ from prunegate.recipe.state import RunState
 from prunegate.recipe.step_checkpoints import bytes_needed
 from prunegate.recipe.trackers import trackers_of
 from prunegate.training import Budget, Processes
+from prunegate.weight_files import load_weights
 from prunegate.wrapping import GatedModel, wrap
 from prunegate.wrapping.gated_model import unreachable
 
@@ -68,7 +67,8 @@ def run(
     set_seed(recipe.seed)
     builder = dense_builder(recipe.model)
     model = builder.build()
-    _load_weights(model, recipe.model.weights)
+    if recipe.model.weights is not None:
+        load_weights(model, recipe.model.weights)
     data = load_data(recipe.data, recipe.seed)
     _check_output(model, data, recipe)
     data = data.to(processes.device)
@@ -131,15 +131,6 @@ def _wrap(recipe: Recipe, data: Data, model: nn.Module) -> GatedModel:
         if limit < gated.least_cost(metric):
             raise BudgetError(unreachable(gated, metric, limit))
     return gated
-
-
-def _load_weights(model: nn.Module, path: str | None) -> None:
-    if path is None:
-        return
-    try:
-        model.load_state_dict(load_file(path))
-    except (SafetensorError, OSError, RuntimeError) as error:
-        raise RecipeError(f"model.weights: {path}: does not fit the model: {error}") from error
 
 
 def _check_output(model: nn.Module, data: Data, recipe: Recipe) -> None:

@@ -24,7 +24,11 @@ class ModelSettings(Settings):
         description="timm/<name>, torchvision/<name>, prunegate/<name>, or module:function of your own code"
     )
     arguments: dict[str, Any] = Field(default_factory=dict, description="keyword arguments of the model's builder")
-    weights: str | None = Field(None, description="safetensors file with trained weights of the dense model")
+    weights: str | None = Field(
+        None,
+        description="trained weights of the dense model: safetensors, or a state_dict in a .pth or .pt, by itself or "
+        "in a trainer's checkpoint, where averaged weights come first",
+    )
     trained: bool = Field(
         False,
         description="true if module:function gives the model with trained weights: the dense stage may be left out",
@@ -252,7 +256,10 @@ class GateStageSettings(StageSettings):
 class StagesSettings(Settings):
     """The stages of a run, in their order."""
 
-    dense: StageSettings = Field(description="trains the dense model; 0 epochs if it comes with weights")
+    dense: StageSettings = Field(
+        StageSettings(epochs=0, learning_rate=0.1),
+        description="trains the dense model; left out, or 0 epochs, if it comes with weights",
+    )
     gate: GateStageSettings = Field(description="trains weights and gates together under the budget")
     finetune: StageSettings = Field(description="trains the compact model")
 

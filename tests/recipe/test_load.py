@@ -15,6 +15,7 @@ import torch
 import yaml
 from pydantic import BaseModel
 
+from prunegate.builders import Builder
 from prunegate.errors import DataError, ModelNameError, RecipeError
 from prunegate.own_code import OwnBuilder
 from prunegate.recipe import Recipe, check_recipe, load_recipe
@@ -345,3 +346,23 @@ def test_code_of_ones_own_may_import_its_siblings_when_it_runs(tmp_path: Path, m
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.path", [*sys.path])
     assert isinstance(OwnBuilder(f"{name}:net").build(), torch.nn.Linear)
+
+
+def test_weights_are_checked_for_fit(tmp_path: Path) -> None:
+    builder = Builder.parse("timm/test_resnet", {"in_chans": 1, "num_classes": 10})
+    torch.save({"state_dict": builder.build().state_dict()}, tmp_path / "w.pth")
+    text = GOOD.replace("  dense: {epochs: 1, learning_rate: 0.1}\n", "")
+    recipe = load_recipe(written(tmp_path, text), [f"model.weights={tmp_path / 'w.pth'}"])
+    assert recipe.stages.dense.epochs == 0
+    check_recipe(recipe)
+    changed = ["model.arguments={in_chans: 1, num_classes: 7}", f"model.weights={tmp_path / 'w.pth'}"]
+    with pytest.raises(RecipeError, match=r"does not fit the dense model: of another shape: fc\.weight is \(10, "):
+        check_recipe(load_recipe(written(tmp_path), changed))
+
+
+def test_pretrained_is_refused_with_what_to_say_instead(tmp_path: Path) -> None:
+    recipe = load_recipe(written(tmp_path), ["model.arguments.pretrained=true"])
+    with pytest.raises(
+        ModelNameError, match=r"model\.arguments\.pretrained: .*'weights\.pth'.*model\.weights=weights\.pth"
+    ):
+        check_recipe(recipe)
