@@ -135,7 +135,8 @@ MISTAKES: dict[str, tuple[Callable[[Path], object], str]] = {
     "garbage": (lambda p: p.write_bytes(b"abc" * 99), r"w\.pth: (cannot be read|holds more than weights)"),
     "nothing": (lambda p: p.write_bytes(b""), r"w\.pth: cannot be read"),
     "cut off": (
-        lambda p: (torch.save(trained().state_dict(), p), p.write_bytes(p.read_bytes()[:700])), r"w\.pth: cannot be read"
+        lambda p: (torch.save(trained().state_dict(), p), p.write_bytes(p.read_bytes()[:700])),
+        r"w\.pth: cannot be read",
     ),
     "a folder": (lambda p: p.mkdir(), "found no file"),
 }  # fmt: skip

@@ -86,10 +86,19 @@ class BudgetSettings(Settings):
         | Annotated[list[Fraction], Field(min_length=1), AfterValidator(_falling), Tag("(several)")],
         Discriminator(lambda value: "(several)" if isinstance(value, list) else "(one)"),
     ] = Field(0.5, description="share of the dense cost that may remain; several, falling, give as many nested models")
+    limit: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="absolute instead of fraction: MACs per sample, or parameters, that may remain"
+    )
 
     also: dict[Metric, Fraction] = Field(
         default_factory=dict, description="further metrics with what may remain of them, held by every model too"
     )
+
+    @model_validator(mode="after")
+    def _of_one_kind(self) -> BudgetSettings:
+        if self.limit is not None and "fraction" in self.model_fields_set:
+            raise ValueError(f"found a limit of {self.limit:,} and a fraction of {self.fraction}, expected one of them")
+        return self
 
     @model_validator(mode="after")
     def _of_other_metrics(self) -> BudgetSettings:
@@ -101,6 +110,13 @@ class BudgetSettings(Settings):
     def fractions(self) -> tuple[float, ...]:
         """The fractions, from the largest model to the smallest."""
         return tuple(self.fraction) if isinstance(self.fraction, list) else (self.fraction,)
+
+    def of_dense(self, dense_cost: int) -> BudgetSettings:
+        """The same budget with its limit as the fraction of a dense model's cost that comes to just this limit."""
+        if self.limit is None:
+            return self
+        fraction = min(1.0, (self.limit + 0.5) / dense_cost)
+        return self.model_copy(update={"fraction": fraction, "limit": None})
 
     def shares(self, fraction: float) -> dict[Metric, float]:
         """For the model of this fraction: by metric, what may remain."""
@@ -304,4 +320,6 @@ class Recipe(Settings):
 
     def dump_yaml(self) -> str:
         """The whole recipe with every default written out."""
-        return yaml.safe_dump(self.model_dump(), sort_keys=False, allow_unicode=True)
+        written = self.model_dump()
+        del written["budget"]["limit" if self.budget.limit is None else "fraction"]  # one of them is given
+        return yaml.safe_dump(written, sort_keys=False, allow_unicode=True)
