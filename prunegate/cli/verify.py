@@ -33,7 +33,8 @@ def verify_command(arguments: argparse.Namespace) -> int:
         found.append(f"fingerprint: computes what it did when saved, within {apart:.1e} (relative, float64)")
     if arguments.against is not None:
         found.append(_against(file, document, model, arguments.against, maker))
-    say("\n".join(found))  # at the end, when nothing was found wrong
+    if not arguments.quiet:
+        say("\n".join(found))  # at the end, when nothing was found wrong
     return 0
 
 
