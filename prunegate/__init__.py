@@ -24,8 +24,10 @@ from prunegate.errors import (
     MaskError,
     MissingPackageError,
     ModelNameError,
+    NotGatedError,
     NothingToPruneError,
     PrunegateError,
+    PrunegateWarning,
     RecipeError,
     RunFolderError,
     RunStoppedError,
@@ -34,6 +36,7 @@ from prunegate.errors import (
 from prunegate.version import __version__
 
 if TYPE_CHECKING:
+    from prunegate import report
     from prunegate.builders import Builder
     from prunegate.checkpoint import load, load_plan
     from prunegate.groups import register_rule
@@ -57,8 +60,10 @@ __all__ = [
     "MaskError",
     "MissingPackageError",
     "ModelNameError",
+    "NotGatedError",
     "NothingToPruneError",
     "PrunegateError",
+    "PrunegateWarning",
     "RecipeError",
     "RunFolderError",
     "RunStoppedError",
@@ -70,6 +75,7 @@ __all__ = [
     "load_plan",
     "recover",
     "register_rule",
+    "report",
     "wrap",
 ]
 
@@ -91,6 +97,8 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
+    if name == "report":
+        return importlib.import_module("prunegate.report")
     if name in _HOMES:
         return getattr(importlib.import_module(_HOMES[name]), name)
     raise AttributeError(f"module 'prunegate' has no attribute {name!r}")

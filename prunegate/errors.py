@@ -13,6 +13,10 @@ class PrunegateError(Exception):
     """Base of all errors that prunegate raises on purpose."""
 
 
+class PrunegateWarning(UserWarning):
+    """Something is most likely not as it was meant to be, and training goes on; the message says what to do."""
+
+
 class TraceError(PrunegateError):
     """The model could not be run on its example inputs, or what it did could not be followed."""
 
@@ -22,7 +26,7 @@ class NothingToPruneError(PrunegateError):
 
 
 class MaskError(PrunegateError):
-    """Hard masks were given that do not fit the channel groups."""
+    """Hard masks were given that do not fit the channel groups, or there are none where they are needed."""
 
 
 class BudgetError(PrunegateError):
@@ -75,6 +79,10 @@ class RunStoppedError(PrunegateError):
 
 class RunFolderError(PrunegateError):
     """An output folder that cannot be used for this run."""
+
+
+class NotGatedError(PrunegateError):
+    """A plain model, a class or a model in a wrapper was handed in where a gated model is needed."""
 
 
 class LoopError(PrunegateError):

@@ -78,6 +78,8 @@ def imported(name: str, what: str, kind: type[PrunegateError] = ModelNameError) 
     """
     module, _, path = name.partition(":")
     with importable_from_here() as here:
+        if here not in sys.path[1:]:
+            sys.path.append(here)  # the module may import its siblings later, when its functions run
         try:
             found: Any = importlib.import_module(module)
             for part in path.split("."):

@@ -49,8 +49,12 @@ def load(
             another version of torch or of the model's library may make it.
 
     Raises:
-        CheckpointError: The file is damaged, is no prunegate checkpoint, or does not fit the model.
+        CheckpointError: The file is damaged, is no prunegate checkpoint, or does not fit the model; or there is no
+            such device or type.
     """
+    if not isinstance(path, (str, os.PathLike)):
+        raise CheckpointError(f"load: found {path!r}, expected the path of a checkpoint.")
+    _check_place(device, dtype)
     path = Path(path)
     document = read_document(path)
     with hash_compared(path, document):
@@ -81,10 +85,41 @@ def _loaded(
                 f"Code is never loaded from a file. Hand in a dense instance: load({str(path)!r}, model=...)."
             )
         return _load_built(path, document, tensors, strict)
-    dense = model if isinstance(model, nn.Module) else model()
+    dense = model if isinstance(model, nn.Module) else _made(path, model)
     if not isinstance(dense, nn.Module):
         raise CheckpointError(f"{path}: model: made a {type(dense).__name__}, expected a dense nn.Module.")
     return _fill(path, dense, document, tensors, strict)
+
+
+def _made(path: Path, make: Callable[[], nn.Module]) -> nn.Module:
+    """The dense model of a function or class of the user's."""
+    name = getattr(make, "__name__", type(make).__name__)
+    if not callable(make):
+        raise CheckpointError(
+            f"{path}: model: found a {name}, expected a dense instance, or a function that makes one."
+        )
+    try:
+        return make()
+    except Exception as error:  # the user's code may raise anything
+        raise CheckpointError(
+            f"{path}: model: {name}() raised {type(error).__name__}: {error}. Hand in a dense instance with the "
+            f"arguments that it had: load({str(path)!r}, model={name}(...))."
+        ) from error
+
+
+def _check_place(device: torch.device | str | None, dtype: torch.dtype | None) -> None:
+    """Refuse a device or a type that torch does not have here, before anything is read."""
+    if dtype is not None and not isinstance(dtype, torch.dtype):
+        raise CheckpointError(f"load: dtype: found {dtype!r}, expected a type of torch, such as torch.float16.")
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, TypeError, NotImplementedError) as error:
+        known = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+        said = str(error).splitlines()[0]
+        raise CheckpointError(
+            f"load: device: found {str(device)!r}, expected one that this machine has, such as {' or '.join(known)}. "
+            f"torch says: {said}"
+        ) from error
 
 
 def _load_built(

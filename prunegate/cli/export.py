@@ -32,12 +32,14 @@ def export_command(arguments: argparse.Namespace) -> int:
     if format == "safetensors":
         with replacing(out) as temporary:
             shutil.copyfile(source, temporary)
-        say(f"{out}: {out.stat().st_size:,} bytes, loads with prunegate.load({str(out)!r})")
+        if not arguments.quiet:
+            say(f"{out}: {out.stat().st_size:,} bytes, loads with prunegate.load({str(out)!r})")
         return 0
     inputs = _inputs(source, model, arguments.input_size)
     done = export_model(model, inputs, out, format, not arguments.fixed_batch, arguments.opset)
     batches = " and ".join(map(str, done.batches))
-    say(f"{out}: {out.stat().st_size:,} bytes, differs by {done.max_rel:.1e} (relative) on {batches} samples")
+    if not arguments.quiet:
+        say(f"{out}: {out.stat().st_size:,} bytes, differs by {done.max_rel:.1e} (relative) on {batches} samples")
     return 0
 
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from prunegate.builders import Builder
+    from prunegate.own_code import OwnBuilder
     from prunegate.wrapping import Explanation
 
 
@@ -21,11 +22,23 @@ def inspect_command(arguments: argparse.Namespace) -> int:
     import torch
 
     from prunegate.builders import Builder, input_shape
+    from prunegate.own_code import OwnBuilder, is_own
     from prunegate.wrapping import wrap
 
-    builder = Builder.parse(arguments.model, dict(map(model_argument, arguments.arg)))
-    model = builder.zeroed().eval()
-    shape = tuple(arguments.input_size or input_shape(builder, model))
+    given = dict(map(model_argument, arguments.arg))
+    builder: Builder | OwnBuilder
+    if is_own(arguments.model):
+        if arguments.input_size is None:
+            raise TraceError(
+                f"--input-size: is missing, expected the shape of one sample that {arguments.model} takes, such as "
+                "3 224 224. The model is run on it."
+            )
+        builder = OwnBuilder(arguments.model, given)
+        model, shape = builder.build().eval(), tuple(arguments.input_size)
+    else:
+        builder = Builder.parse(arguments.model, given)
+        model = builder.zeroed().eval()
+        shape = tuple(arguments.input_size or input_shape(builder, model))
     if any(size < 1 for size in shape):
         raise TraceError(f"--input-size: found {shape}, expected sizes of at least 1, such as 3 224 224.")
     explanation = wrap(model, torch.zeros(1, *shape)).explain()
@@ -84,7 +97,7 @@ def _print_explanation(console: Console, title: str, explanation: Explanation, m
     )
 
 
-def _as_json(builder: Builder, shape: Sequence[int], explanation: Explanation) -> dict[str, Any]:
+def _as_json(builder: Builder | OwnBuilder, shape: Sequence[int], explanation: Explanation) -> dict[str, Any]:
     from dataclasses import asdict
 
     return {

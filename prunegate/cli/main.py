@@ -11,6 +11,7 @@ from pathlib import Path
 
 from prunegate.cli.export import export_command
 from prunegate.cli.inspect import inspect_command
+from prunegate.cli.recipe import init_command, keys_command
 from prunegate.cli.run import run_command
 from prunegate.cli.show import show_command
 from prunegate.cli.verify import verify_command
@@ -19,21 +20,28 @@ from prunegate.version import __version__
 
 _EXAMPLES = """examples:
   prunegate run recipes/quickstart.yaml
-  prunegate run recipes/quickstart.yaml --set budget.fraction=0.25 --out runs/quarter
-  prunegate run recipes/quickstart.yaml --check
+  prunegate init timm/resnet18 --weights mine.pth --folder images
+  prunegate run recipe.yaml --check
+  prunegate run recipe.yaml --set budget.fraction=0.25 --out runs/quarter
   prunegate run runs/quickstart --resume
+  prunegate recipe keys budget
   prunegate inspect timm/resnet18
+  prunegate inspect my_module:my_model --input-size 3 224 224
   prunegate export runs/quickstart --out small.safetensors
   prunegate export runs/quickstart --out small.onnx
   prunegate show small.safetensors
   prunegate verify small.safetensors
+
+exit codes:
+  0 done, 2 a mistake in what was asked (the message says which), 130 interrupted, 128 + n stopped by signal n
 """
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; 0 if it went well, 2 for a mistake the user can mend, 128 + its number after a signal."""
     arguments = _parser().parse_args(argv)
-    logging.basicConfig(level=logging.INFO if arguments.verbose else logging.WARNING, format="%(name)s: %(message)s")
+    level = logging.INFO if arguments.verbose else logging.ERROR if arguments.quiet else logging.WARNING
+    logging.basicConfig(level=level, format="%(name)s: %(message)s")
     try:
         return int(arguments.command(arguments))
     except RunStoppedError as error:
@@ -64,12 +72,20 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"prunegate {__version__}")
     parser.add_argument("-v", "--verbose", action="store_true", help="log what is being done")
+    parser.add_argument("-q", "--quiet", action="store_true", help="print results and errors alone")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    # The same two after the command; what was said before it stays.
+    common = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS)
+    common.add_argument("-v", "--verbose", action="store_true", help="log what is being done")
+    common.add_argument("-q", "--quiet", action="store_true", help="print results and errors alone")
 
     run = commands.add_parser(
-        "run", help="carry out a recipe", description="Train, prune and compact as a recipe says."
+        "run", parents=[common], help="carry out a recipe", description="Train, prune and compact as a recipe says."
     )
-    run.add_argument("recipe", type=Path, help="a recipe in YAML; with --resume also the folder of a run")
+    run.add_argument(
+        "recipe", type=Path, help="a recipe in YAML, or the name of a shipped one; with --resume also a run's folder"
+    )
+    run.add_argument("--json", action="store_true", help="print the summary as JSON at the end, and no progress")
     run.add_argument("--check", action="store_true", help="validate the recipe and what it refers to, then stop")
     run.add_argument("--set", action="append", default=[], metavar="KEY.PATH=VALUE", help="override one value")
     run.add_argument("--out", type=Path, metavar="FOLDER", help="where to write; by default runs/<name>")
@@ -79,12 +95,42 @@ def _parser() -> argparse.ArgumentParser:
     )
     run.set_defaults(command=run_command)
 
+    init = commands.add_parser(
+        "init",
+        parents=[common],
+        help="write a recipe to begin with",
+        description="Write a commented recipe for a model and a data set.",
+    )
+    init.add_argument("model", help="timm/<name>, torchvision/<name>, prunegate/<name>, or module:function of your own")
+    init.add_argument("--arg", action="append", default=[], metavar="KEY=VALUE", help="argument of the model")
+    init.add_argument("--weights", metavar="FILE", help="trained weights: .safetensors, .pth or .pt")
+    init.add_argument("--data", default="folder", help="as data.name in recipes; by default a folder of images")
+    init.add_argument("--folder", help="where the data are")
+    init.add_argument("--budget", type=float, default=0.5, metavar="FRACTION", help="of the MACs; by default 0.5")
+    init.add_argument("--out", type=Path, default=Path("recipe.yaml"), metavar="FILE", help="by default recipe.yaml")
+    init.add_argument("--force", action="store_true", help="overwrite the file if it exists")
+    init.set_defaults(command=init_command)
+
+    recipe = commands.add_parser("recipe", help="what a recipe may say").add_subparsers(required=True, metavar="WHAT")
+    keys = recipe.add_parser(
+        "keys",
+        parents=[common],
+        help="list every key",
+        description="Every key of a recipe with what its value may be, its default and its meaning.",
+    )
+    keys.add_argument("section", nargs="?", help="a section or key, such as budget or stages.gate")
+    keys.add_argument("--json", action="store_true", help="print JSON instead of lines")
+    keys.set_defaults(command=keys_command)
+
     inspect = commands.add_parser(
         "inspect",
+        parents=[common],
         help="show what can be pruned in a model",
         description="Channel groups, costs and what is pinned.",
     )
-    inspect.add_argument("model", help="timm/<name>, torchvision/<name> or prunegate/<name>")
+    inspect.add_argument(
+        "model", help="timm/<name>, torchvision/<name>, prunegate/<name>, or module:function of your own"
+    )
     inspect.add_argument("--arg", action="append", default=[], metavar="KEY=VALUE", help="argument of the model")
     _add_input_size(inspect, "the model's own")
     inspect.add_argument("--members", action="store_true", help="list every tensor axis of every channel group")
@@ -93,6 +139,7 @@ def _parser() -> argparse.ArgumentParser:
 
     export = commands.add_parser(
         "export",
+        parents=[common],
         help="write a compact model in another place or format",
         description="Verify a compact model and write it as a checkpoint, as ONNX, or as an exported program.",
     )
@@ -107,18 +154,22 @@ def _parser() -> argparse.ArgumentParser:
     export.set_defaults(command=export_command)
 
     show = commands.add_parser(
-        "show", help="show what a checkpoint holds", description="What a checkpoint says; its weights are not read."
+        "show",
+        parents=[common],
+        help="show what a checkpoint holds",
+        description="What a checkpoint says; its weights are not read.",
     )
-    show.add_argument("file", type=Path, metavar="FILE", help="a checkpoint")
+    show.add_argument("file", type=Path, metavar="RUN_OR_FILE", help="folder of a finished run, or a checkpoint")
     show.add_argument("--json", action="store_true", help="print JSON instead of tables")
     show.set_defaults(command=show_command)
 
     verify = commands.add_parser(
         "verify",
+        parents=[common],
         help="check that a checkpoint is whole and computes what it did",
         description="Compare the weights with their hash, and what the model computes with what it did when saved.",
     )
-    verify.add_argument("file", type=Path, metavar="FILE", help="a checkpoint")
+    verify.add_argument("file", type=Path, metavar="RUN_OR_FILE", help="folder of a finished run, or a checkpoint")
     verify.add_argument(
         "--against", type=Path, metavar="DENSE", help="safetensors file of the dense model's weights to compare with"
     )

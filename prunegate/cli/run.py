@@ -12,9 +12,10 @@ from prunegate.errors import RunFolderError
 
 def run_command(arguments: argparse.Namespace) -> int:
     from prunegate.recipe import RunFolder, check_recipe, load_recipe, run
+    from prunegate.recipe.shipped_recipes import recipe_file
     from prunegate.report.console import ConsoleListener
 
-    given: Path = arguments.recipe
+    given = recipe_file(arguments.recipe)
     out: Path | None = arguments.out
     if given.is_dir():
         if not arguments.resume:
@@ -27,12 +28,13 @@ def run_command(arguments: argparse.Namespace) -> int:
     folder = RunFolder(out or recipe.folder)
     if arguments.check:
         check_recipe(recipe)
-        console().print(f"{given}: valid; would write to {folder.path}/", soft_wrap=True)
+        if not arguments.quiet:
+            console().print(f"{given}: valid; would write to {folder.path}/", soft_wrap=True)
         return 0
     if arguments.resume and folder.is_finished:
         console().print(f"{folder.path}: this run is finished", soft_wrap=True)
         return 0
-    listener = ConsoleListener()
+    listener = None if arguments.quiet or arguments.json else ConsoleListener()
     try:
         with stop_on_signals() as stop:
             run(
@@ -44,5 +46,8 @@ def run_command(arguments: argparse.Namespace) -> int:
                 stop=stop,
             )
     finally:
-        listener.close()
+        if listener is not None:
+            listener.close()
+    if arguments.json and (folder.path / "summary.json").is_file():  # of several processes the first one writes it
+        console().print_json((folder.path / "summary.json").read_text(encoding="utf-8"))
     return 0

@@ -8,6 +8,7 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from prunegate.cli.checkpoints import checkpoint_in
 from prunegate.cli.console import console, say
 
 if TYPE_CHECKING:
@@ -17,12 +18,13 @@ if TYPE_CHECKING:
 def show_command(arguments: argparse.Namespace) -> int:
     from prunegate.checkpoint import read_document, stored_sizes
 
-    document, sizes = read_document(arguments.file), stored_sizes(arguments.file)
+    file = checkpoint_in(arguments.file)
+    document, sizes = read_document(file), stored_sizes(file)
     stored = sum(math.prod(shape) for _, shape in sizes.values())
     if arguments.json:
         console().print_json(json.dumps(_as_json(document, sizes)))
     else:
-        _print(arguments.file, document, stored)
+        _print(file, document, stored)
     return 0
 
 

@@ -33,7 +33,8 @@ def verify_command(arguments: argparse.Namespace) -> int:
         found.append(f"fingerprint: computes what it did when saved, within {apart:.1e} (relative, float64)")
     if arguments.against is not None:
         found.append(_against(file, document, model, arguments.against, maker))
-    say("\n".join(found))  # at the end, when nothing was found wrong
+    if not arguments.quiet:
+        say("\n".join(found))  # at the end, when nothing was found wrong
     return 0
 
 
@@ -42,18 +43,14 @@ def _against(
 ) -> str:
     """Cut the dense model by the plan, and tell how much of the compact one's weights that gives."""
     import torch
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
 
     from prunegate.checkpoint import StoredPlan
+    from prunegate.weight_files import load_weights
 
     if maker is None and document.builder is None:
         raise CheckpointError(f"{file}: holds an own class. Say --model module:function, which makes the dense model.")
     original = maker() if maker is not None else document.builder.build()  # type: ignore[union-attr]
-    try:
-        original.load_state_dict(load_file(dense))
-    except (SafetensorError, OSError, RuntimeError) as error:
-        raise CheckpointError(f"{dense}: does not fit the dense model: {error}") from error
+    load_weights(original, dense, "--against", CheckpointError)
     cut = StoredPlan(document.steps, str(file)).apply_in_place(original).requires_grad_(False)
     expected = dict(cut.named_parameters())
     found = dict(model.requires_grad_(False).named_parameters())

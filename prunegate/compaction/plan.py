@@ -34,6 +34,10 @@ class Plan:
     tensors: Mapping[str, Mapping[int, Mask]]
     attributes: Mapping[str, Mapping[str, AttributeValue]] = field(default_factory=dict)
 
+    def __repr__(self) -> str:
+        kept, total = sum(map(len, self.kept.values())), sum(self.num_units.values())
+        return f"Plan({kept:,} of {total:,} units kept in {len(self.kept)} channel groups)"
+
     @classmethod
     def of(cls, analysis: Analysis, keep: Mask) -> Plan:
         """The plan that keeps the units marked in ``keep``, shape (units of the model,)."""

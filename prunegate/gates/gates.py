@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,9 @@ from torch import nn
 
 from prunegate.errors import MaskError, nearest
 from prunegate.gates.constants import Constants
+from prunegate.gates.drawn import Drawn, Reached
 from prunegate.gates.estimators import DETERMINISTIC, ESTIMATORS
+from prunegate.gates.mask_checks import named_masks, refuse_unfit
 from prunegate.gates.noise import CounterNoise
 from prunegate.gates.operations import are_followed
 from prunegate.gates.replay import Replay
@@ -63,6 +66,7 @@ class Gates(nn.Module):
         self._tau_set = 1.0
         self._replay = Replay()
         self._looked: tuple[tuple[int, int], bool] | None = None
+        self._reached: Reached | None = None
         owner = np.repeat(np.arange(len(groups)), [group.num_units for group in groups])
         least = np.array([group.least for group in groups], dtype=np.int64)
         self._least = {group.name: group.least for group in groups}
@@ -107,6 +111,10 @@ class Gates(nn.Module):
             )
         return Gate(self, name, self._slices[name])
 
+    def extra_repr(self) -> str:
+        how = "fixed masks" if self.are_fixed else f"drawn at tau {self.tau:.3g} by {self.estimator}"
+        return f"{len(self)} channel groups with {len(self.logits):,} units, {how}"
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._slices)
 
@@ -147,7 +155,7 @@ class Gates(nn.Module):
             return self.hard_mask().float() + 0.0 * self.logits.float()
         state = (self.logits, self._tau, self.generator.state, self.dropped, self.is_fixed, self.closed)
         mask, slope = self._replay(self._drawn, state, self._estimator).clone()
-        drawn: torch.Tensor = _Drawn.apply(self.logits, mask, slope)
+        drawn: torch.Tensor = Drawn.apply(self.logits, mask, slope, self._reached)
         return drawn
 
     def _drawn(self) -> torch.Tensor:
@@ -226,29 +234,11 @@ class Gates(nn.Module):
         """Use these hard masks from now on; groups that are not named keep their present mask.
 
         Raises:
-            MaskError: An unknown group, a wrong shape, or a group left without any unit.
+            MaskError: An unknown group, a wrong shape, numbers other than 0 and 1, or a group left without any unit.
         """
         flat = self.hard_mask().clone()
-        for name, mask in masks.items():
-            logits = self[name].logits
-            mask = torch.as_tensor(mask)
-            if mask.shape != logits.shape:
-                raise MaskError(
-                    f"{name}: found a mask of shape {tuple(mask.shape)}, expected {tuple(logits.shape)}, "
-                    "one entry for each unit of the channel group."
-                )
-            if not mask.is_meta and not mask.bool().any():
-                raise MaskError(
-                    f"{name}: found a mask that keeps no unit, expected at least one. Removing a whole channel "
-                    "group would leave a layer without channels. Keep one unit."
-                )
-            least = self._least[name]
-            if least > 1 and not mask.is_meta and int(mask.bool().sum()) < least:
-                raise MaskError(
-                    f"{name}: found a mask that keeps {int(mask.bool().sum())} unit(s), expected at least {least}. The "
-                    f"model takes a statistic over these channels, an unbiased variance say, that fewer have not. Keep "
-                    f"{least} units."
-                )
+        for name, given in named_masks(masks).items():
+            mask = refuse_unfit(name, given, len(self[name].logits), self._least[name])
             flat[self._slices[name]] = mask.bool().to(flat.device)
         self.dropped.copy_(~flat)
         self.is_fixed.fill_(1.0)
@@ -257,6 +247,18 @@ class Gates(nn.Module):
     def release(self) -> None:
         """Go back from fixed masks to drawing them from the logits."""
         self.is_fixed.zero_()
+
+    @contextmanager
+    def unchanged_on_error(self) -> Iterator[None]:
+        """A block that fixes masks; if it raises an error, masks are drawn or fixed as they were before it."""
+        before = [(tensor, tensor.clone()) for tensor in (self.dropped, self.is_fixed)]
+        try:
+            yield
+        except BaseException:
+            with torch.no_grad():
+                for tensor, value in before:
+                    tensor.copy_(value)
+            raise
 
     @torch.no_grad()
     def close_removed(self) -> None:
@@ -274,6 +276,21 @@ class Gates(nn.Module):
             )
         self.closed.copy_(self.dropped)
         self.release()
+
+    def watch_gradients(self) -> None:
+        """Begin to note which units have a gradient from the loss; `end_watch` tells."""
+        self._reached = Reached(len(self.logits))
+
+    @property
+    def passes(self) -> int | None:
+        """Backward passes since `watch_gradients`, or None where nothing is noted."""
+        return None if self._reached is None else self._reached.passes
+
+    def end_watch(self) -> list[str]:
+        """The channel groups none of whose units has had a gradient; this waits for the device."""
+        units = torch.ones(len(self.logits), dtype=torch.bool) if self._reached is None else self._reached.units.cpu()
+        self._reached = None
+        return [name for name, place in self._slices.items() if not bool(units[place].any())]
 
     def get_extra_state(self) -> torch.Tensor:
         """The estimator as a number, and tau, float64: a `state_dict` is to hold tensors only."""
@@ -310,20 +327,3 @@ class Gates(nn.Module):
     def clamp_(self) -> None:
         """Clamp the logits to ±`LOGIT_LIMIT`, where they can still move."""
         self.logits.clamp_(-LOGIT_LIMIT, LOGIT_LIMIT)
-
-
-class _Drawn(torch.autograd.Function):
-    """A draw whose backward pass can be run again and again.
-
-    Checkpointing with recomputation in the backward pass (``use_reentrant=True``) goes back to the logits once for
-    each part of the model, and autograd frees what ordinary operations have saved the first time.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, logits: torch.Tensor, mask: torch.Tensor, slope: torch.Tensor) -> torch.Tensor:
-        ctx.slope, ctx.dtype = slope, logits.dtype
-        return mask.view_as(mask)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None]:
-        return (gradient * ctx.slope).to(ctx.dtype), None, None

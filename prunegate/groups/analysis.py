@@ -77,6 +77,9 @@ class Analysis:
     masked_calls: tuple[MaskedCall, ...]
     units_of: Ids
 
+    def __repr__(self) -> str:
+        return f"Analysis({len(self.groups)} channel groups with {self.num_units:,} units, {len(self.pinned)} pinned)"
+
     @property
     def num_units(self) -> int:
         return sum(group.num_units for group in self.groups)

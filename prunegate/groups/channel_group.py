@@ -27,6 +27,9 @@ class Member(NamedTuple):
     of_axis: Ids
     of_group: range
 
+    def __repr__(self) -> str:
+        return f"{self.tensor}[{self.axis}]"
+
     @property
     def units(self) -> Ids:
         """int64, shape (length of the axis,): the group's unit at each index, -1 where there is none."""
@@ -54,6 +57,11 @@ class ChannelGroup:
     first_unit: int
     members: tuple[Member, ...]
     least: int = 1
+
+    def __repr__(self) -> str:
+        more = f" and {len(self.members) - 4} more" if len(self.members) > 4 else ""
+        members = ", ".join(map(repr, self.members[:4]))
+        return f"ChannelGroup({self.name!r}, {self.num_units} units of {members}{more})"
 
     @property
     def channels_per_unit(self) -> int:

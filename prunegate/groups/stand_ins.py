@@ -52,9 +52,11 @@ class StandIns:
             return copy_with(model).requires_grad_(False)
         return copy_with(model, self.of)
 
-    def running(self) -> contextlib.AbstractContextManager[object]:
-        """What such a copy has to run under."""
-        return self._mode or contextlib.nullcontext()
+    @contextlib.contextmanager
+    def running(self) -> Iterator[None]:
+        """What such a copy has to run under. Operations that fail are told of by their errors alone."""
+        with quiet(), self._mode or contextlib.nullcontext():
+            yield
 
     def running_unfollowed(self) -> contextlib.AbstractContextManager[object]:
         """The same for a run that only asks whether all shapes fit, which is quicker."""

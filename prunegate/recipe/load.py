@@ -8,16 +8,21 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from prunegate.builders import Builder
 from prunegate.data import check_data
-from prunegate.errors import PrunegateError, RecipeError, nearest
+from prunegate.errors import ModelNameError, PrunegateError, RecipeError, nearest
 from prunegate.own_code import OwnBuilder, imported, is_own
 from prunegate.recipe.schema import ModelSettings, Recipe
-from prunegate.recipe.source import KeyPath, Source, dotted, parse_value, read_source
+from prunegate.recipe.source import KeyPath, Source, dotted, entries, parse_value, read_source
 from prunegate.recipe.trackers import check_trackers
+from prunegate.settings import Settings
 from prunegate.training.processes import check_precision
+from prunegate.weight_files import fitting_weights
+
+# Values of a section, aliases written out, that a recipe may have.
+_MOST_ENTRIES = 100_000
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -36,6 +41,8 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     for text in overrides:
         mistakes += _override(source, text)
     recipe = None
+    if nested := list(_endless(source)):
+        raise RecipeError("\n".join(mistakes + nested))
     try:
         recipe = Recipe.model_validate(source.data)
     except ValidationError as error:
@@ -46,7 +53,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 
 
 def check_recipe(recipe: Recipe) -> None:
-    """Check what a recipe refers to, without building or training anything.
+    """Check what a recipe refers to, without training anything. A model is built only to compare weights with it.
 
     Raises:
         PrunegateError: An unknown model or optimiser, weights or data that are not there, or a precision that this
@@ -54,8 +61,8 @@ def check_recipe(recipe: Recipe) -> None:
             are several.
     """
     checks: list[Callable[[], object]] = [
-        lambda: dense_builder(recipe.model),
-        lambda: _check_weights(recipe.model.weights),
+        lambda: _check_model(recipe.model),
+        lambda: _check_trained(recipe),
         lambda: check_data(recipe.data),
         lambda: _check_optimizer(recipe.optimizer.name),
         lambda: check_precision(recipe.training.precision),
@@ -80,6 +87,13 @@ def dense_builder(model: ModelSettings) -> Builder | OwnBuilder:
     Raises:
         ModelNameError: There is no such model or function, or an argument is refused.
     """
+    for key in model.arguments:
+        if key.startswith(("pretrained", "weights", "checkpoint_path")) and not is_own(model.name):
+            raise ModelNameError(
+                f"model.arguments.{key}: argument {key!r} is refused: models are built without fetching anything. Save "
+                f"the weights once, torch.save(model.state_dict(), 'weights.pth'), and name that file: "
+                "model.weights=weights.pth."
+            )
     if is_own(model.name):
         own = OwnBuilder(model.name, model.arguments)
         own.function()
@@ -98,9 +112,38 @@ def own_loss(name: str) -> Callable[..., Any]:
     return imported(name, "training.loss", RecipeError)
 
 
-def _check_weights(path: str | None) -> None:
-    if path is not None and not Path(path).is_file():
-        raise RecipeError(f"model.weights: found no file {path!r}, expected a safetensors file.")
+def _check_model(settings: ModelSettings) -> None:
+    """The model's name and arguments; and whether the weights fit it, for which it is built."""
+    mistakes: list[str] = []
+    if settings.weights is not None and not Path(settings.weights).is_file():
+        mistakes.append(
+            f"model.weights: found no file {settings.weights!r}, expected a safetensors file, or a state_dict in a "
+            ".pth or .pt."
+        )
+    try:
+        builder = dense_builder(settings)
+    except ModelNameError as error:
+        if not mistakes:
+            raise
+        mistakes.insert(0, str(error))
+    if mistakes:
+        raise RecipeError("\n".join(mistakes))
+    if settings.weights is not None:
+        model = builder.zeroed() if isinstance(builder, Builder) else builder.build()
+        fitting_weights(model, settings.weights)
+
+
+def _check_trained(recipe: Recipe) -> None:
+    model = recipe.model
+    if recipe.stages.dense.epochs or model.weights is not None or model.trained:
+        return
+    own = ", or model.trained=true if that function gives it trained weights" if is_own(model.name) else ""
+    teacher = ", and distillation would learn from it" if recipe.distillation.weight else ""
+    raise RecipeError(
+        f"stages.dense.epochs: found 0 and no model.weights, expected one of them. Gates would prune a network of "
+        f"random weights{teacher}. Say how many epochs train the dense model, or name a file with trained weights as "
+        f"model.weights{own}."
+    )
 
 
 def _check_optimizer(name: str) -> None:
@@ -111,6 +154,16 @@ def _check_optimizer(name: str) -> None:
         raise RecipeError(
             f"optimizer.name: timm has no optimiser {name!r}. Nearest: {', '.join(nearest(name, known)) or 'none'}."
         )
+
+
+def _endless(source: Source) -> Iterator[str]:
+    """The sections in which aliases repeat each other to more values than anybody can write down."""
+    for key in Recipe.model_fields:
+        if entries(source.data.get(key)) > _MOST_ENTRIES:
+            yield (
+                f"{source.place((key,))}: {key}: found aliases (*name) that repeat each other to more than "
+                f"{_MOST_ENTRIES:,} values, expected fewer. Write the values out."
+            )
 
 
 def _override(source: Source, text: str) -> list[str]:
@@ -129,6 +182,7 @@ def _override(source: Source, text: str) -> list[str]:
         if section.get(part) is None:  # not given, or a section without keys
             section[part] = {}
             source.replace(path[:depth], where)
+        section[part] = _section(path[:depth]).with_key(section[part])
         section = section[part]
         if not isinstance(section, dict):
             return [f"{where}: {dotted(path[:depth])} is no section, so it has no keys to set."]
@@ -146,7 +200,7 @@ def _describe(source: Source, detail: Any) -> str:
     where = f"{source.place(path)}: {dotted(path)}"
     kind = detail["type"]
     if kind == "extra_forbidden":
-        known = list(_keys_at(path[:-1]))
+        known = list(_section(path[:-1]).model_fields)
         near = nearest(str(path[-1]), known, 1)
         hint = f"Nearest known key: {near[0]}." if near else f"Known keys: {', '.join(known)}."
         return f"{where}: unknown key. {hint}"
@@ -161,15 +215,15 @@ def _describe(source: Source, detail: Any) -> str:
     return f"{where}: found {reprlib.repr(detail['input'])}, {expected}."
 
 
-def _keys_at(path: KeyPath) -> Iterator[str]:
-    """The keys that the schema knows in one section."""
-    model: type[BaseModel] = Recipe
+def _section(path: KeyPath) -> type[Settings]:
+    """The section of the schema at a path; where there is none, one without keys."""
+    model: type[Settings] = Recipe
     for part in path:
         annotation = model.model_fields[str(part)].annotation if part in model.model_fields else None
-        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
-            return
+        if not (isinstance(annotation, type) and issubclass(annotation, Settings)):
+            return Settings
         model = annotation
-    yield from model.model_fields
+    return model
 
 
 def _name(value: Any) -> str:

@@ -33,10 +33,10 @@ class Results:
         """Write one budget's compact model."""
         if not self.out.writes:
             return
-        smallest = outcome.fraction == self.recipe.budget.fractions[-1]
+        budget = self.recipe.budget
+        smallest = budget.limit is not None or outcome.fraction == budget.fractions[-1]
         name = files.CHECKPOINT if smallest else files.checkpoint_of(outcome.fraction)
-        budget = {"metric": self.recipe.budget.metric, "fraction": outcome.fraction}
-        extra = {"recipe": self.recipe.name, "budget": budget, "accuracy": outcome.accuracy}
+        extra = {"recipe": self.recipe.name, "budget": self._asked(outcome), "accuracy": outcome.accuracy}
         # A checkpoint never names a user's own code: such a model is handed in when it is loaded.
         builder = self.builder if isinstance(self.builder, Builder) else None
         result.save(self.out.file(name), builder=builder, extra=extra)
@@ -65,7 +65,8 @@ class Results:
         share = comparison.compact.macs / dense_macs
         title = f"{self.recipe.name}: {self.builder.full_name}, {share:.1%} of the MACs"
         if self.out.writes:
-            draw_report(self.out.file(files.REPORT), title, records, layers, dense_macs)
+            loss = _loss_name(self.recipe)
+            draw_report(self.out.file(files.REPORT), title, records, layers, dense_macs, loss)
         for outcome in larger:
             costs = outcome.costs["macs"]
             self.listener.note(
@@ -77,10 +78,16 @@ class Results:
         self.out.write(files.SUMMARY, json.dumps(self._summary(comparison, larger, last), indent=2))
         return RunSummary(self.out.path, comparison, last.hardened, compact_macs, dense_macs)
 
+    def _asked(self, outcome: Outcome) -> dict[str, Any]:
+        """The budget of one model, as the recipe gives it."""
+        budget = self.recipe.budget
+        amount = {"fraction": outcome.fraction} if budget.limit is None else {"limit": budget.limit}
+        return {"metric": budget.metric, **amount}
+
     def _summary(self, comparison: Comparison, larger: Sequence[Outcome], last: Outcome) -> dict[str, Any]:
         return {
             "recipe": self.recipe.name,
-            "budget": {"metric": self.recipe.budget.metric, "fraction": last.fraction},
+            "budget": self._asked(last),
             "accuracy_after_hardening": last.hardened,
             "comparison": comparison.as_dict(),
             "certificate": last.certificate,
@@ -96,3 +103,9 @@ class Results:
                 for outcome in larger
             ],
         }
+
+
+def _loss_name(recipe: Recipe) -> str:
+    """What the curve of the training loss shows."""
+    name = recipe.training.loss or "cross entropy"
+    return f"{name}, with distillation" if recipe.distillation.weight else name

@@ -10,8 +10,6 @@ from pathlib import Path
 
 import torch
 from accelerate.utils import set_seed
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import nn
 
 from prunegate.data import Data, load_data
@@ -22,12 +20,13 @@ from prunegate.recipe.listener import Listener, Listeners, RunSummary
 from prunegate.recipe.load import check_recipe, dense_builder, own_loss
 from prunegate.recipe.plans import copies_in_state
 from prunegate.recipe.resuming import refuse_changed, resume_command
-from prunegate.recipe.schema import Recipe
+from prunegate.recipe.schema import BudgetSettings, Recipe
 from prunegate.recipe.stages import Stages
 from prunegate.recipe.state import RunState
 from prunegate.recipe.step_checkpoints import bytes_needed
 from prunegate.recipe.trackers import trackers_of
 from prunegate.training import Budget, Processes
+from prunegate.weight_files import load_weights
 from prunegate.wrapping import GatedModel, wrap
 from prunegate.wrapping.gated_model import unreachable
 
@@ -68,7 +67,8 @@ def run(
     set_seed(recipe.seed)
     builder = dense_builder(recipe.model)
     model = builder.build()
-    _load_weights(model, recipe.model.weights)
+    if recipe.model.weights is not None:
+        load_weights(model, recipe.model.weights)
     data = load_data(recipe.data, recipe.seed)
     _check_output(model, data, recipe)
     data = data.to(processes.device)
@@ -76,7 +76,9 @@ def run(
     listeners = Listeners([listener] if listener is not None and processes.is_first else [])
     # Wraps the model, which refuses now what could not be pruned after an hour of training.
     wrapped = partial(_wrap, recipe, data)
-    stages = Stages(recipe, out, builder, model, wrapped, data, loss, processes, listeners, stop)
+    untrained = wrapped(model)
+    _refuse_unreachable(untrained, recipe.budget)
+    stages = Stages(recipe, out, builder, model, untrained, wrapped, data, loss, processes, listeners, stop)
     if processes.count > 1:
         set_seed(recipe.seed + processes.rank)  # each has its own dropout
     weights = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
@@ -118,28 +120,28 @@ def _repeatable_convolutions() -> Iterator[None]:
 
 
 def _wrap(recipe: Recipe, data: Data, model: nn.Module) -> GatedModel:
-    """Wrap the model and refuse a budget that its gates cannot reach."""
-    gated = wrap(
+    return wrap(
         model,
         torch.zeros(2, *data.shape, device=next(iter(model.parameters())).device),
         exclude=recipe.gates.exclude,
         round_to=recipe.gates.round_to,
         attention=recipe.gates.attention,
     )
-    for metric, share in recipe.budget.shares(recipe.budget.fractions[-1]).items():
+
+
+def _refuse_unreachable(gated: GatedModel, budget: BudgetSettings) -> None:
+    """Refuse a budget that the gates cannot reach."""
+    dense = gated.dense_cost(budget.metric)
+    if budget.limit is not None and budget.limit >= dense:
+        raise BudgetError(
+            f"budget.limit: found {budget.limit:,} {budget.metric}, expected less than {dense:,}, the dense cost: "
+            "nothing would be removed. Ask for fewer."
+        )
+    resolved = budget.of_dense(dense)
+    for metric, share in resolved.shares(resolved.fractions[-1]).items():
         limit = Budget(metric, share).limit_for(gated.dense_cost(metric))
         if limit < gated.least_cost(metric):
             raise BudgetError(unreachable(gated, metric, limit))
-    return gated
-
-
-def _load_weights(model: nn.Module, path: str | None) -> None:
-    if path is None:
-        return
-    try:
-        model.load_state_dict(load_file(path))
-    except (SafetensorError, OSError, RuntimeError) as error:
-        raise RecipeError(f"model.weights: {path}: does not fit the model: {error}") from error
 
 
 def _check_output(model: nn.Module, data: Data, recipe: Recipe) -> None:

@@ -24,7 +24,24 @@ class ModelSettings(Settings):
         description="timm/<name>, torchvision/<name>, prunegate/<name>, or module:function of your own code"
     )
     arguments: dict[str, Any] = Field(default_factory=dict, description="keyword arguments of the model's builder")
-    weights: str | None = Field(None, description="safetensors file with trained weights of the dense model")
+    weights: str | None = Field(
+        None,
+        description="trained weights of the dense model: safetensors, or a state_dict in a .pth or .pt, by itself or "
+        "in a trainer's checkpoint, where averaged weights come first",
+    )
+    trained: bool = Field(
+        False,
+        description="true if module:function gives the model with trained weights: the dense stage may be left out",
+    )
+
+    @model_validator(mode="after")
+    def _trained_by_its_function(self) -> ModelSettings:
+        if self.trained and ":" not in self.name:
+            raise ValueError(
+                f"found trained: true for {self.name}, which is built with random weights, expected it for "
+                "module:function alone. Name a file with trained weights as model.weights"
+            )
+        return self
 
 
 class GatesSettings(Settings):
@@ -61,16 +78,27 @@ def _falling(fractions: list[float]) -> list[float]:
 class BudgetSettings(Settings):
     """What may remain of the dense cost."""
 
+    key_alone = "fraction"
+
     metric: Metric = Field("macs", description="what is counted")
     fraction: Annotated[
         Annotated[Fraction, Tag("(one)")]
         | Annotated[list[Fraction], Field(min_length=1), AfterValidator(_falling), Tag("(several)")],
         Discriminator(lambda value: "(several)" if isinstance(value, list) else "(one)"),
     ] = Field(0.5, description="share of the dense cost that may remain; several, falling, give as many nested models")
+    limit: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="absolute instead of fraction: MACs per sample, or parameters, that may remain"
+    )
 
     also: dict[Metric, Fraction] = Field(
         default_factory=dict, description="further metrics with what may remain of them, held by every model too"
     )
+
+    @model_validator(mode="after")
+    def _of_one_kind(self) -> BudgetSettings:
+        if self.limit is not None and "fraction" in self.model_fields_set:
+            raise ValueError(f"found a limit of {self.limit:,} and a fraction of {self.fraction}, expected one of them")
+        return self
 
     @model_validator(mode="after")
     def _of_other_metrics(self) -> BudgetSettings:
@@ -82,6 +110,13 @@ class BudgetSettings(Settings):
     def fractions(self) -> tuple[float, ...]:
         """The fractions, from the largest model to the smallest."""
         return tuple(self.fraction) if isinstance(self.fraction, list) else (self.fraction,)
+
+    def of_dense(self, dense_cost: int) -> BudgetSettings:
+        """The same budget with its limit as the fraction of a dense model's cost that comes to just this limit."""
+        if self.limit is None:
+            return self
+        fraction = min(1.0, (self.limit + 0.5) / dense_cost)
+        return self.model_copy(update={"fraction": fraction, "limit": None})
 
     def shares(self, fraction: float) -> dict[Metric, float]:
         """For the model of this fraction: by metric, what may remain."""
@@ -237,7 +272,10 @@ class GateStageSettings(StageSettings):
 class StagesSettings(Settings):
     """The stages of a run, in their order."""
 
-    dense: StageSettings = Field(description="trains the dense model; 0 epochs if it comes with weights")
+    dense: StageSettings = Field(
+        StageSettings(epochs=0, learning_rate=0.1),
+        description="trains the dense model; left out, or 0 epochs, if it comes with weights",
+    )
     gate: GateStageSettings = Field(description="trains weights and gates together under the budget")
     finetune: StageSettings = Field(description="trains the compact model")
 
@@ -258,7 +296,9 @@ class Recipe(Settings):
     model: ModelSettings = Field(description="the dense model")
     data: DataSettings = Field(description="images and labels")
     gates: GatesSettings = Field(GatesSettings(), description="the gates")
-    budget: BudgetSettings = Field(BudgetSettings(), description="what may remain of the dense cost")
+    budget: BudgetSettings = Field(
+        BudgetSettings(), description="what may remain of the dense cost; a number alone is its fraction"
+    )
     tau: TauSettings = Field(TauSettings(), description="relaxation temperature")
     optimizer: OptimizerSettings = Field(OptimizerSettings(), description="the weights' optimiser")
     scheduler: SchedulerSettings = Field(SchedulerSettings(), description="the weights' rate over a stage")
@@ -280,4 +320,6 @@ class Recipe(Settings):
 
     def dump_yaml(self) -> str:
         """The whole recipe with every default written out."""
-        return yaml.safe_dump(self.model_dump(), sort_keys=False, allow_unicode=True)
+        written = self.model_dump()
+        del written["budget"]["limit" if self.budget.limit is None else "fraction"]  # one of them is given
+        return yaml.safe_dump(written, sort_keys=False, allow_unicode=True)

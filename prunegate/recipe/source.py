@@ -91,6 +91,18 @@ def read_source(path: Path) -> Source:
     return source
 
 
+def entries(value: Any, known: dict[int, int] | None = None) -> int:
+    """How many values there are with every alias written out; each is looked at once. Ones within themselves end it."""
+    known = {} if known is None else known
+    if not isinstance(value, (dict, list)):
+        return 1
+    if id(value) not in known:
+        known[id(value)] = 0  # while it is counted
+        parts = value.values() if isinstance(value, dict) else value
+        known[id(value)] = 1 + sum(entries(part, known) for part in parts)
+    return known[id(value)]
+
+
 def dotted(path: KeyPath) -> str:
     return ".".join(str(part) for part in path) or "recipe"
 

@@ -49,6 +49,8 @@ class Stages:
     """Carries a recipe out and writes what comes of it.
 
     Args:
+        untrained: The model with gates, before anything is trained: what can be pruned, and what it costs.
+        wrap: Puts gates on a model.
         stop: Gives the number of a signal that asks the run to stop, or 0; looked at after every step.
     """
 
@@ -58,6 +60,7 @@ class Stages:
         out: RunFolder,
         builder: Builder | OwnBuilder,
         model: nn.Module,
+        untrained: GatedModel,
         wrap: Callable[[nn.Module], GatedModel],
         data: Data,
         loss: Loss | None,
@@ -70,8 +73,8 @@ class Stages:
         self.results = Results(recipe, out, builder, listener)
         self.share = Share(processes.rank, processes.count)
         self.checkpoints = StepCheckpoints(out.path, recipe.checkpoints)
-        untrained = wrap(model)
         self.dense_macs, self.groups = untrained.dense_cost("macs"), untrained.groups
+        self.budget = recipe.budget.of_dense(untrained.dense_cost(recipe.budget.metric))
         self.records: list[dict[str, Any]] = []
         self.outcomes: list[Outcome] = []
         self.epochs_done = self._steps_before = 0
@@ -92,9 +95,9 @@ class Stages:
         self._dense_stage()
         gated = self.wrap(self.dense)
         result: Compaction | None = None
-        for index in range(len(self.outcomes), len(self.recipe.budget.fractions)):
+        for index in range(len(self.outcomes), len(self.budget.fractions)):
             self._budget = index
-            result = self._one_budget(gated, self.recipe.budget.fractions[index])
+            result = self._one_budget(gated, self.budget.fractions[index])
         if result is None:
             raise AssertionError("a state is saved before its budget's outcome is noted")
         units = {group.name: group.num_units for group in self.groups}
@@ -143,13 +146,13 @@ class Stages:
         ramp = round(stage.target_ramp * steps)
         budgets = [
             Budget(metric, share, ramp_steps=ramp, ramp_from=before)
-            for metric, share in recipe.budget.shares(fraction).items()
+            for metric, share in self.budget.shares(fraction).items()
         ]
         gates = gate_training(gated, budgets, recipe.gates, recipe.tau, steps, stage.frozen, recipe.seed)
         self._train("gate", gated, {"gated": gated}, gates)
 
     def _harden(self, gated: GatedModel, fraction: float) -> float:
-        budgets = [Budget(metric, share) for metric, share in self.recipe.budget.shares(fraction).items()]
+        budgets = [Budget(metric, share) for metric, share in self.budget.shares(fraction).items()]
         gated.harden(*budgets)
         found = self._recover(gated)
         accuracy = self._accuracy(gated)

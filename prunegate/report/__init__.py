@@ -5,12 +5,14 @@ from __future__ import annotations
 from prunegate.report.comparison import Comparison, ModelFigures, counted_macs
 from prunegate.report.curves import KeptLayer, draw_report
 from prunegate.report.latency import Latency, measure_latency
+from prunegate.report.own_loop import Recorder
 
 __all__ = [
     "Comparison",
     "KeptLayer",
     "Latency",
     "ModelFigures",
+    "Recorder",
     "counted_macs",
     "draw_report",
     "measure_latency",

@@ -15,7 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from prunegate.modes import eval_mode
-from prunegate.report.latency import Latency, measure_latency
+from prunegate.report.latency import STEADY_SPREAD, Latency, measure_latency
 
 
 @dataclass(frozen=True)
@@ -86,8 +86,14 @@ class Comparison:
             unit = " B" if name == "file size" else ""
             table.add_row(name, f"{a:,}{unit}", f"{b:,}{unit}", f"{b / a:.4f}")
         for was, now in zip(dense.latencies, compact.latencies, strict=True):
-            ratio = f"{now.median_ms / was.median_ms:.2f}"
+            ratio = f"{now.median_ms / was.median_ms:.2f}" if was.is_steady and now.is_steady else "not steady"
             table.add_row(f"latency, batch {was.batch_size}", str(was), str(now), ratio)
+        if not all(latency.is_steady for latency in (*dense.latencies, *compact.latencies)):
+            table.caption = (
+                f"not steady: times are spread by more than {STEADY_SPREAD:.0%} of their median, so their ratio means "
+                "little. Measure again when the machine has nothing else to do."
+            )
+            table.caption_justify = "left"
         return table
 
 

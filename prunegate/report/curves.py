@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from prunegate.files import replacing
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _COLOURS = {"dense": "#dbe4ee", "gate": "#f7e3c8", "finetune": "#dcecd9"}
 _BLUE, _RED, _GREY, _GREEN = "#1f5a93", "#b3432b", "#8a8f98", "#3d7a3d"
@@ -23,14 +26,31 @@ class KeptLayer:
 
 
 def draw_report(
-    path: Path, title: str, records: Sequence[Mapping[str, Any]], layers: Sequence[KeptLayer], dense_macs: int
+    path: Path,
+    title: str,
+    records: Sequence[Mapping[str, Any]],
+    layers: Sequence[KeptLayer],
+    dense_macs: int,
+    loss_name: str = "cross entropy",
 ) -> None:
     """Write a PNG: loss, accuracy, tau and costs over epochs, and kept channels per channel group.
 
     Args:
         records: Lines of ``metrics.jsonl``, in order.
         dense_macs: What costs are shown as fractions of.
+        loss_name: What the training loss is, for the curve's title.
     """
+    _write(report_figure(title, records, layers, dense_macs, loss_name), path)
+
+
+def report_figure(
+    title: str,
+    records: Sequence[Mapping[str, Any]],
+    layers: Sequence[KeptLayer],
+    dense_macs: int,
+    loss_name: str = "cross entropy",
+) -> Figure:
+    """The figure that `draw_report` writes."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -43,10 +63,11 @@ def draw_report(
 
     loss = figure.add_subplot(grid[0, 0])
     loss.plot(epochs, [r["loss"] for r in records], color=_BLUE, marker=".", markersize=4)
-    loss.set(title="training loss (cross entropy)", yscale="log")
+    loss.set(title=f"training loss ({loss_name})".replace("$", r"\$"), yscale="log")
 
     accuracy = figure.add_subplot(grid[0, 1])
-    accuracy.plot(epochs, [100 * r["accuracy"] for r in records], color=_BLUE, marker=".", markersize=4)
+    measured = [r.get("accuracy") for r in records]
+    _curve(accuracy, epochs, [None if a is None else 100 * a for a in measured], _BLUE, "accuracy")
     accuracy.set(title="test accuracy, gates hard (%)")
 
     tau = figure.add_subplot(grid[1, 0])
@@ -87,11 +108,10 @@ def draw_report(
     bars.margins(x=0.06, y=0.01)
     bars.spines[["top", "right"]].set_visible(False)
     bars.legend(frameon=False, loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=2, borderaxespad=0.2)
+    return figure
 
-    _write(figure, path)
 
-
-def _write(figure: Any, path: Path) -> None:
+def _write(figure: Figure, path: Path) -> None:
     """The picture appears whole or not at all, and readable by whoever may read new files."""
     with replacing(path) as temporary:
         figure.savefig(temporary, format="png")

@@ -10,6 +10,12 @@ import numpy as np
 import torch
 from torch import nn
 
+# The largest share of the median that the interquartile range of steady times has.
+STEADY_SPREAD = 0.2
+# Times that are not steady are taken for so many times as long before they are handed out.
+_PATIENCE = 3
+_MOST_REPETITIONS = 1000
+
 
 @dataclass(frozen=True)
 class Latency:
@@ -18,6 +24,11 @@ class Latency:
     batch_size: int
     median_ms: float
     spread_ms: float
+
+    @property
+    def is_steady(self) -> bool:
+        """Whether the spread is small enough, 20% of the median at most, for the median to mean something."""
+        return self.spread_ms <= STEADY_SPREAD * self.median_ms
 
     def __str__(self) -> str:
         return f"{self.median_ms:.2f} ± {self.spread_ms / 2:.2f} ms"
@@ -35,7 +46,10 @@ def measure_latency(
 
     Args:
         shape: Shape of one sample.
-        seconds: About how long to measure in all.
+        seconds: About how long to measure in all; up to three times that where times are not steady.
+
+    Returns:
+        One latency for each model, in their order. `Latency.is_steady` says whether to trust it.
     """
     device = next(iter(models[0].parameters())).device
     x = torch.randn(batch_size, *shape, device=device)
@@ -46,16 +60,25 @@ def measure_latency(
         for _ in range(3):
             model(x)
     began = time.perf_counter()
-    while len(times[0]) < least_repetitions or time.perf_counter() - began < seconds:
-        for model, found in zip(models, times, strict=True):
-            start = time.perf_counter()
-            model(x)
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
-            found.append((time.perf_counter() - start) * 1e3)
-        if len(times[0]) >= 1000:
+    latencies: list[Latency] = []
+    for until in (seconds * (round_ + 1) for round_ in range(_PATIENCE)):
+        while len(times[0]) < least_repetitions or time.perf_counter() - began < until:
+            for model, found in zip(models, times, strict=True):
+                start = time.perf_counter()
+                model(x)
+                if device.type == "cuda":
+                    torch.cuda.synchronize(device)
+                found.append((time.perf_counter() - start) * 1e3)
+            if len(times[0]) >= _MOST_REPETITIONS:
+                break
+        latencies = [_latency(batch_size, found) for found in times]
+        if all(latency.is_steady for latency in latencies) or len(times[0]) >= _MOST_REPETITIONS:
             break
     for model, mode in zip(models, modes, strict=True):
         model.train(mode)
-    quartiles = [np.percentile(found, [25, 50, 75]) for found in times]
-    return [Latency(batch_size, float(q[1]), float(q[2] - q[0])) for q in quartiles]
+    return latencies
+
+
+def _latency(batch_size: int, times: Sequence[float]) -> Latency:
+    low, median, high = np.percentile(times, [25, 50, 75])
+    return Latency(batch_size, float(median), float(high - low))

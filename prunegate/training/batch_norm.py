@@ -5,43 +5,77 @@ While gates are drawn, the running averages mix those of many subnetworks; the h
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from prunegate.errors import LoopError
 from prunegate.modes import eval_mode
+from prunegate.training.model_calls import ModelCalls, batches_of, none_found
 
 
 @torch.no_grad()
-def reestimate_batch_norm(model: nn.Module, batches: Iterable[torch.Tensor]) -> int:
+def reestimate_batch_norm(model: nn.Module, batches: Iterable[Any]) -> int:
     """Replace all running means and variances by plain averages over ``batches``.
 
     The model's train or eval mode is as before afterwards; only BatchNorm layers are in training mode
     meanwhile, so dropout and drawn masks do not disturb the averages. Batches that are not finite are left out:
-    a single NaN would make every average one.
+    a single NaN would make every average one. On any error the statistics are what they were before.
+
+    Args:
+        model: A gated model, or any other.
+        batches: What an ordinary loader gives: inputs, (inputs, labels, ...), or dicts with the names that the
+            model's ``forward`` takes. Tensors are moved to the model's device.
 
     Returns:
         The number of batches used; 0 if the model has no BatchNorm with running statistics.
+
+    Raises:
+        LoopError: There is no batch, none whose numbers are finite, or one that the model cannot be called with.
     """
     norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
     if not norms:
         return 0
-    momenta = {norm: norm.momentum for norm in norms}
-    count = 0
-    with eval_mode(model):
-        try:
-            for norm in norms:
-                norm.reset_running_stats()
-                norm.momentum = None  # a cumulative average
-                norm.train()
-            for batch in batches:
-                # The device is waited for here and, where averages are cumulative, in each of torch's BatchNorms.
-                if bool(torch.isfinite(batch).all()):
-                    model(batch)
-                    count += 1
-        finally:
-            for norm in norms:
-                norm.momentum = momenta[norm]
-    return count
+    calls, given = ModelCalls(model), batches_of(batches)
+    first = next(given, None)  # before anything is changed
+    if first is None:
+        raise none_found(batches)
+    used = 0
+    with eval_mode(model), _averaging(norms):
+        for number, batch in enumerate(itertools.chain([first], given), start=1):
+            call = calls.of(batch)
+            # The device is waited for here and, where averages are cumulative, in each of torch's BatchNorms.
+            if call.is_finite():
+                calls.run(call, number)
+                used += 1
+        if not used:
+            raise LoopError(
+                f"batches: found no batch of finite numbers among {number}, expected at least one. The statistics are "
+                "what they were. Look for NaN and infinite values in the data."
+            )
+    return used
+
+
+@contextmanager
+def _averaging(norms: Sequence[_BatchNorm]) -> Iterator[None]:
+    """Let the layers average from the start for the block; after an error they are what they were."""
+    momenta = [norm.momentum for norm in norms]
+    before = [(buffer, buffer.clone()) for norm in norms for buffer in norm.buffers(recurse=False)]
+    try:
+        for norm in norms:
+            norm.reset_running_stats()
+            norm.momentum = None  # a cumulative average
+            norm.train()
+        yield
+    except BaseException:
+        for buffer, value in before:
+            buffer.copy_(value)
+        raise
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum

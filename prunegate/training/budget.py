@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+import weakref
 from typing import Any, NamedTuple
 
 import torch
 
 from prunegate.errors import BudgetError, DivergedError
-from prunegate.wrapping import GatedModel
+from prunegate.numbers import is_number
+from prunegate.training.watch import TrainingWatch
+from prunegate.wrapping import GatedModel, gated_model
 
 METRICS = ("macs", "params")
 
@@ -68,18 +71,29 @@ class Budget:
         quadratic: float = 10.0,
     ) -> None:
         if metric not in METRICS:
-            raise BudgetError(f"budget.metric: found {metric!r}, expected one of {', '.join(METRICS)}.")
+            hint = f" Say Budget('macs', {metric})." if is_number(metric) else ""
+            raise BudgetError(f"budget.metric: found {metric!r}, expected one of {', '.join(METRICS)}.{hint}")
         if (fraction is None) == (limit is None):
             raise BudgetError("budget: expected either a fraction of the dense cost or an absolute limit.")
-        if fraction is not None and not 0 < fraction <= 1:
+        if fraction is not None and not (is_number(fraction) and 0 < fraction <= 1):
             raise BudgetError(
-                f"budget.fraction: found {fraction}, expected a number in (0, 1]: the share of the dense cost "
+                f"budget.fraction: found {fraction!r}, expected a number in (0, 1]: the share of the dense cost "
                 "that may remain. Write 0.5 to keep half of it."
             )
-        if limit is not None and limit <= 0:
-            raise BudgetError(f"budget.limit: found {limit}, expected a positive cost.")
-        if not 0 < ramp_from <= 1:
-            raise BudgetError(f"budget.ramp_from: found {ramp_from}, expected a fraction of the dense cost in (0, 1].")
+        if limit is not None and not (is_number(limit) and limit > 0):
+            raise BudgetError(f"budget.limit: found {limit!r}, expected a positive cost, such as 2_000_000_000 MACs.")
+        if not (is_number(ramp_from) and 0 < ramp_from <= 1):
+            raise BudgetError(
+                f"budget.ramp_from: found {ramp_from!r}, expected a fraction of the dense cost in (0, 1]."
+            )
+        if not (is_number(ramp_steps) and ramp_steps >= 0):
+            raise BudgetError(f"budget.ramp_steps: found {ramp_steps!r}, expected a number of steps, 0 or more.")
+        if not (is_number(margin) and 0 <= margin < 1):
+            raise BudgetError(f"budget.margin: found {margin!r}, expected a fraction of the target in [0, 1).")
+        gains = {"proportional_gain": proportional_gain, "integral_gain": integral_gain, "quadratic": quadratic}
+        for name, gain in gains.items():
+            if not (is_number(gain) and gain >= 0):
+                raise BudgetError(f"budget.{name}: found {gain!r}, expected a number of at least 0.")
         self.metric, self.fraction, self.limit = metric, fraction, limit
         self.ramp_steps, self.ramp_from, self.margin = ramp_steps, ramp_from, margin
         self.proportional_gain, self.integral_gain, self.quadratic = (
@@ -91,6 +105,8 @@ class Budget:
         self._seen = False  # whether there has been a penalty
         self._start = 0.0, 0.0  # integral and multiplier before there is a device
         self._control: _Control | None = None
+        self._gated: weakref.ref[GatedModel] | None = None  # the one of the last penalty
+        self._watch = TrainingWatch()
         self._mark: tuple[int, float] | None = None  # step and violation since which it has not come down
 
     @property
@@ -111,7 +127,7 @@ class Budget:
     def limit_for(self, dense_cost: int) -> int:
         """The absolute limit for a model of this dense cost, rounded down."""
         if self.limit is not None:
-            return min(self.limit, dense_cost)
+            return min(int(self.limit), dense_cost)
         assert self.fraction is not None
         return math.floor(self.fraction * dense_cost)
 
@@ -125,6 +141,10 @@ class Budget:
 
     def penalty(self, gated: GatedModel) -> torch.Tensor:
         """The term to add to the loss: 0-d tensor, differentiable in the logits."""
+        if not hasattr(gated, "expected_cost"):
+            gated_model(gated, "Budget.penalty")
+        # Whatever has a cost can be held to a budget; only what has weights and gates is watched.
+        self._gated = weakref.ref(gated) if isinstance(gated, GatedModel) else None
         return self._penalty(gated.expected_cost(self.metric), self.target(gated))
 
     def _penalty(self, expected: torch.Tensor, target: float | torch.Tensor) -> torch.Tensor:
@@ -145,8 +165,12 @@ class Budget:
         """Update the multiplier by the violation that the last `penalty` saw, and advance the ramp.
 
         Raises:
-            DivergedError: The gates have not followed for long: the multiplier would only grow.
+            DivergedError: The gates have not followed for long: the multiplier would only grow. Or logits have become
+                NaN.
         """
+        gated = None if self._gated is None else self._gated()
+        if gated is not None:
+            self._watch.look(gated)
         self._update()
         self._advance()
 
@@ -159,9 +183,21 @@ class Budget:
             multiplier.copy_(integral).add_(violation, alpha=self.proportional_gain).clamp_(min=0.0)
 
     def _advance(self) -> None:
-        if self._seen and self._control is not None and self.count % _LOOK_EVERY == 0:
-            self._refuse_stuck(float(self._control.violation))
+        look = self.count % _LOOK_EVERY == 0
+        if self._seen and self._control is not None and (look or self._control.violation.device.type == "cpu"):
+            violation = float(self._control.violation)
+            self._refuse_lost(violation)
+            if look:
+                self._refuse_stuck(violation)
         self.count += 1
+
+    def _refuse_lost(self, violation: float) -> None:
+        if not math.isfinite(violation):
+            raise DivergedError(
+                f"budget: step {self.count}: found expected {self.metric} that are not finite, expected a number. The "
+                "logits have become NaN: the loss of a step before was not finite. Go back to a state from before it, "
+                "and look for NaN in the data or the weights, or lower the learning rates."
+            )
 
     def _refuse_stuck(self, violation: float) -> None:
         if self.count < self.ramp_steps or violation <= _STUCK_VIOLATION:
@@ -174,6 +210,9 @@ class Budget:
                 f"steps, expected them to come down to it. The multiplier has grown to {self.multiplier:.3g}, and the "
                 "gates do not follow. Raise gates.learning_rate, or remove patterns from gates.exclude."
             )
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_gated": None}  # which model it was is no part of it, and cannot be pickled
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -191,4 +230,5 @@ class Budget:
 
     def __repr__(self) -> str:
         size = f"fraction={self.fraction}" if self.limit is None else f"limit={self.limit}"
-        return f"Budget({self.metric!r}, {size}, multiplier={self.multiplier:.3g})"
+        ramp = f", step {self.count} of {self.ramp_steps} of the ramp" if self.count < self.ramp_steps else ""
+        return f"Budget({self.metric!r}, {size}, multiplier={self.multiplier:.3g}{ramp})"

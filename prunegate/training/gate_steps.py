@@ -7,13 +7,15 @@ from typing import Any
 
 import torch
 
-from prunegate.errors import BudgetError, LoopError
+from prunegate.errors import BudgetError, DivergedError, LoopError
 from prunegate.gates import Replay
+from prunegate.numbers import is_count, is_number
 from prunegate.training.batch_norm import reestimate_batch_norm
 from prunegate.training.budget import Budget
 from prunegate.training.optimizers import logit_optimizer
 from prunegate.training.tau import Schedule, TauSchedule
-from prunegate.wrapping import GatedModel
+from prunegate.training.watch import TrainingWatch
+from prunegate.wrapping import GatedModel, gated_model
 from prunegate.wrapping.gated_model import unreachable
 
 # How far a logit gets that is pushed one way all through the gate stage; from one limit to the other it is 9.2.
@@ -40,6 +42,7 @@ class GateSteps:
 
     Attributes:
         count: Steps taken, frozen or not.
+        steps: Steps until `finish`.
 
     Args:
         gated: Its logits are set to where a gate stage starts, and so is its tau.
@@ -55,7 +58,9 @@ class GateSteps:
             Logits of which some are closed for good are left alone anyway.
 
     Raises:
+        NotGatedError: ``gated`` is no gated model.
         BudgetError: Values out of range, or a budget below what the gates can reach.
+        DivergedError: Weights are not finite, and the gates are fresh.
         LoopError: The gated model's masks are fixed, and the gates are fresh.
     """
 
@@ -72,14 +77,22 @@ class GateSteps:
         learning_rate: float | None = None,
         fresh: bool = True,
     ) -> None:
+        gated = gated_model(gated, "GateSteps")
         if fresh:
             _refuse_fixed(gated)
-        if not 0.0 <= frozen < 1.0:
+        if not is_count(steps) or not steps:
+            raise BudgetError(f"steps: found {steps!r}, expected a whole number of at least 1: steps until finish.")
+        if not is_number(frozen) or not 0.0 <= frozen < 1.0:
             raise BudgetError(
-                f"frozen: found {frozen}, expected a share of the steps in [0, 1): gates have to learn before they are "
-                "frozen. Say 0.4, or 0 to draw masks until the end."
+                f"frozen: found {frozen!r}, expected a share of the steps in [0, 1): gates have to learn before they "
+                "are frozen. Say 0.4, or 0 to draw masks until the end."
             )
-        self.gated = gated
+        steps = int(steps)
+        if learning_rate is not None and not (is_number(learning_rate) and learning_rate > 0):
+            raise BudgetError(
+                f"learning_rate: found {learning_rate!r}, expected a number above 0, or none for 30 / steps."
+            )
+        self.gated, self.steps = gated, steps
         self.count = 0
         drawn = steps_drawn(steps, frozen)
         self._freeze_after = drawn if drawn < steps else None
@@ -94,6 +107,7 @@ class GateSteps:
             gated.gates.start_at(_KEEP_PROBABILITY, gated.magnitudes())
         self.optimizer = logit_optimizer(gated, learning_rate or LOGIT_TRAVEL / drawn)
         self._replay = Replay()
+        self._watch = TrainingWatch()
         self._gradient: torch.Tensor | None = None
 
     def step(self, scaler: torch.amp.GradScaler | None = None) -> None:
@@ -108,7 +122,10 @@ class GateSteps:
 
         Raises:
             LoopError: The logits have no gradient, or masks are fixed that are not frozen gates'.
+            DivergedError: The gradient is not finite; nothing has been changed by it. Looked for on the CPU, where it
+                costs no waiting; elsewhere `Budget` notices within some steps.
         """
+        self._watch.look(self.gated)
         logits = self.gated.gates.logits
         if self.are_frozen:
             self.count += 1
@@ -120,6 +137,12 @@ class GateSteps:
                 "GateSteps.step: found no gradient in the logits, expected the loss's. Without it units would go by "
                 "their cost alone. Call the gated model itself, not the model inside it, and call step after "
                 "loss.backward(), before the gradients are zeroed."
+            )
+        if scaler is None and logits.grad.device.type == "cpu" and not bool(torch.isfinite(logits.grad).all()):
+            raise DivergedError(
+                f"GateSteps.step: step {self.count}: found a gradient of the logits that is not finite, expected "
+                "numbers. The loss, the data or the weights hold NaN. Neither logits nor weights have been stepped: "
+                "look for NaN in the batch and the weights, or lower the learning rate of the weights."
             )
         if scaler is not None:
             scaler.unscale_(self.optimizer)
@@ -166,19 +189,28 @@ class GateSteps:
         """Whether the gates have learned all they will, and the steps that are left are the weights'."""
         return self._freeze_after is not None and self.count >= self._freeze_after
 
-    def finish(self, batches: Iterable[torch.Tensor] | None = None) -> None:
-        """Fix hard masks that meet the budget.
+    def finish(self, batches: Iterable[Any] | None = None) -> None:
+        """Fix hard masks that meet the budget. On an error masks and statistics are what they were before.
 
         Args:
-            batches: Inputs of the model, if its BatchNorm statistics are to be averaged again under these masks;
-                while masks were drawn they mixed those of many subnetworks.
+            batches: Batches of training data, if BatchNorm statistics are to be averaged again under these masks;
+                while masks were drawn they mixed those of many subnetworks. What an ordinary loader gives will do:
+                inputs, (inputs, labels), or dicts.
 
         Raises:
             BudgetError: Even the fewest units that may stay cost more.
+            LoopError: There is no batch, or one that the model cannot be called with.
         """
-        self.gated.harden(self.budget)
-        if batches is not None:
-            reestimate_batch_norm(self.gated, batches)
+        self._watch.end(self.gated)
+        with self.gated.gates.unchanged_on_error():
+            self.gated.harden(self.budget)
+            if batches is not None:
+                reestimate_batch_norm(self.gated, batches)
+
+    def __repr__(self) -> str:
+        drawn, frozen = self.tau.steps, self._freeze_after is not None
+        until = f", gates {'frozen since' if self.are_frozen else 'are frozen after'} step {drawn}" if frozen else ""
+        return f"GateSteps(step {self.count} of {self.steps}{until}, tau {self.gated.tau:.3g}, {self.budget!r})"
 
     @torch.no_grad()
     def metrics(self) -> dict[str, float]:

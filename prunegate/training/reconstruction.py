@@ -21,7 +21,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from prunegate.errors import LoopError
 from prunegate.groups import ExampleInputs
 from prunegate.modes import eval_mode
-from prunegate.wrapping import GatedModel
+from prunegate.wrapping import GatedModel, gated_model
 
 Layer: TypeAlias = "nn.Linear | nn.Conv2d"
 
@@ -60,6 +60,7 @@ def reconstruct(gated: GatedModel, dense: nn.Module, inputs: Any) -> int:
         He, Zhang and Sun, "Channel Pruning for Accelerating Very Deep Neural Networks", 2017, arXiv:1707.06168,
         section 3.1, for one layer at a time; Luo, Wu and Lin, "ThiNet", 2017, arXiv:1707.06342.
     """
+    gated = gated_model(gated, "reconstruct")
     if not gated.gates.are_fixed:
         raise LoopError(
             "reconstruct: found masks that are drawn from the logits, expected fixed ones: which inputs are left is "

@@ -14,11 +14,14 @@ from prunegate.errors import LoopError
 from prunegate.modes import eval_mode
 from prunegate.training.batch_norm import reestimate_batch_norm
 from prunegate.training.fit import Batch, Loss
+from prunegate.training.model_calls import batches_of, described, none_found
 from prunegate.training.reconstruction import reconstruct
-from prunegate.wrapping import GatedModel
+from prunegate.wrapping import GatedModel, gated_model
 
 # Numbers that the inputs of a reconstruction may hold, however many samples are asked for: models run on all at once.
 _INPUT_NUMBERS = 1 << 26
+# Samples to refit on, and to compare on: a norm over the batch needs two.
+_LEAST_SAMPLES = 2
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,7 @@ class Recovery:
 
 def recover(
     gated: GatedModel,
-    batches: Callable[[], Iterable[Batch]],
+    batches: Callable[[], Iterable[Batch]] | Iterable[Batch],
     dense: nn.Module | None = None,
     samples: int = 1024,
     loss: Loss = F.cross_entropy,
@@ -52,27 +55,47 @@ def recover(
     samples that nothing was fitted on.
 
     Args:
-        gated: Its masks are fixed.
-        batches: Gives the same (inputs, labels, ...) at each call, on the model's device.
+        gated: Its masks are fixed. On an error it is what it was before.
+        batches: Gives the same (inputs, labels, ...) at each call, on the model's device; or what can be gone through
+            several times, such as a list or a DataLoader.
         dense: The model it was wrapped from; without it nothing is refitted.
         samples: Refit on at most so many, and compare on as many others.
         loss: Of (scores, labels), 0-d.
 
     Raises:
-        LoopError: Masks are not fixed, batches are not of tensors, or ``dense`` is not of the gated model's form.
+        LoopError: Masks are not fixed, there are no batches or too few samples, batches are not of tensors, or
+            ``dense`` is not of the gated model's form.
     """
+    gated = gated_model(gated, "recover")
     if not gated.gates.are_fixed:
         raise LoopError(
             "recover: found masks that are drawn from the logits, expected fixed ones. There is nothing to recover "
             "from yet. Call gated.harden(budget) first."
         )
+    again = _again(batches)
+    trained = copy.deepcopy(gated.model.state_dict())
+    try:
+        return _recovered(gated, again, dense, samples, loss)
+    except BaseException:
+        gated.model.load_state_dict(trained)
+        raise
+
+
+def _recovered(
+    gated: GatedModel, batches: Callable[[], Iterable[Batch]], dense: nn.Module | None, samples: int, loss: Loss
+) -> Recovery:
+    if next(_pairs(batches()), None) is None:
+        raise none_found(batches)
     reestimate_batch_norm(gated, (inputs for inputs, _ in _pairs(batches())))
     if dense is None:
         return Recovery()
     inputs, labels = _first(_pairs(batches()), 2 * samples)
     half = len(inputs) // 2
-    if half < 2:  # a norm over the batch needs two
-        return Recovery()
+    if half < _LEAST_SAMPLES:
+        raise LoopError(
+            f"recover: found {len(inputs)} samples of finite numbers, expected at least {2 * _LEAST_SAMPLES}: some to "
+            "refit weights on, and others to compare on. Nothing was changed. Hand in more batches, or no dense model."
+        )
     before = _loss(gated, inputs[half:], labels[half:], loss)
     trained = copy.deepcopy(gated.model.state_dict())
     layers = reconstruct(gated, dense, inputs[:half])
@@ -82,6 +105,18 @@ def recover(
     if not better:
         gated.model.load_state_dict(trained)
     return Recovery(better, layers, before, after)
+
+
+def _again(batches: Callable[[], Iterable[Batch]] | Iterable[Batch]) -> Callable[[], Iterable[Batch]]:
+    """What gives the same batches at each call."""
+    if callable(batches):
+        return batches
+    if iter(batches_of(batches)) is batches:
+        raise LoopError(
+            f"recover: found {described(batches)}, which can be gone through only once, expected batches for several "
+            "passes. Hand in a list, a DataLoader, or a function that gives them anew at each call."
+        )
+    return lambda: batches
 
 
 @torch.no_grad()

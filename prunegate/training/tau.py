@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+from torch import nn
+
 from prunegate.errors import BudgetError
-from prunegate.wrapping import GatedModel
+from prunegate.numbers import is_number
+from prunegate.wrapping import GatedModel, gated_model
 
 Schedule = Literal["exponential", "linear", "constant"]
 
@@ -45,13 +48,15 @@ class TauSchedule:
         steps: int = 1000,
         schedule: Schedule = "exponential",
     ) -> None:
-        if not 0 < end <= start:
+        if isinstance(gated, nn.Module):
+            gated = gated_model(gated, "TauSchedule")
+        if not (is_number(start) and is_number(end) and 0 < end <= start):
             raise BudgetError(
-                f"tau: found start {start} and end {end}, expected 0 < end <= start. Masks are divided by tau, "
+                f"tau: found start {start!r} and end {end!r}, expected 0 < end <= start. Masks are divided by tau, "
                 "and annealing lowers it. Start at 2.0 and end at 0.1, say."
             )
-        if steps < 1:
-            raise BudgetError(f"tau: found {steps} steps, expected at least 1.")
+        if not is_number(steps) or steps < 1:
+            raise BudgetError(f"tau: found {steps!r} steps, expected at least 1.")
         if schedule not in ("exponential", "linear", "constant"):
             raise BudgetError(f"tau: found schedule {schedule!r}, expected exponential, linear or constant.")
         self._gated, self.start, self.end, self.steps, self.schedule = gated, start, end, steps, schedule
@@ -62,6 +67,12 @@ class TauSchedule:
         """Advance by one optimisation step."""
         self.count += 1
         self._set()
+
+    def __repr__(self) -> str:
+        return (
+            f"TauSchedule({self.start:g} to {self.end:g}, {self.schedule}, step {self.count} of {self.steps}, tau "
+            f"{self._gated.tau:.3g})"
+        )
 
     def _set(self) -> None:
         self._gated.tau = tau_at(self.count / self.steps, self.start, self.end, self.schedule)

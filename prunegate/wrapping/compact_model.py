@@ -39,7 +39,9 @@ from prunegate.errors import CheckpointError, CompactionError, TraceError
 from prunegate.groups import ExampleInputs, copy_with, in_place_of, on_meta
 from prunegate.identify import identify
 from prunegate.modes import eval_mode
+from prunegate.wrapping.compactable import refuse_uncompactable
 from prunegate.wrapping.gated_model import GatedModel
+from prunegate.wrapping.require import gated_model
 
 
 @dataclass
@@ -64,6 +66,19 @@ class Compaction:
     mending: Mending
     _origin: checkpoint.Origin = field(repr=False)
     _example_inputs: ExampleInputs = field(repr=False)
+
+    def __repr__(self) -> str:
+        certificate = self.certificate
+        differs = certificate.float64 or certificate.float32
+        shares = (
+            f"{metric} {costs['compact'] / costs['dense'] if costs['dense'] else 1.0:.3f} of dense"
+            for metric, costs in self.costs.items()
+        )
+        return (
+            f"Compaction of a {type(self.model).__name__}, by the {self.backend} back-end:\n  {self.plan!r}\n"
+            f"  {', '.join(shares)}; differs from the gated model by {differs.max_rel:.1e} (relative)\n"
+            "  .model is the compact model; .summary() tells more, .save(path) writes it"
+        )
 
     def summary(self) -> str:
         """A few lines: what was kept, what it costs before and after, how equal it was shown to be, and its limits."""
@@ -146,12 +161,19 @@ class Compaction:
 
 @torch.inference_mode(False)
 def compact(gated: GatedModel) -> Compaction:
-    """Physically remove the units that the present hard masks drop.
+    """Physically remove the units that the fixed masks drop.
+
+    Args:
+        gated: Its masks are fixed, by `GatedModel.harden`, `GateSteps.finish` or `GatedModel.set_masks`.
 
     Raises:
-        CompactionError: The compact model would not compute what the gated model computes.
+        NotGatedError: It is no gated model.
+        MaskError: Masks are not fixed, but drawn from the logits.
+        CompactionError: Weights are NaN, or on the meta device; or the compact model would not compute what the gated
+            model computes.
     """
-    _refuse_without_weights(gated)
+    gated = gated_model(gated, "compact")
+    refuse_uncompactable(gated)
     keep = gated.gates.hard_mask().cpu().numpy()
     try:
         return _compact(gated, keep, *_mending_for(gated, keep, gated.mending))
@@ -250,17 +272,6 @@ def _mending_for(gated: GatedModel, keep: Mask, mending: Mending) -> tuple[Mendi
             "it looks at with wrap(..., exclude=[...]), or keep other units."
         )
     return mending, runs_for(mending)
-
-
-def _refuse_without_weights(gated: GatedModel) -> None:
-    tensors = (*gated.model.named_parameters(), *gated.model.named_buffers())
-    empty = next((name for name, tensor in tensors if tensor.is_meta), None)
-    if empty is not None or any(tensor.is_meta for tensor in gated.example_inputs.tensors()):
-        raise CompactionError(
-            f"{empty or 'example_inputs'}: found a tensor on the meta device, expected one with data. A compact model "
-            "is handed out with a certificate of what it computes, and here nothing can be computed. Build the model "
-            "with its weights, and wrap it with example inputs that have values."
-        )
 
 
 def _own(tensor: torch.Tensor) -> torch.Tensor:

@@ -81,6 +81,9 @@ class Explanation:
         )
         return f"Reach by back-end that was tried: {tried}; taken: {self.backend}."
 
+    def __repr__(self) -> str:
+        return str(self)
+
     def __str__(self) -> str:
         lines = [
             f"{len(self.groups)} channel groups, {sum(g.num_units for g in self.groups)} units; dense "

@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import nn
 
 from prunegate.compaction import Limit, Mending, limits_of
 from prunegate.costs import CostModel, keep_within
-from prunegate.errors import BudgetError, nearest
+from prunegate.errors import BudgetError, DivergedError, nearest
 from prunegate.gates import Gates, GateSites, remove_call_sites, standardised_magnitudes
 from prunegate.groups import Analysis, ChannelGroup, ExampleInputs, PinnedGroup, Trace, copy_with, the_same
 from prunegate.groups.kernels import has_fused_layers, unfused_layers
+from prunegate.numbers import is_number
 from prunegate.wrapping.explain import Explanation, explain
 from prunegate.wrapping.reach import Reach, cost_models, fewest_units
 
@@ -109,8 +111,8 @@ class GatedModel(nn.Module):
 
     @tau.setter
     def tau(self, value: float) -> None:
-        if not value > 0:
-            raise BudgetError(f"tau: found {value}, expected a number above 0. Anneal towards 0.1, not to 0.")
+        if not is_number(value) or not value > 0:
+            raise BudgetError(f"tau: found {value!r}, expected a number above 0. Anneal towards 0.1, not to 0.")
         self.gates.tau = float(value)
 
     def weight_parameters(self) -> Iterator[nn.Parameter]:
@@ -121,9 +123,30 @@ class GatedModel(nn.Module):
         """The logits: optimise them with a learning rate of their own and no weight decay."""
         return self.gates.parameters()
 
+    def weights_with_nan(self) -> list[str]:
+        """Names of parameters and of running statistics that hold NaN; this waits for the device."""
+        tensors = (*self.model.named_parameters(), *self.model.named_buffers())
+        return [
+            name
+            for name, tensor in tensors
+            if (isinstance(tensor, nn.Parameter) or "running_" in name) and bool(torch.isnan(tensor).any())
+        ]
+
     def magnitudes(self) -> torch.Tensor:
-        """Standardised weight norms of all units, shape (units,): see `prunegate.gates.standardised_magnitudes`."""
-        return standardised_magnitudes(dict(self.model.named_parameters()), self.analysis.groups)
+        """Standardised weight norms of all units, shape (units,): see `prunegate.gates.standardised_magnitudes`.
+
+        Raises:
+            DivergedError: Weights are not finite.
+        """
+        scores = standardised_magnitudes(dict(self.model.named_parameters()), self.analysis.groups)
+        if not bool(torch.isfinite(scores).all()):
+            lost = [name for name, p in self.model.named_parameters() if not bool(torch.isfinite(p).all())]
+            raise DivergedError(
+                f"magnitudes: found weights that are not finite in {', '.join(lost[:3]) or 'sums of squares'}, "
+                "expected numbers: units start with logits by the size of their weights. Load weights that "
+                "training has not lost."
+            )
+        return scores
 
     # Costs -------------------------------------------------------------------------------------
 
@@ -187,14 +210,17 @@ class GatedModel(nn.Module):
 
         Raises:
             BudgetError: Even the fewest units that may stay cost more, or there is no budget.
+            DivergedError: Logits are not finite.
         """
         if not budgets:
             raise BudgetError("harden: found no budget, expected one or more. Say harden(Budget('macs', 0.5)).")
-        limits = [
-            budget if isinstance(budget, tuple) else (budget.metric, budget.limit_for(self.dense_cost(budget.metric)))
-            for budget in budgets
-        ]
+        limits = [self._limit_of(budget) for budget in budgets]
         logits = self.gates.logits.detach().double().cpu().numpy()
+        if not np.isfinite(logits).all():
+            raise DivergedError(
+                "harden: found logits that are not finite, expected numbers: they say which units go. The loss was not "
+                "finite in some step. Go back to a state from before it, and look for NaN in the data or the weights."
+            )
         units = [group.units for group in self.analysis.groups]
         allowed = self.gates.open_units().cpu().numpy()
         costs = [(self._cost(metric), limit) for metric, limit in limits]
@@ -204,6 +230,24 @@ class GatedModel(nn.Module):
             raise BudgetError(unreachable(self, metric, limit))
         hard = torch.from_numpy(keep)
         self.gates.fix({group.name: hard[group.units] for group in self.analysis.groups})
+
+    def _limit_of(self, budget: HasLimit | tuple[str, int]) -> tuple[str, int]:
+        """The metric and the absolute limit of one budget."""
+        if not isinstance(budget, tuple) and hasattr(budget, "limit_for") and hasattr(budget, "metric"):
+            return budget.metric, budget.limit_for(self.dense_cost(budget.metric))
+        if isinstance(budget, tuple) and len(budget) == 2 and isinstance(budget[0], str) and is_number(budget[1]):
+            metric, limit = budget
+            if 0 < limit <= 1:
+                raise BudgetError(
+                    f"harden: found {limit} {metric}, expected an absolute limit such as {self.dense_cost(metric):,}, "
+                    f"the dense cost. For a share of it say harden(Budget({metric!r}, {limit}))."
+                )
+            return metric, limit
+        share = f"{budget}" if is_number(budget) and 0 < budget <= 1 else "0.5"
+        raise BudgetError(
+            f"harden: found {budget!r}, expected a Budget, or a metric and its absolute limit. Say "
+            f"harden(Budget('macs', {share}))."
+        )
 
     # The way back ------------------------------------------------------------------------------
 

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import fnmatch
+import inspect
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.nn.parameter import is_lazy
 
 from prunegate.compaction import Mending, Trial
 from prunegate.errors import NothingToPruneError, TraceError
 from prunegate.groups import Analysis, ExampleInputs, Pin, Trace, copy_with
+from prunegate.modes import eval_mode
 from prunegate.wrapping.gated_model import GatedModel
 from prunegate.wrapping.outputs_that_count import places_that_count
 from prunegate.wrapping.reach import Reach
@@ -29,7 +32,7 @@ ATTENTION_UNITS = ("finest", "heads")
 def wrap(
     model: nn.Module,
     example_inputs: Any,
-    exclude: Sequence[str] = (),
+    exclude: str | Sequence[str] = (),
     round_to: int = 1,
     backend: str = "auto",
     attention: str = "finest",
@@ -45,8 +48,10 @@ def wrap(
             made, the module that was compiled is wrapped.
         example_inputs: What the model is called with: a tensor, a tuple of positional arguments, or a
             dict of keyword arguments. Its leading size is taken as the batch size.
-        exclude: Patterns (`fnmatch`) of channel group or tensor names that get no gate, e.g. ``"layer4.*"``.
-        round_to: Kept counts become multiples of this when masks are hardened.
+        exclude: Patterns (`fnmatch`) of channel group or tensor names that get no gate, e.g. ``"layer4.*"``; one, or
+            several.
+        round_to: Kept counts become multiples of this when masks are hardened; less than the units of the largest
+            channel group.
         backend: How the compact model will be made. ``"module"`` keeps the model's class; modules within it
             whose code cannot follow smaller tensors are played back from the traced run. ``"graph"`` makes
             an `torch.fx.GraphModule`. ``"auto"`` takes the graph only where it can cut more.
@@ -69,30 +74,43 @@ def wrap(
         raise TraceError(f"backend: found {backend!r}, expected one of {', '.join(BACKENDS)}.")
     if attention not in ATTENTION_UNITS:
         raise TraceError(f"attention: found {attention!r}, expected one of {', '.join(ATTENTION_UNITS)}.")
-    if not isinstance(round_to, int) or round_to < 1:
+    if not isinstance(round_to, int) or isinstance(round_to, bool) or round_to < 1:
         raise TraceError(f"round_to: found {round_to!r}, expected a whole number of at least 1.")
+    patterns = _patterns(exclude)
     model = _module(model)
     inputs = ExampleInputs.of(example_inputs)
     if not any(True for _ in model.parameters()):
         raise NothingToPruneError("the model: found no parameters, expected layers whose channels can be removed.")
     _refuse_elsewhere(model, inputs)
+    if any(t.is_floating_point() and not t.is_meta and bool(torch.isnan(t).any()) for t in inputs.tensors()):
+        raise TraceError(
+            "example_inputs: found NaN, expected numbers: what the compact model computes is compared on them. Hand in "
+            "a batch without NaN, or torch.zeros_like of this one."
+        )
     if outputs is not None:
         inputs = replace(inputs, outputs=places_that_count(model, inputs, outputs))
     trace = Trace(model, inputs)
     whole_heads = trace.attentions() if attention == "heads" else frozenset()
-    analysis, refused = _without(trace, whole_heads, exclude)
+    analysis, refused = _without(trace, whole_heads, patterns)
     trial = _tried(model, inputs, trace, analysis, whole_heads, graph=backend == "graph")
     split = trace.split_heads(analysis, whole_heads)
     unsplit = {module for module, groups in split.items() if groups & trial.refused.keys()}
     if unsplit:  # heads whose code cannot do with fewer places within them may still go as wholes
         whole_heads |= unsplit
-        analysis, refused = _without(trace, whole_heads, exclude)
+        analysis, refused = _without(trace, whole_heads, patterns)
         trial = _tried(model, inputs, trace, analysis, whole_heads, graph=backend == "graph")
     trial, *others = _best_first(trial, whole_heads) if backend == "auto" else (trial,)
     if trial.refused:
         analysis = trace.analysis({**refused, **trial.refused}, whole_heads)
     if not analysis.groups:
+        _refuse_inputs_that_do_not_fit(model, inputs)
         raise NothingToPruneError(_nothing_left(analysis))
+    largest = max(analysis.groups, key=lambda group: group.num_units)
+    if round_to > 1 and largest.num_units <= round_to:
+        raise TraceError(
+            f"round_to: found {round_to}, expected less than {largest.num_units}, the units of the largest channel "
+            f"group ({largest.name}). Kept counts are multiples of it, so nothing could be removed. Say 8 or 16."
+        )
     logger.info("%d channel groups with %d units, %d pinned", len(analysis.groups), analysis.num_units,
                 len(analysis.pinned))  # fmt: skip
     reach = {
@@ -102,9 +120,34 @@ def wrap(
     return GatedModel(copy_with(model), trace, analysis, inputs, round_to, trial.mending, reach)
 
 
+def _patterns(exclude: str | Sequence[str]) -> tuple[str, ...]:
+    """One pattern or several, as several."""
+    if isinstance(exclude, str):
+        return (exclude,)
+    patterns = tuple(exclude) if isinstance(exclude, Iterable) else (exclude,)
+    for pattern in patterns:
+        if not isinstance(pattern, str):
+            raise TraceError(
+                f"exclude: found {pattern!r}, expected the name of a channel group or of a tensor, or a list of such "
+                "names, with * as wildcard. gated.groups lists the groups."
+            )
+    return patterns
+
+
 def _module(model: nn.Module) -> nn.Module:
     """The module whose layers are to be replaced."""
     model = getattr(model, "_orig_mod", model)  # a compiled one: to import its class takes seconds
+    if inspect.isclass(model):
+        raise TraceError(
+            f"model: found the class {model.__name__}, expected an instance of it. Say wrap({model.__name__}(...), "
+            "inputs)."
+        )
+    if isinstance(model, DistributedDataParallel):
+        raise TraceError(
+            "model: found a DistributedDataParallel, expected the model inside it. It averages the gradients of the "
+            "parameters that it was given, and gates have some of their own. Say gated = wrap(model.module, inputs), "
+            "and then DistributedDataParallel(gated)."
+        )
     if not isinstance(model, nn.Module):
         raise TraceError(f"model: found a {type(model).__name__}, expected a torch.nn.Module. Wrap its layers in one.")
     if isinstance(model, GatedModel):
@@ -137,6 +180,20 @@ def _refuse_elsewhere(model: nn.Module, inputs: ExampleInputs) -> None:
             f"{', '.join(sorted(map(str, own)))}, where the model is. Move the inputs to the model's device, or the "
             "model to theirs."
         )
+
+
+def _refuse_inputs_that_do_not_fit(model: nn.Module, inputs: ExampleInputs) -> None:
+    """Where nothing is left to prune, it may be that the model cannot be called so: then any cut seems to break it."""
+    copied = copy_with(model)
+    try:
+        with eval_mode(copied), torch.no_grad():
+            copied(*inputs.args, **inputs.kwargs)
+    except Exception as error:  # the model may raise anything
+        shapes = ", ".join(f"{tuple(t.shape)} of {str(t.dtype).removeprefix('torch.')}" for t in inputs.tensors())
+        raise TraceError(
+            f"example_inputs: found {shapes}, on which the model raises {type(error).__name__}: {error}; expected "
+            "inputs that it can be called with. Hand in a small batch of what it was trained on."
+        ) from error
 
 
 def _without(trace: Trace, whole_heads: frozenset[str], exclude: Sequence[str]) -> tuple[Analysis, dict[str, Pin]]:

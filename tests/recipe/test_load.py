@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import shutil
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,9 @@ import torch
 import yaml
 from pydantic import BaseModel
 
+from prunegate.builders import Builder
 from prunegate.errors import DataError, ModelNameError, RecipeError
+from prunegate.own_code import OwnBuilder
 from prunegate.recipe import Recipe, check_recipe, load_recipe
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -252,3 +256,113 @@ def test_precision_that_the_machine_lacks_is_refused_with_the_other_mistakes(
     with pytest.raises(RecipeError, match=r"optimizer\.name(.|\n)*training\.precision: found fp16"):
         check_recipe(load_recipe(path, ["training.precision=fp16", "optimizer.name=nosuch"]))
     check_recipe(load_recipe(path, ["training.precision=bf16"]))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (
+            [],
+            "stages.dense.epochs: found 0 and no model.weights, expected one of them. Gates would prune a network of ",
+        ),
+        (["distillation.weight=0.5"], "random weights, and distillation would learn from it. Say how many epochs"),
+        (["model.name=tests.recipe.test_load:own_net"], "or model.trained=true if that function gives it trained"),
+    ],
+)
+def test_pruning_a_network_of_random_weights_is_refused(tmp_path: Path, overrides: list[str], expected: str) -> None:
+    recipe = load_recipe(written(tmp_path), ["stages.dense.epochs=0", *overrides])
+    with pytest.raises(RecipeError, match=re.escape(expected)):
+        check_recipe(recipe)
+
+
+def own_net() -> torch.nn.Module:
+    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(1024, 16), torch.nn.ReLU(), torch.nn.Linear(16, 10))
+
+
+def test_a_function_may_give_the_model_with_trained_weights(tmp_path: Path) -> None:
+    path = written(tmp_path, GOOD.replace("  arguments: {in_chans: 1, num_classes: 10}\n", ""))
+    own = ["model.name=tests.recipe.test_load:own_net", "model.trained=true", "stages.dense.epochs=0"]
+    check_recipe(load_recipe(path, own))
+    (line,) = mistakes(path, "model.trained=true")
+    assert "model: found trained: true for timm/test_resnet, which is built with random weights, expected" in line
+
+
+@pytest.mark.parametrize("budget", ["0.25", "[0.5, 0.25]", "{fraction: 0.25}", "1"])
+def test_a_number_alone_is_the_budgets_fraction(tmp_path: Path, budget: str) -> None:
+    path = written(tmp_path, GOOD.replace("budget:\n  metric: macs\n  fraction: 0.5\n", f"budget: {budget}\n"))
+    found = load_recipe(path).budget
+    assert found.fractions[-1] == (1.0 if budget == "1" else 0.25)
+    assert load_recipe(path, ["budget.fraction=0.3", "budget.metric=params"]).budget.fractions == (0.3,)
+    assert load_recipe(written(tmp_path), [f"budget={budget}"]).budget == found
+
+
+@pytest.mark.parametrize("budget", ["2.0", "-0.5", "half", "true", "[0.25, 0.5]"])
+def test_budgets_that_are_no_fraction_are_still_refused(tmp_path: Path, budget: str) -> None:
+    lines = mistakes(written(tmp_path), f"budget={budget}")
+    assert all(line.startswith(f"--set budget={budget}: budget") for line in lines)
+
+
+def _bomb(first: str, form: str, levels: int = 12) -> str:
+    """Aliases that come to 8 to the power of ``levels`` values, in a few lines."""
+    eight = ", ".join(["*{}"] * 8)
+    parts = [f"a0: &a0 {first}"]
+    parts += [f"a{i}: &a{i} " + form.format(eight.replace("{}", f"a{i - 1}")) for i in range(1, levels)]
+    return "{" + ", ".join(parts) + "}"
+
+
+@pytest.mark.parametrize(
+    ("section", "text"),
+    [
+        ("data", "data: {{name: digits, arguments: {}}}"),
+        ("data", "data: {{name: digits, transform: {}}}"),
+        ("model", "model: {{name: timm/test_resnet, arguments: {}}}"),
+        ("budget", "budget: {}"),
+        ("gates", "gates: {{exclude: [{}]}}"),
+    ],
+)
+def test_aliases_that_repeat_each_other_without_end_are_refused_at_once(
+    tmp_path: Path, section: str, text: str
+) -> None:
+    path = written(tmp_path, "name: good\n" + text.format(_bomb("[x]", "[{}]")) + "\n")
+    began = time.perf_counter()
+    (line,) = mistakes(path)
+    assert time.perf_counter() - began < 5
+    assert line == (
+        f"{path}:2: {section}: found aliases (*name) that repeat each other to more than 100,000 values, expected "
+        "fewer. Write the values out."
+    )
+
+
+def test_aliases_in_moderation_are_fine(tmp_path: Path) -> None:
+    text = GOOD.replace("  gate: {epochs: 1, learning_rate: 0.1}", "  gate: &g {epochs: 1, learning_rate: 0.1}")
+    path = written(tmp_path, text.replace("  finetune: {epochs: 1, learning_rate: 0.1}", "  finetune: *g"))
+    assert load_recipe(path).stages.finetune.epochs == 1
+
+
+def test_code_of_ones_own_may_import_its_siblings_when_it_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = f"own_{tmp_path.name.replace('-', '_')}"
+    (tmp_path / f"{name}_layers.py").write_text("from torch import nn\ndef layers(): return nn.Linear(4, 4)\n")
+    (tmp_path / f"{name}.py").write_text(f"def net():\n    from {name}_layers import layers\n    return layers()\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.path", [*sys.path])
+    assert isinstance(OwnBuilder(f"{name}:net").build(), torch.nn.Linear)
+
+
+def test_weights_are_checked_for_fit(tmp_path: Path) -> None:
+    builder = Builder.parse("timm/test_resnet", {"in_chans": 1, "num_classes": 10})
+    torch.save({"state_dict": builder.build().state_dict()}, tmp_path / "w.pth")
+    text = GOOD.replace("  dense: {epochs: 1, learning_rate: 0.1}\n", "")
+    recipe = load_recipe(written(tmp_path, text), [f"model.weights={tmp_path / 'w.pth'}"])
+    assert recipe.stages.dense.epochs == 0
+    check_recipe(recipe)
+    changed = ["model.arguments={in_chans: 1, num_classes: 7}", f"model.weights={tmp_path / 'w.pth'}"]
+    with pytest.raises(RecipeError, match=r"does not fit the dense model: of another shape: fc\.weight is \(10, "):
+        check_recipe(load_recipe(written(tmp_path), changed))
+
+
+def test_pretrained_is_refused_with_what_to_say_instead(tmp_path: Path) -> None:
+    recipe = load_recipe(written(tmp_path), ["model.arguments.pretrained=true"])
+    with pytest.raises(
+        ModelNameError, match=r"model\.arguments\.pretrained: .*'weights\.pth'.*model\.weights=weights\.pth"
+    ):
+        check_recipe(recipe)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from torch import nn
 
 import prunegate
 from prunegate.builders import Builder
-from prunegate.report import Comparison, counted_macs
+from prunegate.report import Comparison, Latency, counted_macs
 
 
 def net(width: int) -> nn.Module:
@@ -78,3 +79,15 @@ def test_matrix_products_of_attention_are_counted(name: str) -> None:
     size = 32 if "timm" in name else 64
     gated = prunegate.wrap(model, torch.zeros(2, 3, size, size))
     assert counted_macs(model, (3, size, size)) == gated.dense_cost("macs")
+
+
+@pytest.mark.parametrize("spread", [1.0, 3.0])
+def test_a_ratio_of_times_that_are_not_steady_is_not_shown(comparison: Comparison, spread: float) -> None:
+    figures = replace(comparison.dense, latencies=(Latency(1, 10.0, 0.1), Latency(3, 10.0, spread)))
+    out = io.StringIO()
+    Console(file=out, width=110).print(Comparison(figures, figures).table())
+    rows = {line.split("│")[1].strip(): line for line in out.getvalue().splitlines() if line.startswith("│")}
+    assert "1.00" in rows["latency, batch 1"]
+    assert ("not steady" in rows["latency, batch 3"]) == (spread > 2)
+    told = " ".join(out.getvalue().split())
+    assert ("not steady: times are spread by more than 20% of their median" in told) == (spread > 2)

@@ -7,6 +7,7 @@ import pytest
 from matplotlib.image import imread
 
 from prunegate.report import KeptLayer, draw_report
+from prunegate.report.curves import report_figure
 
 
 def records(dense: int = 5, gate: int = 4, finetune: int = 3) -> list[dict[str, Any]]:
@@ -70,3 +71,9 @@ def test_names_may_hold_any_characters(tmp_path: Path) -> None:
     path = tmp_path / "report.png"
     draw_report(path, "costs_^2 run: 50% of the MACs", records(), [KeptLayer("blocks.0.attn_qkv", 3, 4)], 1000)
     assert path.stat().st_size > 10_000
+
+
+@pytest.mark.parametrize("loss", ["cross entropy", "my_code:my_loss, with distillation", "costs $x^2$"])
+def test_the_curve_says_which_loss_it_is_of(loss: str) -> None:
+    figure = report_figure("a run", records(), layers(2), 1000, loss)
+    assert figure.axes[0].get_title() == f"training loss ({loss})".replace("$", r"\$")

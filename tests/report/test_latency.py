@@ -5,7 +5,7 @@ import time
 import torch
 from torch import nn
 
-from prunegate.report import measure_latency
+from prunegate.report import Latency, measure_latency
 
 
 class Sleeper(nn.Module):
@@ -41,3 +41,24 @@ def test_models_take_turns_in_eval_mode_and_get_their_modes_back() -> None:
     timed = [name for name, _, _ in calls][-20:]
     assert timed == ["a", "b"] * 10
     assert [model.training for model in models] == [True, False]
+
+
+class Unsteady(Sleeper):
+    """Takes a long time at every other call."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.seconds = 0.001 if self.seconds > 0.001 else 0.01
+        return super().forward(x)
+
+
+def test_times_that_are_not_steady_are_taken_for_longer_and_told() -> None:
+    calls: list[tuple[str, tuple[int, ...], bool]] = []
+    began = time.perf_counter()
+    (latency,) = measure_latency([Unsteady("a", 0.01, calls)], (1,), 2, seconds=0.2)
+    assert not latency.is_steady
+    assert time.perf_counter() - began >= 0.6
+
+
+def test_a_spread_of_a_fifth_is_steady_and_more_is_not() -> None:
+    assert Latency(1, 10.0, 2.0).is_steady
+    assert not Latency(1, 10.0, 2.1).is_steady

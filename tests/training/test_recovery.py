@@ -129,3 +129,59 @@ def test_it_fits_on_at_most_so_many_samples_and_compares_on_others() -> None:
     gated.harden(prunegate.Budget("macs", 0.5))
     prunegate.recover(gated, lambda: [images(0), images(1)], net, samples=20, loss=loss)
     assert seen == [20, 20]
+
+
+def hardened(net: nn.Module) -> prunegate.GatedModel:
+    gated = prunegate.wrap(net, torch.zeros(2, 3, 8, 8)).eval()
+    gated.harden(prunegate.Budget("macs", 0.5))
+    return gated
+
+
+class WithoutNorm(nn.Sequential):
+    def __init__(self) -> None:
+        super().__init__(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.Flatten(), nn.Linear(128, 4))
+
+
+def broken_batches() -> Any:
+    yield images(0)
+    raise OSError("the disk is gone")
+
+
+@pytest.mark.parametrize(
+    ("batches", "error", "message"),
+    [
+        (lambda: [], LoopError, r"batches: found none in a function, expected at least one\. Nothing was changed"),
+        ([], LoopError, "batches: found none in a"),
+        (iter([images(0)]), LoopError, "found a list_iterator, which can be gone through only once, expected batches"),
+        (lambda: [(images(0)[0][:3], images(0)[1][:3])], LoopError, "recover: found 3 samples.*expected at least 4"),
+        (lambda: [(images(0)[0] * math.nan, images(0)[1])], LoopError, "found no batch of finite|found 0 samples"),
+        (broken_batches, OSError, "the disk is gone"),
+        (3, LoopError, "batches: found an int, expected an iterable"),
+    ],
+)
+@pytest.mark.parametrize("make", [SmallNet, WithoutNorm])
+def test_batches_that_are_of_no_use_are_refused_and_change_nothing(
+    make: Any, batches: Any, error: type[Exception], message: str
+) -> None:
+    torch.manual_seed(0)
+    net = make()
+    gated = hardened(net)
+    before = copy.deepcopy(gated.state_dict())
+    with pytest.raises(error, match=message):
+        prunegate.recover(gated, batches, net)
+    after = gated.state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+@pytest.mark.parametrize("make", [SmallNet, WithoutNorm])
+def test_no_batches_are_refused_also_without_the_dense_model(make: Any) -> None:
+    with pytest.raises(LoopError, match="found none in"):
+        prunegate.recover(hardened(make()), list)
+
+
+def test_lists_and_loaders_will_do_as_well_as_functions() -> None:
+    torch.manual_seed(0)
+    net = SmallNet()
+    loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(*images(0)), 16)
+    found = [prunegate.recover(hardened(net), batches, net) for batches in (lambda: list(loader), list(loader), loader)]
+    assert found[0] == found[1] == found[2]

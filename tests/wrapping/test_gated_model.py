@@ -213,6 +213,7 @@ def test_compaction_that_would_differ_is_refused(gated: prunegate.GatedModel, mo
         return done
 
     monkeypatch.setattr(module, "cut", wrong)
+    gated.set_masks(gated.masks())
     with pytest.raises(prunegate.CompactionError, match="the compact model differs from the gated one by"):
         prunegate.compact(gated)
 

@@ -65,7 +65,7 @@ def main(folder: Path, epochs: int = 6) -> tuple[nn.Module, float]:
         logger=False,
     )
     trainer.fit(Classifier(gated), loader)
-    reestimate_batch_norm(gated, (batch for batch, _ in loader))
+    reestimate_batch_norm(gated, loader)
     result = prunegate.compact(gated)
 
     result.save(folder / "compact.safetensors")

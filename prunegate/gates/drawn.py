@@ -1,0 +1,44 @@
+"""A drawn mask as autograd sees it: its gradient, and which units have one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+
+class Reached:
+    """Which units have had a gradient from the loss, summed up on the device.
+
+    Attributes:
+        passes: Backward passes that have come to the mask.
+    """
+
+    def __init__(self, units: int) -> None:
+        self.passes = 0
+        self.units = torch.zeros(units, dtype=torch.bool)
+
+    def add(self, gradient: torch.Tensor) -> None:
+        self.passes += 1
+        self.units = self.units.to(gradient.device).logical_or_(gradient != 0)
+
+
+class Drawn(torch.autograd.Function):
+    """A draw whose backward pass can be run again and again.
+
+    Checkpointing with recomputation in the backward pass (``use_reentrant=True``) goes back to the logits once for
+    each part of the model, and autograd frees what ordinary operations have saved the first time.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, logits: torch.Tensor, mask: torch.Tensor, slope: torch.Tensor, reached: Reached | None
+    ) -> torch.Tensor:
+        ctx.slope, ctx.dtype, ctx.reached = slope, logits.dtype, reached
+        return mask.view_as(mask)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
+        if ctx.reached is not None:
+            ctx.reached.add(gradient)
+        return (gradient * ctx.slope).to(ctx.dtype), None, None, None

@@ -1,0 +1,190 @@
+"""From what a loader gives to a call of the model: inputs alone, (inputs, labels) and dicts."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils._pytree import tree_leaves, tree_map
+
+from prunegate.errors import LoopError
+from prunegate.wrapping import GatedModel
+
+
+@dataclass(frozen=True)
+class ModelCall:
+    """The arguments of one call, on the model's device."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+    @property
+    def tensors(self) -> list[torch.Tensor]:
+        return [leaf for leaf in tree_leaves((self.args, self.kwargs)) if isinstance(leaf, torch.Tensor)]
+
+    def is_finite(self) -> bool:
+        """Whether all numbers are; this waits for the device."""
+        return all(bool(torch.isfinite(t).all()) for t in self.tensors if t.is_floating_point() or t.is_complex())
+
+
+class ModelCalls:
+    """Makes calls of a model from batches.
+
+    A gated model knows the inputs that it was wrapped with, and a batch is read in their form: of a tuple as many
+    parts are taken as the model was given, of a dict what the model's ``forward`` takes by name. Of a plain model,
+    ``forward`` alone says how many that are.
+
+    Args:
+        model: A gated model, or any other.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        inner = model.model if isinstance(model, GatedModel) else model
+        example = model.example_inputs if isinstance(model, GatedModel) else None
+        self._model = model
+        self._device = next((t.device for t in (*model.parameters(), *model.buffers())), torch.device("cpu"))
+        parameters = list(inspect.signature(inner.forward).parameters.values())
+        by_name = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+        self._names = [p.name for p in parameters if p.kind in by_name]
+        needed = [p for p in parameters if p.default is p.empty and p.kind in (by_name[0], p.POSITIONAL_ONLY)]
+        # One entry for each argument: its name, or None where it has a place, and what it was at `wrap`, if known.
+        self._expected: list[tuple[str | None, Any]] = [(None, None)] * max(1, len(needed))
+        if example is not None:
+            self._names += [name for name in example.kwargs if name not in self._names]
+            self._expected = [(None, value) for value in example.args] + list(example.kwargs.items())
+
+    def of(self, batch: Any) -> ModelCall:
+        """The call that a batch is for; labels and whatever else it holds are left out.
+
+        Raises:
+            LoopError: The batch has none of the forms.
+        """
+        values = self._arguments(batch)
+        if values is None:
+            raise LoopError(
+                f"batches: found a batch that is {described(batch)}, expected {self._wanted()}. Hand in the model's "
+                "inputs, (inputs, labels), or a dict with the names that the model's forward takes."
+            )
+        moved = tree_map(lambda leaf: leaf.to(self._device) if isinstance(leaf, torch.Tensor) else leaf, values)
+        return ModelCall(*moved)
+
+    def run(self, call: ModelCall, number: int) -> None:
+        """Call the model, and say which batch it was if the model refuses it.
+
+        Raises:
+            LoopError: It does; the model's own error is the cause.
+        """
+        try:
+            self._model(*call.args, **call.kwargs)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:
+            found = described([*call.args, *call.kwargs.values()])
+            raise LoopError(
+                f"batches: batch {number}: the model raised {type(error).__name__}: {error}. It was called with "
+                f"{found}, expected {self._wanted()}. Hand in whole batches in the form that the model was trained on."
+            ) from error
+
+    def _arguments(self, batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        if len(self._expected) == 1 and _are_alike(self._expected[0][1], batch):
+            return self._placed([batch])
+        if isinstance(batch, Mapping):
+            return self._named(batch)
+        if isinstance(batch, torch.Tensor):  # the other arguments may have defaults
+            return self._placed([batch])
+        if not isinstance(batch, (tuple, list)) or not batch:
+            return None
+        count = len(self._expected)
+        if len(batch) >= count and all(_are_alike(e, v) for (_, e), v in zip(self._expected, batch, strict=False)):
+            return self._placed(list(batch[:count]))
+        return self._named(batch[0]) if isinstance(batch[0], Mapping) else None
+
+    def _placed(self, values: list[Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        pairs = [(name, value) for (name, _), value in zip(self._expected, values, strict=False)]
+        return tuple(v for name, v in pairs if name is None), {name: v for name, v in pairs if name is not None}
+
+    def _named(self, batch: Mapping[Any, Any]) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        taken = {name: batch[name] for name in self._names if name in batch}
+        if taken:
+            return (), taken
+        # Under names of the data set's own: what alone is of the shape that the model takes.
+        if len(self._expected) == 1 and isinstance(self._expected[0][1], torch.Tensor):
+            like = [value for value in batch.values() if _are_shaped_alike(self._expected[0][1], value)]
+            return self._placed(like) if len(like) == 1 else None
+        return None
+
+    def _wanted(self) -> str:
+        known = [value for _, value in self._expected if value is not None]
+        names = [name for name, _ in self._expected if name is not None]
+        under = f" under the names {', '.join(names)}" if names else ""
+        if known:
+            return f"{described(known)}{under}, as at wrap"
+        return f"inputs for forward({', '.join(self._names)})"
+
+
+def batches_of(given: Any) -> Iterator[Any]:
+    """The batches of an iterable; a tensor or a dict is one by itself.
+
+    Raises:
+        LoopError: It is nothing of batches.
+    """
+    if isinstance(given, (torch.Tensor, Mapping)):
+        return iter([given])
+    if isinstance(given, (str, bytes)) or not (isinstance(given, Iterable) or hasattr(given, "__getitem__")):
+        raise LoopError(
+            f"batches: found {described(given)}, expected an iterable of batches, such as a DataLoader or a list of "
+            "tensors. Call a function first, and hand in what it gives."
+        )
+    return iter(given)
+
+
+def none_found(given: Any) -> LoopError:
+    """The error for batches of which there was not a single one."""
+    return LoopError(
+        f"batches: found none in {described(given)}, expected at least one. Nothing was changed. A generator can be "
+        "gone through only once: hand in a new one, a list, or a DataLoader."
+    )
+
+
+def described(value: Any) -> str:
+    """A batch in a few words: of what type it is, and of which shapes."""
+    if isinstance(value, torch.Tensor):
+        return f"a tensor of shape {tuple(value.shape)}"
+    if isinstance(value, Mapping):
+        return f"{_named_type(value)} with the keys {', '.join(map(str, list(value)[:8])) or 'none'}"
+    if isinstance(value, (tuple, list)) and len(value) == 1:
+        return described(value[0])
+    if isinstance(value, (tuple, list)):
+        parts = ", ".join(
+            described(part) if isinstance(part, (torch.Tensor, Mapping)) else _named_type(part) for part in value[:8]
+        )
+        return f"{_named_type(value)} of {parts}" if value else f"an empty {type(value).__name__}"
+    return _named_type(value)
+
+
+def _named_type(value: Any) -> str:
+    name = type(value).__name__
+    return f"an {name}" if name[0].lower() in "aeiou" else f"a {name}"
+
+
+def _are_alike(example: Any, value: Any) -> bool:
+    """Whether a value may stand where ``example`` stood: one tensor for another, one container for another."""
+    if example is None:  # of a plain model nothing is known
+        return not isinstance(value, (Mapping, tuple, list))
+    for kind in (torch.Tensor, Mapping, (tuple, list)):
+        if isinstance(example, kind):
+            return isinstance(value, kind)
+    return not isinstance(value, (torch.Tensor, Mapping, tuple, list))
+
+
+def _are_shaped_alike(example: torch.Tensor, value: Any) -> bool:
+    return (
+        isinstance(value, torch.Tensor)
+        and value.dim() == example.dim()
+        and value.shape[1:] == example.shape[1:]
+        and value.is_floating_point() == example.is_floating_point()
+    )
