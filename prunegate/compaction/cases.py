@@ -38,11 +38,14 @@ class Case:
 
 
 def compared(
-    gated: Side, compact: Side, case: Case, inputs: ExampleInputs, kept: Kept
+    gated: Side, compact: Side, case: Case, inputs: ExampleInputs, kept: Kept, unexplained: float = 1e-9
 ) -> tuple[Difference | None, Case, str]:
     """How far two models are apart in one case.
 
     What the dense model cannot do either is no fault of the cut: it is run before any blame.
+
+    Args:
+        unexplained: Differences above this are put down to rounding where that explains them.
 
     Returns:
         The difference, None if the model does not run so; the case that was compared, without gradients if these do
@@ -59,14 +62,16 @@ def compared(
             failed = error
         else:
             apart = difference(expected, found, kept)
-            if not apart.max_rel <= _SURE:
+            if not apart.max_rel <= unexplained:
                 swing = _swing(gated, case, inputs, expected)
                 if apart.max_rel <= ROUNDINGS * swing:
                     return None, case, f"rounding alone changes it by {swing:.1g} (relative)"
             return apart, case, ""
     why = _why_not(gated.inner, case, inputs)
     if why and case.gradients:
-        return *compared(gated, compact, replace(case, gradients=False), inputs, kept)[:2], f"no gradients: {why}"
+        return *compared(gated, compact, replace(case, gradients=False), inputs, kept, unexplained)[
+            :2
+        ], f"no gradients: {why}"
     if why:
         return None, case, why
     raise CompactionError(
@@ -74,10 +79,6 @@ def compared(
         "branch on the number of channels, which the trial in wrap() need not meet. Exclude the channel "
         "groups it looks at with wrap(..., exclude=[...]), or keep other units."
     ) from failed
-
-
-# Differences up to this are not looked into.
-_SURE = 1e-10
 
 
 def _swing(gated: Side, case: Case, inputs: ExampleInputs, expected: Found) -> float:

@@ -209,3 +209,18 @@ def test_a_run_leaves_nothing_behind() -> None:
     assert model.kept is None
     assert model.seen == []
     assert torch.equal(x, given)
+
+
+def test_a_certificate_says_what_rounding_adds_in_single_precision() -> None:
+    """In single precision every difference is rounding; that is measured, not left out."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 8, 3), nn.Flatten(), nn.Linear(32, 3)
+    )
+    gated = prunegate.wrap(model, torch.randn(2, 3, 6, 6))
+    gated.set_masks(random_masks(gated.groups, 0.5, 0))
+    certificate = prunegate.compact(gated).certificate
+    assert 0 < certificate.float32.max_rel < 1e-5
+    assert certificate.float64 is not None
+    assert certificate.float64.max_rel < 1e-12
+    assert not certificate.not_checked
