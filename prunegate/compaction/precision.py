@@ -71,12 +71,27 @@ class Widely(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if getattr(func, "__name__", "") in _CASTS:
+        name = getattr(func, "__name__", "")
+        if name in _CASTS:
             return args[0].to(self._dtype)
+        if name in _BY_EXPERTS and args[0].dtype is torch.float64:
+            return _by_experts(*args, **kwargs)
         if any(_is_precision(a) for a in (*args, *kwargs.values())):
             args = tuple(self._dtype if _is_precision(a) else a for a in args)
             kwargs = {key: self._dtype if _is_precision(a) else a for key, a in kwargs.items()}
         return func(*args, **kwargs)
+
+
+# The kernels behind these take no double precision.
+_BY_EXPERTS = frozenset({"grouped_mm", "_grouped_mm"})
+
+
+def _by_experts(rows: torch.Tensor, weight: torch.Tensor, offs: torch.Tensor, **_: Any) -> torch.Tensor:
+    """`torch.nn.functional.grouped_mm` of sorted rows as its definition has it: each part times its own matrix."""
+    bounds = [0, *offs.tolist()]
+    parts = [rows[a:b] @ matrix for a, b, matrix in zip(bounds, bounds[1:], weight, strict=False)]
+    rest = rows.new_zeros(rows.shape[0] - bounds[-1], weight.shape[2])
+    return torch.cat([*parts, rest])
 
 
 def _is_precision(argument: Any) -> bool:

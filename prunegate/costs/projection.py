@@ -16,13 +16,14 @@ def keep_within(
     limits: Sequence[tuple[CostModel, int]],
     preference: npt.NDArray[np.float64],
     groups: Sequence[slice],
-    round_to: int = 1,
+    round_to: int | Sequence[int] = 1,
     allowed: Mask | None = None,
     least: Sequence[int] | None = None,
 ) -> Mask | None:
     """Choose hard masks that keep within all ``limits`` and to which nothing can be added.
 
-    Units are taken in blocks of ``round_to`` within their channel group, most preferred first. A group's
+    Units are taken in blocks of ``round_to`` within their channel group (or of a number for each group, of which no
+    part is kept unless all of the group is), most preferred first. A group's
     first block always stays, and further ones where more units have to. All other blocks are ordered by
     preference, the longest affordable beginning of that order is kept, and then every further block that
     still fits.
@@ -43,12 +44,15 @@ def keep_within(
 
     keep = np.zeros(len(preference), dtype=bool)
     blocks: list[tuple[float, float, npt.NDArray[np.int64]]] = []
-    for group, fewest in zip(groups, least or [1] * len(groups), strict=True):
+    steps = [round_to] * len(groups) if isinstance(round_to, int) else round_to
+    for group, fewest, step in zip(groups, least or [1] * len(groups), steps, strict=True):
         ranked = group.start + np.argsort(-preference[group], kind="stable")
         if allowed is not None:
             ranked = ranked[allowed[ranked]]
-        parts = np.split(ranked, range(round_to, len(ranked), round_to))
-        always = -(-fewest // round_to)
+        parts = np.split(ranked, range(step, len(ranked), step))
+        if not isinstance(round_to, int) and len(parts) > 1 and len(ranked) < group.stop - group.start:
+            parts = [part for part in parts if len(part) == step]
+        always = -(-fewest // step)
         keep[np.concatenate(parts[:always])] = True
         for place, part in enumerate(parts[always:], start=always):
             blocks.append((-float(preference[part].mean()), place / len(parts), part))
@@ -77,6 +81,6 @@ def keep_within(
         keep[part] = True
         if not fits(keep):
             keep[part] = False
-            if len(part) == round_to:
+            if len(part) == steps[number]:
                 full.add(number)
     return keep

@@ -50,6 +50,7 @@ class ChannelGroup:
         num_units: How many units can be removed one by one (at least ``least`` always stay).
         first_unit: Place of the group's units in the model-wide order of all units.
         least: How many units have to stay: one, or as many as a statistic over them needs.
+        multiple: Unless all stay, as many as a multiple of this: some kernels take no other widths.
     """
 
     name: str
@@ -57,6 +58,7 @@ class ChannelGroup:
     first_unit: int
     members: tuple[Member, ...]
     least: int = 1
+    multiple: int = 1
 
     def __repr__(self) -> str:
         more = f" and {len(self.members) - 4} more" if len(self.members) > 4 else ""

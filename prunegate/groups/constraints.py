@@ -94,7 +94,8 @@ class Constraints:
     argument reads them. ``choices`` are the operations that can lose units in several ways; see `either`. ``alike`` are
     ties of whole axes, index by index, by their numbers in ``axes``: most are, and to solve them takes no work for each
     index. ``needed`` pairs the ids along which a statistic is taken with how many of them it needs: an unbiased
-    variance divides by one less than their number.
+    variance divides by one less than their number. ``multiples`` pairs ids with what their number has to be a multiple
+    of, for kernels that take no other widths.
     """
 
     axes: list[LabelledAxis] = field(default_factory=list)
@@ -108,6 +109,7 @@ class Constraints:
     ties: list[tuple[Ids, Ids]] = field(default_factory=list)
     alike: list[tuple[int, int]] = field(default_factory=list)
     needed: list[tuple[Ids, int]] = field(default_factory=list)
+    multiples: list[tuple[Ids, int]] = field(default_factory=list)
     totals: dict[tuple[str, str, CodePlace | None], int] = field(default_factory=dict)
     grids: dict[tuple[Shape, bytes], Ids] = field(default_factory=dict)
     size: int = 0
@@ -174,7 +176,7 @@ class Constraints:
 
     def _lists(self) -> tuple[list[Any], ...]:
         return (self.axes, self.contractions, self.consumed, self.choices, self.head_places, self.masked, self.produced,
-                self.pins, self.ties, self.alike, self.needed)  # fmt: skip
+                self.pins, self.ties, self.alike, self.needed, self.multiples)  # fmt: skip
 
     def is_table(self, label: Ids, with_vectors: bool) -> bool:
         """Whether no id was given to a weight: they come from buffers and constants of the code.

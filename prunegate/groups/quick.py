@@ -151,12 +151,21 @@ def _group_norm(args: Sequence[Any]) -> Any:
     return x.detach(), _empty(x, [samples, groups]), _empty(x, [samples, groups])
 
 
+def _by_experts(args: Sequence[Any]) -> Any:
+    """The kernel multiplies any floating tensors; its form for the meta device takes only those of GPUs."""
+    rows, weight, *_ = args
+    if rows.dim() != 2 or weight.dim() != 3 or rows.shape[1] != weight.shape[1] or rows.dtype != weight.dtype:
+        return NotImplemented
+    return _empty(rows, [rows.shape[0], weight.shape[2]])
+
+
 _FORMS: Mapping[Any, Form] = {
     _aten.convolution.default: _convolution,
     _aten.native_batch_norm.default: _batch_norm,
     _aten.native_layer_norm.default: _layer_norm,
     _aten.native_group_norm.default: _group_norm,
     _aten.addmm.default: _affine,
+    _aten._grouped_mm.default: _by_experts,
     _aten.mean.dim: _mean,
     _aten.cat.default: _join,
     **dict.fromkeys((_aten.add.Tensor, _aten.mul.Tensor), _broadcast),

@@ -249,9 +249,9 @@ def _with_members(
         between = [first] if first == last else _groups_among(units, bounds)
         for group in between:
             members[group].append(Member(axis.tensor, axis.axis, units, spans[group]))
-    least = _least_units(constraints, units_of, bounds)
+    least, multiples = _least_units(constraints, units_of, bounds), _multiples(constraints, units_of, bounds)
     return [
-        ChannelGroup(name, len(roots), int(bounds[number]), tuple(members[number]), least[number])
+        ChannelGroup(name, len(roots), int(bounds[number]), tuple(members[number]), least[number], multiples[number])
         for number, (name, roots) in enumerate(groups)
     ]
 
@@ -272,6 +272,17 @@ def _least_units(constraints: Constraints, units_of: Ids, bounds: Ids) -> list[i
                 least[group] += more
                 missing -= more * fewest[group]
     return least
+
+
+def _multiples(constraints: Constraints, units_of: Ids, bounds: Ids) -> list[int]:
+    """What the number of each group's units that stay has to be a multiple of."""
+    found = [1] * (len(bounds) - 1)
+    for ids, multiple in constraints.multiples:
+        units = units_of[ids.reshape(-1)]
+        present, entries = np.unique(units[units >= 0], return_counts=True)
+        for group, count in zip(np.searchsorted(bounds, present, side="right") - 1, entries, strict=True):
+            found[group] = math.lcm(found[group], multiple // math.gcd(multiple, int(count)))
+    return found
 
 
 def _groups_among(units: Ids, bounds: Ids) -> list[int]:

@@ -161,7 +161,7 @@ _REARRANGING = frozenset(
     """view _unsafe_view reshape _reshape_alias permute transpose t unsqueeze squeeze slice select expand
     detach alias contiguous _to_copy split split_with_sizes unbind as_strided clone lift_fresh""".split()
 )
-_KNOWN_NAMESPACES = frozenset({"aten", "prims", "torchvision"})
+_KNOWN_NAMESPACES = frozenset({"aten", "prims", "torchvision", "transformers"})
 _signatures: dict[torch._ops.OpOverload, _Signature] = {}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
@@ -224,7 +225,10 @@ class GatedModel(nn.Module):
         units = [group.units for group in self.analysis.groups]
         allowed = self.gates.open_units().cpu().numpy()
         costs = [(self._cost(metric), limit) for metric, limit in limits]
-        keep = keep_within(costs, logits, units, self.round_to, allowed, [g.least for g in self.groups])
+        steps: int | list[int] = self.round_to
+        if any(group.multiple > 1 for group in self.groups):
+            steps = [math.lcm(self.round_to, group.multiple) for group in self.groups]
+        keep = keep_within(costs, logits, units, steps, allowed, [g.least for g in self.groups])
         if keep is None:
             metric, limit = next((one for one in limits if one[1] < self.least_cost(one[0])), limits[0])
             raise BudgetError(unreachable(self, metric, limit))

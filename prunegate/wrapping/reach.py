@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -40,6 +41,7 @@ def fewest_units(analysis: Analysis, round_to: int) -> Mask:
     """A mask that keeps as few units of every group as may stay."""
     keep = np.zeros(analysis.num_units, dtype=bool)
     for group in analysis.groups:
-        fewest = -(-group.least // round_to) * round_to
+        step = math.lcm(round_to, group.multiple)
+        fewest = -(-group.least // step) * step
         keep[group.first_unit : group.first_unit + min(fewest, group.num_units)] = True
     return keep

@@ -16,6 +16,7 @@ import prunegate
 from prunegate.compaction.precision import Widely
 from prunegate.errors import CompactionError, PrunegateError, TraceError
 from tests.conftest import random_masks
+from tests.wrapping.exactness import assert_exact, noise, units
 
 WIDTH = 16
 
@@ -229,3 +230,27 @@ def test_a_size_attribute_that_would_grow_is_passed_over() -> None:
     gated = prunegate.wrap(model, x)
     gated.set_masks({g.name: torch.arange(24) % (2 + n) == 0 for n, g in enumerate(gated.groups)})
     torch.testing.assert_close(prunegate.compact(gated).model(x), gated(x), rtol=1e-9, atol=1e-12)
+
+
+class MaskedAutoencoder(nn.Module):
+    """Draws which tokens it hides in eval mode as well; the width stands in a repeat of the index alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Linear(6, 12), nn.Linear(12, 4)
+        self.block = nn.Sequential(nn.Linear(12, 16), nn.GELU(), nn.Linear(16, 12))
+        self.hidden = nn.Parameter(torch.randn(1, 1, 12))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x)
+        samples, length, width = x.shape
+        order = torch.rand(samples, length, device=x.device).argsort(1)
+        x = torch.gather(x, 1, order[:, : length // 2].unsqueeze(-1).repeat(1, 1, width))
+        x = torch.cat([x + self.block(x), self.hidden.repeat(samples, length - length // 2, 1)], 1)
+        y: torch.Tensor = self.head(torch.gather(x, 1, order.argsort(1).unsqueeze(-1).repeat(1, 1, width)))
+        return y
+
+
+def test_what_a_model_draws_in_eval_mode_is_no_fault_of_the_cut() -> None:
+    gated = assert_exact(MaskedAutoencoder(), noise(2, 8, 6), (noise(3, 8, 6),))
+    assert units(gated) == {"stem": 12, "block.0": 16}

@@ -14,6 +14,9 @@ from prunegate.groups.rules.call import Call, RuleTable, table
 from prunegate.groups.rules.pointwise import Operand, unite_operands
 from prunegate.groups.rules.within import choose_within, head_ids
 
+# The kernel for experts takes rows of a multiple of 16 bytes: so many numbers in bfloat16.
+_ALIGNED = 8
+
 
 def contract(call: Call, left: torch.Tensor, right: torch.Tensor) -> Labels:
     """Labels of ``left @ right`` with shapes (b, n, k) and (b, k, m), or without b; the product's cost is noted."""
@@ -187,6 +190,34 @@ def _sum_with_vector(call: Call, left: tuple[torch.Tensor, Ids | None], right: t
         call.pin(a, "summed in a product with a vector, where nothing can be masked")
 
 
+def _by_experts(call: Call) -> list[Labels]:
+    """Rows sorted by expert, each part times a matrix of its own: (rows, k) and (experts, k, n) to (rows, n)."""
+    rows, weight = call.inputs[:2]
+    labels, (_, read, made) = call.labels_of(weight), call.shape_of(weight)
+    own, produced = column(labels, 1, read), column(labels, 2, made)
+    for label in labels:
+        if label.shape[0] > 1:
+            call.pin(label, "experts are picked by the router, so all of them stay")
+    given = column(call.labels_of(rows), 1, read)
+    if own is not None and given is not None:
+        call.constraints.tie(own, given)
+        if not (call.consume(weight, own) or call.mask(given, reads=True)):
+            call.pin(own, "read by a weight that is computed, not stored")
+    else:
+        for ids in (own, given):
+            if ids is not None:
+                call.pin(ids, "summed against channels that cannot be removed")
+    sizes = (call.shape[0], read, made)
+    summed = () if own is None else (on_axis(own, 1, 3),)
+    kept = () if produced is None else (on_axis(produced, 2, 3),)
+    call.constraints.contractions.append(Contraction(call.module, call.name, sizes, (*summed, *kept)))
+    call.constraints.multiples += [(ids, _ALIGNED) for ids in (own, given, produced) if ids is not None]
+    if produced is None:
+        return [()]
+    call.constraints.produced.append(produced)
+    return [(on_axis(produced, 1, 2),)]
+
+
 def _sparse(call: Call) -> list[Labels]:
     """A sparse matrix, of which nobody knows without data where it has entries, times a dense one, or the reverse."""
     left, right = call.inputs[-2:]
@@ -284,6 +315,7 @@ RULES: RuleTable = {
     **table(_addmm, "addmm baddbmm _addmm_activation"),
     **table(_mv, "mv"),
     **table(_dot, "dot vdot"),
+    **table(_by_experts, "_grouped_mm grouped_mm_fallback"),
     **table(_sparse, "_sparse_addmm _sparse_mm"),
     **table(_distances, "_cdist_forward _euclidean_dist"),
     **table(_bilinear, "_trilinear"),
