@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -132,10 +131,10 @@ def test_shipped_recipes_are_found_by_name(folder: Path, capsys: pytest.CaptureF
 
 
 @pytest.fixture
-def fresh_logging(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
+def fresh_logging(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     levels: list[int] = []
     monkeypatch.setattr(logging, "basicConfig", lambda **given: levels.append(given["level"]))
-    yield levels
+    return levels
 
 
 @pytest.mark.parametrize(
