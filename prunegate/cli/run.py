@@ -13,6 +13,7 @@ from prunegate.errors import RunFolderError
 def run_command(arguments: argparse.Namespace) -> int:
     from prunegate.recipe import RunFolder, check_recipe, load_recipe, run
     from prunegate.recipe.shipped_recipes import recipe_file
+    from prunegate.report import metric_name
     from prunegate.report.console import ConsoleListener
 
     given = recipe_file(arguments.recipe)
@@ -34,7 +35,9 @@ def run_command(arguments: argparse.Namespace) -> int:
     if arguments.resume and folder.is_finished:
         console().print(f"{folder.path}: this run is finished", soft_wrap=True)
         return 0
-    listener = None if arguments.quiet or arguments.json else ConsoleListener()
+    listener = (
+        None if arguments.quiet or arguments.json else ConsoleListener(metric=metric_name(recipe.training.metric))
+    )
     try:
         with stop_on_signals() as stop:
             run(

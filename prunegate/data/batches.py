@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 
@@ -30,11 +30,12 @@ class Batch(NamedTuple):
     Attributes:
         inputs: float32, (n, channels, height, width).
         labels: Class indices, int64, (n,), or class probabilities, float32, (n, classes), where samples are mixed.
+            Where labels are of any form: tensors of n labels, or lists and dicts of these.
         indices: Which samples of the data set these are, int64, (n,), on the CPU; for messages.
     """
 
     inputs: torch.Tensor
-    labels: torch.Tensor
+    labels: Any
     indices: torch.Tensor
 
 
@@ -50,7 +51,8 @@ class Data(Protocol):
         """The same data with inputs and labels of its batches on ``device``; nothing waits for them there."""
 
     @property
-    def num_classes(self) -> int: ...
+    def num_classes(self) -> int | None:
+        """None where labels are of any form."""
 
     @property
     def batch_size(self) -> int:

@@ -19,6 +19,7 @@ from prunegate.data.torchvision_sets import check_torchvision, open_torchvision
 from prunegate.data.transforms import make_transforms
 from prunegate.data.unreadable import UnreadableFiles
 from prunegate.errors import DataError
+from prunegate.own_code import is_own
 
 _OF_FILES_ALONE = ("arguments", "train_split", "test_split", "num_classes", "channels", "transform", "workers")
 
@@ -30,6 +31,8 @@ def check_data(settings: DataSettings) -> None:
         DataError: Data that is not there, or a key that this kind of data does not have.
     """
     part_of(settings.batch_size, settings.batch_size, WHOLE, settings.mixup.enabled)
+    if settings.labels == "any":
+        _check_labels_of_any_form(settings)
     if settings.name in MEMORY_KINDS:
         fields = DataSettings.model_fields
         for key in _OF_FILES_ALONE:
@@ -50,6 +53,19 @@ def check_data(settings: DataSettings) -> None:
     _kind(settings)[0](settings)
 
 
+def _check_labels_of_any_form(settings: DataSettings) -> None:
+    if not is_own(settings.name):
+        raise DataError(
+            f"data.labels: found any for {settings.name}, expected classes: that is what its samples have. Other "
+            "labels come from a data set of your own: data.name=module:function."
+        )
+    if settings.mixup.enabled or settings.num_classes is not None or settings.transform:
+        key = "mixup" if settings.mixup.enabled else "num_classes" if settings.num_classes else "transform"
+        raise DataError(
+            f"data.{key}: found it beside data.labels=any, expected none: it is for images of classes. Remove it."
+        )
+
+
 def load_data(settings: DataSettings, seed: int = 0) -> Data:
     """Open a data set; those in memory are read whole, of others one image of each part.
 
@@ -68,11 +84,12 @@ def load_data(settings: DataSettings, seed: int = 0) -> Data:
 def _load_files(settings: DataSettings, seed: int) -> LoadedData:
     source = _kind(settings)[1](settings)
     channels = settings.channels or 3
-    classes = settings.num_classes or source.classes
-    if classes is None:
+    classes = None if settings.labels == "any" else settings.num_classes or source.classes
+    if classes is None and settings.labels == "classes":
         raise DataError(
             f"data.num_classes: is missing, and {settings.name} does not tell its classes, expected their number. "
-            "Set data.num_classes, or give the training set an attribute `classes` with their names."
+            "Set data.num_classes, or give the training set an attribute `classes` with their names; or "
+            "data.labels=any where labels are no classes."
         )
     augmenting, plain = make_transforms(settings.transform, channels, settings.image_size)
     chosen = _chosen(len(source.train), settings.train_limit, seed)

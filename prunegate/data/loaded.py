@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
+from torch.utils._pytree import tree_map
 
 from prunegate.data.batches import TEST_BATCH, WHOLE, Batch, Share, part_of
 from prunegate.data.mixing import mixed
@@ -34,7 +36,7 @@ class LoadedData:
     plain: Part
     test: Part
     shape: tuple[int, int, int]
-    num_classes: int
+    num_classes: int | None
     batch_size: int
     mixup: MixupSettings
     workers: int
@@ -70,7 +72,7 @@ class LoadedData:
         samples = Samples(self.train, seed, epoch, tries=self.unreadable.limit + 1)
         for number, (batch, unreadable) in enumerate(self._loaded(samples, order), start=first):
             self.unreadable.note(unreadable)
-            if len(batch.labels) < part.stop - part.start:
+            if len(batch.indices) < part.stop - part.start:
                 raise _none_left(self.train)
             yield mixed(self._moved(batch), self.mixup, self.num_classes, seed, epoch, number, rank)
 
@@ -81,14 +83,17 @@ class LoadedData:
         order = Order(torch.arange(len(self.test)), size, numbers, slice(None))
         for batch, unreadable in self._loaded(Samples(self.test, 0, 0, tries=1), order):
             self.unreadable.note(unreadable)
-            if len(batch.labels):
+            if len(batch.indices):
                 yield self._moved(batch)
 
     def _loaded(self, samples: Samples, order: Order) -> Iterator[Collated]:
         return loaded(samples, order, self.workers, pinned=self.device.type == "cuda")
 
     def _moved(self, batch: Batch) -> Batch:
-        return Batch(moved(batch.inputs, self.device), moved(batch.labels, self.device), batch.indices)
+        return Batch(moved(batch.inputs, self.device), tree_map(self._label_moved, batch.labels), batch.indices)
+
+    def _label_moved(self, leaf: Any) -> Any:
+        return moved(leaf, self.device) if isinstance(leaf, torch.Tensor) else leaf
 
 
 def examples(part: Part, count: int, unreadable: UnreadableFiles) -> torch.Tensor:
@@ -96,7 +101,7 @@ def examples(part: Part, count: int, unreadable: UnreadableFiles) -> torch.Tenso
     samples = Samples(part, 0, 0, tries=unreadable.limit + 1)
     batch, found = collated([samples[position] for position in range(min(count, len(part)))])
     unreadable.note(found)
-    if not len(batch.labels):
+    if not len(batch.indices):
         raise _none_left(part)
     return batch.inputs
 

@@ -7,7 +7,7 @@ from prunegate.data.randomness import MIXING, seeded
 from prunegate.data.settings import MixupSettings
 
 
-def mixed(batch: Batch, settings: MixupSettings, num_classes: int, *place: int) -> Batch:
+def mixed(batch: Batch, settings: MixupSettings, num_classes: int | None, *place: int) -> Batch:
     """The batch with its samples mixed in pairs, and class probabilities for labels, (n, classes); or as it is.
 
     Args:

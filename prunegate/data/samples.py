@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from PIL import Image
-from torch.utils.data import Dataset
+from torch.utils._pytree import tree_map
+from torch.utils.data import Dataset, default_collate
 
 from prunegate.data.batches import Batch
 from prunegate.data.randomness import SAMPLE, seeded
@@ -22,10 +23,12 @@ class Part:
     """The training or the test samples of a data set, in their order.
 
     Attributes:
-        dataset: Map-style; samples are (PIL image or float tensor (C, H, W), class index).
+        dataset: Map-style; samples are (PIL image or float tensor (C, H, W), class index), or (float tensor, label of
+            any form), or dicts with the input among them.
         chosen: Which of its samples are used.
         transform: From a PIL image to a float tensor (C, H, W); tensors are taken as they are.
         mode: PIL's mode that images are brought to before.
+        num_classes: How many there are; None where labels are of any form.
         images_only: Tensors are refused, for the user asked for transforms.
     """
 
@@ -34,13 +37,13 @@ class Part:
     chosen: torch.Tensor
     transform: Callable[[Image.Image], torch.Tensor]
     mode: str
-    num_classes: int
+    num_classes: int | None
     images_only: bool
 
     def __len__(self) -> int:
         return len(self.chosen)
 
-    def read(self, index: int) -> tuple[Image.Image | torch.Tensor, int]:
+    def read(self, index: int) -> tuple[Image.Image | torch.Tensor, Any]:
         """One sample of the data set as it is there.
 
         Raises:
@@ -49,17 +52,23 @@ class Part:
         """
         try:
             sample = self.dataset[index]
-            image, label = sample[0], sample[1]
+            image, label = _parts(sample, index) if isinstance(sample, Mapping) else (sample[0], sample[1])
             if isinstance(image, Image.Image):
                 # Now, not in the transform: PIL reads pixels only when asked for them.
                 image = image.convert(self.mode)
-        except READING_ERRORS:
+        except (*READING_ERRORS, DataError):
             raise
         except Exception as error:  # the data set may be the user's own, and raise anything
             raise DataError(f"data: {self.name} sample {index}: raised {type(error).__name__}: {error}.") from error
         return self._image(image, index), self._label(label, index)
 
     def _image(self, image: Any, index: int) -> Image.Image | torch.Tensor:
+        if isinstance(image, Image.Image) and self.num_classes is None:
+            raise DataError(
+                f"data.labels: {self.name} sample {index}: found a PIL image, expected a float tensor (channels, "
+                "height, width). Images are moved and cropped at random, and labels of any form would not follow. "
+                "Transform both in the data set."
+            )
         if isinstance(image, Image.Image):
             return image
         if isinstance(image, torch.Tensor) and self.images_only:
@@ -75,7 +84,9 @@ class Part:
             "(channels, height, width). Convert it in the data set."
         )
 
-    def _label(self, label: Any, index: int) -> int:
+    def _label(self, label: Any, index: int) -> Any:
+        if self.num_classes is None:
+            return label
         try:
             number = operator.index(label)
         except TypeError:
@@ -84,7 +95,8 @@ class Part:
             raise DataError(
                 f"data: {self.name} sample {index}: found label {label!r}, expected a class index from 0 to "
                 f"{self.num_classes - 1}. Set data.num_classes, or name a part with such labels in "
-                "data.train_split and data.test_split."
+                "data.train_split and data.test_split. For labels that are no classes set data.labels=any, "
+                "training.loss and training.metric."
             )
         return number
 
@@ -93,7 +105,7 @@ class Sample(NamedTuple):
     """A sample, or None for its input if it could not be read, and what could not be read on the way to it."""
 
     input: torch.Tensor | None
-    label: int
+    label: Any
     number: int
     unreadable: tuple[Unreadable, ...]
 
@@ -141,6 +153,38 @@ class Samples(Dataset[Sample]):
             ) from error
 
 
+# Under which of these a dict has the model's input; what else it has is its label.
+_INPUT_KEYS = ("image", "input", "pixel_values")
+
+
+def _parts(sample: Mapping[Any, Any], index: int) -> tuple[Any, dict[Any, Any]]:
+    """Input and label of a sample that is a dict."""
+    found = [key for key in _INPUT_KEYS if key in sample]
+    if len(found) != 1:
+        raise DataError(
+            f"data: sample {index}: found a dict with the keys {', '.join(map(str, sample))}, expected one of "
+            f"{', '.join(_INPUT_KEYS)} for the model's input. Rename it, or give (input, label)."
+        )
+    return sample[found[0]], {key: value for key, value in sample.items() if key != found[0]}
+
+
+def _labels(labels: list[Any]) -> Any:
+    """Labels of one batch: class indices as int64, others joined as torch's loaders join them."""
+    if all(isinstance(label, int) for label in labels):
+        return torch.tensor(labels, dtype=torch.int64)
+    try:
+        return tree_map(lambda leaf: leaf.float() if _is_double(leaf) else leaf, default_collate(labels))
+    except (TypeError, RuntimeError) as error:
+        raise DataError(
+            f"data.labels: found labels that cannot be joined to a batch: {error}. Expected numbers, tensors of one "
+            "shape, or lists and dicts of these. Make them so in the data set."
+        ) from error
+
+
+def _is_double(leaf: Any) -> bool:
+    return isinstance(leaf, torch.Tensor) and leaf.dtype == torch.float64
+
+
 class Collated(NamedTuple):
     """A batch of those samples that could be read, and what could not be."""
 
@@ -160,7 +204,7 @@ def collated(samples: Sequence[Sample]) -> Collated:
         )
     batch = Batch(
         torch.stack(inputs) if inputs else torch.empty(0),
-        torch.tensor([sample.label for sample in read], dtype=torch.int64),
+        _labels([sample.label for sample in read]),
         torch.tensor([sample.number for sample in read], dtype=torch.int64),
     )
     return Collated(batch, tuple(found for sample in samples for found in sample.unreadable))

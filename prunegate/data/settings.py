@@ -70,6 +70,11 @@ class DataSettings(Settings):
     arguments: dict[str, Any] = Field(default_factory=dict, description="keyword arguments of what makes the data set")
     train_split: str | None = Field(None, description="name of the training part, if not the usual one")
     test_split: str | None = Field(None, description="name of the test part, if not the usual one")
+    labels: Literal["classes", "any"] = Field(
+        "classes",
+        description="class indices; or any: numbers, tensors, lists and dicts of them, of a data set of your own, "
+        "which training.loss and training.metric get as they are",
+    )
     num_classes: Annotated[int, Field(ge=2)] | None = Field(None, description="if the data set does not tell")
     channels: Literal[1, 3] | None = Field(None, description="of images read from files: 3, colours, if not given")
     image_size: Annotated[int, Field(ge=8, le=1024)] = Field(32, description="side in pixels after resizing")

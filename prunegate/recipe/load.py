@@ -66,7 +66,9 @@ def check_recipe(recipe: Recipe) -> None:
         lambda: check_data(recipe.data),
         lambda: _check_optimizer(recipe.optimizer.name),
         lambda: check_precision(recipe.training.precision),
-        lambda: None if recipe.training.loss is None else own_loss(recipe.training.loss),
+        lambda: own_function(recipe.training.loss, "training.loss"),
+        lambda: own_function(recipe.training.metric, "training.metric"),
+        lambda: _check_labels(recipe),
         lambda: check_trackers(recipe.trackers),
     ]
     mistakes: list[PrunegateError] = []
@@ -101,15 +103,36 @@ def dense_builder(model: ModelSettings) -> Builder | OwnBuilder:
     return Builder.parse(model.name, model.arguments)
 
 
-def own_loss(name: str) -> Callable[..., Any]:
-    """A loss of the user's own code, imported because the recipe names it.
+def own_function(name: str | None, key: str) -> Callable[..., Any] | None:
+    """A loss or metric of the user's own code, imported because the recipe names it; None for none.
 
     Raises:
         RecipeError: It is no ``module:function``, or cannot be imported.
     """
+    if name is None:
+        return None
     if not is_own(name):
-        raise RecipeError(f"training.loss: found {name!r}, expected module:function of your own code.")
-    return imported(name, "training.loss", RecipeError)
+        raise RecipeError(f"{key}: found {name!r}, expected module:function of your own code.")
+    return imported(name, key, RecipeError)
+
+
+def _check_labels(recipe: Recipe) -> None:
+    """Labels that are no classes have neither cross entropy nor accuracy."""
+    if recipe.data.labels == "classes":
+        return
+    training = recipe.training
+    missing = [f"training.{key}" for key in ("loss", "metric") if getattr(training, key) is None]
+    if missing:
+        raise RecipeError(
+            f"{' and '.join(missing)}: found none beside data.labels=any, expected module:function of your own: cross "
+            "entropy and accuracy are of classes. Give (outputs, labels) -> loss, a 0-d tensor, and (outputs, labels) "
+            "-> number."
+        )
+    if recipe.distillation.weight:
+        raise RecipeError(
+            f"distillation.weight: found {recipe.distillation.weight} beside data.labels=any, expected 0: class scores "
+            "are what is compared with the dense model. Compare in training.loss instead."
+        )
 
 
 def _check_model(settings: ModelSettings) -> None:

@@ -16,7 +16,7 @@ from prunegate.recipe.folder import RunFolder
 from prunegate.recipe.listener import Listener, RunSummary
 from prunegate.recipe.schema import Recipe
 from prunegate.recipe.state import Outcome
-from prunegate.report import Comparison, KeptLayer, draw_report
+from prunegate.report import Comparison, KeptLayer, draw_report, metric_name, metric_text
 from prunegate.wrapping import Compaction
 
 
@@ -36,7 +36,7 @@ class Results:
         budget = self.recipe.budget
         smallest = budget.limit is not None or outcome.fraction == budget.fractions[-1]
         name = files.CHECKPOINT if smallest else files.checkpoint_of(outcome.fraction)
-        extra = {"recipe": self.recipe.name, "budget": self._asked(outcome), "accuracy": outcome.accuracy}
+        extra = {"recipe": self.recipe.name, "budget": self._asked(outcome), self._metric: outcome.accuracy}
         # A checkpoint never names a user's own code: such a model is handed in when it is loaded.
         builder = self.builder if isinstance(self.builder, Builder) else None
         result.save(self.out.file(name), builder=builder, extra=extra)
@@ -59,24 +59,30 @@ class Results:
             shape: Of one sample.
         """
         *larger, last = outcomes
-        comparison = Comparison.measure(dense, result.model, (dense_accuracy, last.accuracy), shape)
+        comparison = Comparison.measure(
+            dense, result.model, (dense_accuracy, last.accuracy), shape, metric=self._metric
+        )
         layers = [KeptLayer(name, last.kept[name], count) for name, count in groups.items()]
         dense_macs, compact_macs = last.costs["macs"]["dense"], last.costs["macs"]["compact"]
         share = comparison.compact.macs / dense_macs
         title = f"{self.recipe.name}: {self.builder.full_name}, {share:.1%} of the MACs"
         if self.out.writes:
             loss = _loss_name(self.recipe)
-            draw_report(self.out.file(files.REPORT), title, records, layers, dense_macs, loss)
+            draw_report(self.out.file(files.REPORT), title, records, layers, dense_macs, loss, self._metric)
         for outcome in larger:
             costs = outcome.costs["macs"]
             self.listener.note(
                 f"{files.checkpoint_of(outcome.fraction)}: {costs['compact'] / costs['dense']:.4f} of the MACs, "
-                f"accuracy {outcome.accuracy:.2%}"
+                f"{self._metric} {metric_text(outcome.accuracy, self._metric)}"
             )
         self.listener.finished(comparison, last.certificate, str(self.out.path))
         # The last file, which says that the run is finished.
         self.out.write(files.SUMMARY, json.dumps(self._summary(comparison, larger, last), indent=2))
         return RunSummary(self.out.path, comparison, last.hardened, compact_macs, dense_macs)
+
+    @property
+    def _metric(self) -> str:
+        return metric_name(self.recipe.training.metric)
 
     def _asked(self, outcome: Outcome) -> dict[str, Any]:
         """The budget of one model, as the recipe gives it."""

@@ -16,8 +16,9 @@ from prunegate.data import Data, load_data
 from prunegate.errors import BudgetError, PrunegateError, RecipeError, RunFolderError
 from prunegate.recipe import folder as files
 from prunegate.recipe.folder import RunFolder, environment
+from prunegate.recipe.functions import check_functions
 from prunegate.recipe.listener import Listener, Listeners, RunSummary
-from prunegate.recipe.load import check_recipe, dense_builder, own_loss
+from prunegate.recipe.load import check_recipe, dense_builder, own_function
 from prunegate.recipe.plans import copies_in_state
 from prunegate.recipe.resuming import refuse_changed, resume_command
 from prunegate.recipe.schema import BudgetSettings, Recipe
@@ -72,13 +73,16 @@ def run(
     data = load_data(recipe.data, recipe.seed)
     _check_output(model, data, recipe)
     data = data.to(processes.device)
-    loss = None if recipe.training.loss is None else own_loss(recipe.training.loss)
+    loss = own_function(recipe.training.loss, "training.loss")
+    metric = own_function(recipe.training.metric, "training.metric")
+    if recipe.data.labels == "any":
+        check_functions(model, data, recipe.training, loss, metric)
     listeners = Listeners([listener] if listener is not None and processes.is_first else [])
     # Wraps the model, which refuses now what could not be pruned after an hour of training.
     wrapped = partial(_wrap, recipe, data)
     untrained = wrapped(model)
     _refuse_unreachable(untrained, recipe.budget)
-    stages = Stages(recipe, out, builder, model, untrained, wrapped, data, loss, processes, listeners, stop)
+    stages = Stages(recipe, out, builder, model, untrained, wrapped, data, loss, metric, processes, listeners, stop)
     if processes.count > 1:
         set_seed(recipe.seed + processes.rank)  # each has its own dropout
     weights = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
@@ -147,6 +151,7 @@ def _refuse_unreachable(gated: GatedModel, budget: BudgetSettings) -> None:
 def _check_output(model: nn.Module, data: Data, recipe: Recipe) -> None:
     """One batch through the model: does it take such images and tell these classes apart?"""
     mode = model.training
+    classes = data.num_classes
     try:
         with torch.no_grad():
             logits = model.eval()(data.example_inputs(2))
@@ -157,9 +162,11 @@ def _check_output(model: nn.Module, data: Data, recipe: Recipe) -> None:
         ) from error
     finally:
         model.train(mode)
-    if not isinstance(logits, torch.Tensor) or logits.dim() != 2 or logits.shape[1] < data.num_classes:
+    if classes is None:  # the loss decides what outputs have to be
+        return
+    if not isinstance(logits, torch.Tensor) or logits.dim() != 2 or logits.shape[1] < classes:
         found = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
         raise RecipeError(
-            f"model: {recipe.model.name} returns {found} for two images, expected (2, {data.num_classes}). "
-            f"Set model.arguments.num_classes to {data.num_classes}."
+            f"model: {recipe.model.name} returns {found} for two images, expected (2, {classes}). "
+            f"Set model.arguments.num_classes to {classes}; for outputs that are no class scores, data.labels to any."
         )

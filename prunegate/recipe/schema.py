@@ -192,6 +192,11 @@ class TrainingSettings(Settings):
     loss: str | None = Field(
         None, description="module:function of your own, (scores, labels) -> loss; by default cross entropy"
     )
+    metric: str | None = Field(
+        None,
+        description="module:function of your own, (outputs, labels) -> number, whose mean over the test samples is "
+        "told in place of accuracy",
+    )
 
 
 class GuardSettings(Settings):

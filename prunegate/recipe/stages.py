@@ -27,6 +27,7 @@ from prunegate.recipe.resuming import resume_command
 from prunegate.recipe.schema import Recipe
 from prunegate.recipe.state import Outcome, RunState, place
 from prunegate.recipe.step_checkpoints import StepCheckpoints
+from prunegate.report import metric_name, metric_text
 from prunegate.training import (
     Batch,
     Budget,
@@ -34,6 +35,7 @@ from prunegate.training import (
     Fit,
     GateTraining,
     Loss,
+    Metric,
     Processes,
     Recovery,
     evaluate,
@@ -64,12 +66,14 @@ class Stages:
         wrap: Callable[[nn.Module], GatedModel],
         data: Data,
         loss: Loss | None,
+        metric: Metric | None,
         processes: Processes,
         listener: Listener,
         stop: Callable[[], int],
     ) -> None:
         self.recipe, self.out, self.dense, self.data = recipe, out, model, data
         self.wrap, self.loss, self.processes, self.listener, self.stop = wrap, loss, processes, listener, stop
+        self.metric = metric
         self.results = Results(recipe, out, builder, listener)
         self.share = Share(processes.rank, processes.count)
         self.checkpoints = StepCheckpoints(out.path, recipe.checkpoints)
@@ -157,8 +161,10 @@ class Stages:
         found = self._recover(gated)
         accuracy = self._accuracy(gated)
         kept = (f"{b.metric} {gated.realised_cost(b.metric) / gated.dense_cost(b.metric):.4f}" for b in budgets)
+        name = metric_name(self.recipe.training.metric)
+        told = f"{name} {metric_text(accuracy, name)}"
         refitted = f"  {found.layers} layers refitted" if found.refitted else ""
-        self._note(f"{'harden':9} {', '.join(kept)} of dense  accuracy {accuracy:.2%}{refitted}")
+        self._note(f"{'harden':9} {', '.join(kept)} of dense  {told}{refitted}")
         return accuracy
 
     def _recover(self, gated: GatedModel) -> Recovery:
@@ -284,7 +290,7 @@ class Stages:
         return self.data.train_batches(self.recipe.seed, epoch, first, self.share)
 
     def _accuracy(self, model: nn.Module) -> float:
-        return evaluate(model, self.data.test_batches(self.share), self.processes)
+        return evaluate(model, self.data.test_batches(self.share), self.processes, self.metric)
 
     def _note(self, text: str) -> None:
         logger.info(text)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from prunegate.report.comparison import Comparison, ModelFigures, counted_macs
 from prunegate.report.curves import KeptLayer, draw_report
 from prunegate.report.latency import Latency, measure_latency
+from prunegate.report.metric import metric_name, metric_text
 from prunegate.report.own_loop import Recorder
 
 __all__ = [
@@ -16,4 +17,6 @@ __all__ = [
     "counted_macs",
     "draw_report",
     "measure_latency",
+    "metric_name",
+    "metric_text",
 ]

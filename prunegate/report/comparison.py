@@ -16,6 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from prunegate.modes import eval_mode
 from prunegate.report.latency import STEADY_SPREAD, Latency, measure_latency
+from prunegate.report.metric import ACCURACY, metric_text
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class ModelFigures:
     """One model in numbers.
 
     Attributes:
-        accuracy: Top-1 on the test data, in [0, 1].
+        accuracy: Top-1 on the test data, in [0, 1], or the comparison's metric.
         macs: Multiply-accumulates per sample, counted by torch on a run.
         params: Parameters.
         file_bytes: Size of the weights as a safetensors file.
@@ -38,10 +39,15 @@ class ModelFigures:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Figures of the dense and of the compact model."""
+    """Figures of the dense and of the compact model.
+
+    Attributes:
+        metric: What their ``accuracy`` is.
+    """
 
     dense: ModelFigures
     compact: ModelFigures
+    metric: str = ACCURACY
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -54,6 +60,7 @@ class Comparison:
         accuracies: tuple[float, float],
         shape: Sequence[int],
         batch_sizes: Sequence[int] = (1, 64),
+        metric: str = ACCURACY,
     ) -> Comparison:
         """Count, weigh and time both models; accuracies are handed in."""
         timed = [measure_latency([dense, compact], shape, batch_size) for batch_size in batch_sizes]
@@ -67,7 +74,7 @@ class Comparison:
             )
             for i, model in enumerate((dense, compact))
         ]
-        return cls(figures[0], figures[1])
+        return cls(figures[0], figures[1], metric)
 
     def table(self) -> Table:
         """For a terminal."""
@@ -76,8 +83,11 @@ class Comparison:
         for column in ("dense", "compact", "ratio"):
             table.add_column(column, justify="right")
         dense, compact = self.dense, self.compact
-        points = (compact.accuracy - dense.accuracy) * 100
-        table.add_row("accuracy", f"{dense.accuracy:.2%}", f"{compact.accuracy:.2%}", f"{points:+.2f} points")
+        difference = compact.accuracy - dense.accuracy
+        texts = (metric_text(model.accuracy, self.metric) for model in (dense, compact))
+        table.add_row(
+            self.metric, *texts, f"{100 * difference:+.2f} points" if self.metric == ACCURACY else f"{difference:+.4g}"
+        )
         for name, a, b in (
             ("MACs per sample", dense.macs, compact.macs),
             ("parameters", dense.params, compact.params),

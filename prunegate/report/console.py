@@ -17,6 +17,7 @@ from rich.progress import (
 )
 
 from prunegate.report.comparison import Comparison
+from prunegate.report.metric import ACCURACY, metric_text
 
 # Narrower terminals get figures only: what a line cannot hold would be cut off.
 _ROOM_FOR_A_BAR = 130
@@ -25,8 +26,9 @@ _ROOM_FOR_A_BAR = 130
 class ConsoleListener:
     """Shows stages and epochs as they come, and the result at the end."""
 
-    def __init__(self, console: Console | None = None) -> None:
+    def __init__(self, console: Console | None = None, metric: str = ACCURACY) -> None:
         self.console = console or Console()
+        self._metric = metric
         self._progress: Progress | None = None
         self._task: TaskID | None = None
 
@@ -48,10 +50,10 @@ class ConsoleListener:
 
     def epoch_ended(self, record: Mapping[str, Any], dense_macs: int) -> None:
         if self._progress is not None and self._task is not None:
-            figures = _figures(record, dense_macs, with_loss=self._wide)
+            figures = _figures(record, dense_macs, self._metric, with_loss=self._wide)
             self._progress.update(self._task, completed=record["epoch"], figures=figures)
         else:
-            self._line(f"{record['stage']:9} epoch {record['epoch']:3}  {_figures(record, dense_macs)}")
+            self._line(f"{record['stage']:9} epoch {record['epoch']:3}  {_figures(record, dense_macs, self._metric)}")
 
     def note(self, text: str) -> None:
         self._stop()
@@ -88,9 +90,9 @@ class ConsoleListener:
         self._stop()
 
 
-def _figures(record: Mapping[str, Any], dense_macs: int, with_loss: bool = True) -> str:
+def _figures(record: Mapping[str, Any], dense_macs: int, metric: str, with_loss: bool = True) -> str:
     text = f"loss {record['loss']:.4f}  " if with_loss else ""
-    text += f"accuracy {record['accuracy']:.2%}"
+    text += f"{metric} {metric_text(record['accuracy'], metric)}"
     if record.get("tau") is not None:
         text += (
             f"  tau {record['tau']:.2f}  MACs expected {record['expected_macs'] / dense_macs:.3f}"

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prunegate.files import replacing
+from prunegate.report.metric import ACCURACY
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -32,6 +33,7 @@ def draw_report(
     layers: Sequence[KeptLayer],
     dense_macs: int,
     loss_name: str = "cross entropy",
+    metric: str = ACCURACY,
 ) -> None:
     """Write a PNG: loss, accuracy, tau and costs over epochs, and kept channels per channel group.
 
@@ -39,8 +41,9 @@ def draw_report(
         records: Lines of ``metrics.jsonl``, in order.
         dense_macs: What costs are shown as fractions of.
         loss_name: What the training loss is, for the curve's title.
+        metric: What the records' ``accuracy`` is.
     """
-    _write(report_figure(title, records, layers, dense_macs, loss_name), path)
+    _write(report_figure(title, records, layers, dense_macs, loss_name, metric), path)
 
 
 def report_figure(
@@ -49,6 +52,7 @@ def report_figure(
     layers: Sequence[KeptLayer],
     dense_macs: int,
     loss_name: str = "cross entropy",
+    metric: str = ACCURACY,
 ) -> Figure:
     """The figure that `draw_report` writes."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -62,13 +66,17 @@ def report_figure(
     epochs = list(range(1, len(records) + 1))
 
     loss = figure.add_subplot(grid[0, 0])
-    loss.plot(epochs, [r["loss"] for r in records], color=_BLUE, marker=".", markersize=4)
-    loss.set(title=f"training loss ({loss_name})".replace("$", r"\$"), yscale="log")
+    losses = [r["loss"] for r in records]
+    loss.plot(epochs, losses, color=_BLUE, marker=".", markersize=4)
+    loss.set(title=f"training loss ({loss_name})".replace("$", r"\$"))
+    if losses and min(losses) > 0:
+        loss.set_yscale("log")
 
     accuracy = figure.add_subplot(grid[0, 1])
     measured = [r.get("accuracy") for r in records]
-    _curve(accuracy, epochs, [None if a is None else 100 * a for a in measured], _BLUE, "accuracy")
-    accuracy.set(title="test accuracy, gates hard (%)")
+    scale, unit = (100, " (%)") if metric == ACCURACY else (1, "")
+    _curve(accuracy, epochs, [None if a is None else scale * a for a in measured], _BLUE, metric)
+    accuracy.set(title=f"test {metric}, gates hard{unit}".replace("$", r"\$"))
 
     tau = figure.add_subplot(grid[1, 0])
     _curve(tau, epochs, [r.get("tau") for r in records], _RED, "tau")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from prunegate.training.batch_norm import reestimate_batch_norm
 from prunegate.training.budget import Budget
 from prunegate.training.distillation import Distillation
-from prunegate.training.evaluation import evaluate
+from prunegate.training.evaluation import Metric, evaluate
 from prunegate.training.fit import Batch, Fit, Loss, fit
 from prunegate.training.gate_steps import GateSteps
 from prunegate.training.health import GateHealth
@@ -26,6 +26,7 @@ __all__ = [
     "GateSteps",
     "GateTraining",
     "Loss",
+    "Metric",
     "Processes",
     "Recovery",
     "TauSchedule",

@@ -1,26 +1,36 @@
-"""Measuring a classifier."""
+"""Measuring a model on data that it was not trained on."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from torch import nn
 
 from prunegate.modes import eval_mode
+from prunegate.training.labels import labels_to
 from prunegate.training.processes import Processes
+
+Metric = Callable[[Any, Any], Any]
 
 
 @torch.no_grad()
 def evaluate(
-    model: nn.Module, batches: Iterable[tuple[torch.Tensor, ...]], processes: Processes | None = None
+    model: nn.Module,
+    batches: Iterable[tuple[Any, ...]],
+    processes: Processes | None = None,
+    metric: Metric | None = None,
 ) -> float:
-    """Top-1 accuracy in [0, 1]; the model's mode is as before afterwards.
+    """Top-1 accuracy in [0, 1], or the mean of a metric; the model's mode is as before afterwards.
 
     Args:
         batches: (inputs, class indices), and what else there is.
         processes: Given, each of them has a part of the batches, and all get the accuracy on the whole.
+        metric: Of (outputs, labels) of a batch, a number: their mean counts each batch by its samples.
     """
+    if metric is not None:
+        return _mean(model, batches, processes, metric)
     device = next(iter(model.parameters())).device
     # Counted on the device and read once: reading a batch's count would make the next one wait for it.
     hits, count = torch.zeros((), dtype=torch.int64, device=device), 0
@@ -33,3 +43,17 @@ def evaluate(
     if processes is not None:
         correct, count = (int(sum(parts)) for parts in processes.gathered(correct, count))
     return correct / max(count, 1)
+
+
+def _mean(model: nn.Module, batches: Iterable[tuple[Any, ...]], processes: Processes | None, metric: Metric) -> float:
+    device = next(iter(model.parameters())).device
+    total, count = torch.zeros((), dtype=torch.float64), 0
+    with eval_mode(model):
+        for inputs, labels, *_ in batches:
+            found = metric(model(inputs.to(device, non_blocking=True)), labels_to(labels, device))
+            total += len(inputs) * float(found)
+            count += len(inputs)
+    if processes is None:
+        return float(total) / max(count, 1)
+    totals, counts = processes.gathered(float(total), count)
+    return sum(totals) / max(sum(counts), 1)

@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_leaves
 
 from prunegate.training.distillation import Distillation
 from prunegate.training.health import GateHealth, gate_figures
+from prunegate.training.labels import chunks, labels_to
 from prunegate.training.losses import Losses, Place
 from prunegate.training.optimizers import logit_optimizer, rate_scheduler, weight_average, weight_optimizer
 from prunegate.training.plans import GateTraining, TrainingPlan
@@ -23,9 +24,9 @@ from prunegate.wrapping import GatedModel
 
 logger = logging.getLogger(__name__)
 
-# (inputs, class indices or probabilities), and then, if there are any, which samples these are.
-Batch = tuple[torch.Tensor, ...]
-Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+# (inputs, class indices or probabilities, or labels of any form), and then, if there are any, which samples these are.
+Batch = tuple[Any, ...]
+Loss = Callable[[Any, Any], torch.Tensor]
 
 
 class Fit:
@@ -165,13 +166,14 @@ class Fit:
             drawn = None
         self._scheduler.step_update(self.step)
         device = self.processes.device
-        inputs, labels = (part.to(device, non_blocking=True) for part in batch[:2])
+        inputs, labels = batch[0].to(device, non_blocking=True), labels_to(batch[1], device)
         before = self._float_buffers() if self.plan.nonfinite_batches else None
         for optimizer in self._optimizers:
             optimizer.zero_grad()
         place = Place(epoch, self.step, self._rate, batch[2] if len(batch) > 2 else None)
         value: float | torch.Tensor = 0.0
-        parts = list(zip(*(t.chunk(self.plan.accumulation_steps) for t in (inputs, labels)), strict=True))
+        count = self.plan.accumulation_steps
+        parts = list(zip(inputs.chunk(count), chunks(labels, count), strict=True))
         for number, (some_inputs, some_labels) in enumerate(parts, start=1):
             last = number == len(parts)
             with nullcontext() if last else self.processes.without_averaging(self._prepared):
@@ -200,7 +202,7 @@ class Fit:
         """Of the weights, at the present step."""
         return float(self._optimizers[0].param_groups[0]["lr"])
 
-    def _loss_of(self, inputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    def _loss_of(self, inputs: torch.Tensor, labels: Any) -> torch.Tensor:
         scores = self._prepared(inputs)
         if self._loss is not None:
             loss = self._loss(scores, labels)

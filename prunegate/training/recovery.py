@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +15,7 @@ from prunegate.errors import LoopError
 from prunegate.modes import eval_mode
 from prunegate.training.batch_norm import reestimate_batch_norm
 from prunegate.training.fit import Batch, Loss
+from prunegate.training.labels import between, hold_tensors, joined
 from prunegate.training.model_calls import batches_of, described, none_found
 from prunegate.training.reconstruction import reconstruct
 from prunegate.wrapping import GatedModel, gated_model
@@ -96,11 +98,12 @@ def _recovered(
             f"recover: found {len(inputs)} samples of finite numbers, expected at least {2 * _LEAST_SAMPLES}: some to "
             "refit weights on, and others to compare on. Nothing was changed. Hand in more batches, or no dense model."
         )
-    before = _loss(gated, inputs[half:], labels[half:], loss)
+    kept_out = between(labels, half, None)
+    before = _loss(gated, inputs[half:], kept_out, loss)
     trained = copy.deepcopy(gated.model.state_dict())
     layers = reconstruct(gated, dense, inputs[:half])
     reestimate_batch_norm(gated, (inputs for inputs, _ in _pairs(batches())))
-    after = _loss(gated, inputs[half:], labels[half:], loss)
+    after = _loss(gated, inputs[half:], kept_out, loss)
     better = after < before
     if not better:
         gated.model.load_state_dict(trained)
@@ -120,16 +123,16 @@ def _again(batches: Callable[[], Iterable[Batch]] | Iterable[Batch]) -> Callable
 
 
 @torch.no_grad()
-def _loss(model: nn.Module, inputs: torch.Tensor, labels: torch.Tensor, loss: Loss) -> float:
+def _loss(model: nn.Module, inputs: torch.Tensor, labels: Any, loss: Loss) -> float:
     """The mean loss in eval mode."""
     with eval_mode(model):
         return float(loss(model(inputs), labels))
 
 
-def _pairs(batches: Iterable[Batch]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+def _pairs(batches: Iterable[Batch]) -> Iterator[tuple[torch.Tensor, Any]]:
     for batch in batches:
         parts = tuple(batch[:2]) if isinstance(batch, (tuple, list)) else ()
-        if len(parts) < 2 or not all(isinstance(part, torch.Tensor) for part in parts):
+        if len(parts) < 2 or not isinstance(parts[0], torch.Tensor) or not hold_tensors(parts[1]):
             of = f" of {', '.join(type(part).__name__ for part in parts)}" if parts else ""
             raise LoopError(
                 f"recover: found a batch that is a {type(batch).__name__}{of}, expected (inputs, labels), both "
@@ -138,15 +141,15 @@ def _pairs(batches: Iterable[Batch]) -> Iterator[tuple[torch.Tensor, torch.Tenso
         yield parts[0], parts[1]
 
 
-def _first(batches: Iterable[tuple[torch.Tensor, torch.Tensor]], count: int) -> tuple[torch.Tensor, torch.Tensor]:
+def _first(batches: Iterable[tuple[torch.Tensor, Any]], count: int) -> tuple[torch.Tensor, Any]:
     """The first samples' inputs and labels, at most ``count``; batches that are not finite are left out."""
-    parts: list[tuple[torch.Tensor, torch.Tensor]] = []
+    parts: list[tuple[torch.Tensor, Any]] = []
     for inputs, labels in batches:
         left = min(count, 2 * _INPUT_NUMBERS // inputs[0].numel()) - sum(len(part[0]) for part in parts)
         if left <= 0:
             break
         if bool(torch.isfinite(inputs).all()):
-            parts.append((inputs[:left], labels[:left]))
+            parts.append((inputs[:left], between(labels, None, left)))
     if not parts:
         return torch.zeros(0), torch.zeros(0)
-    return torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
+    return torch.cat([part[0] for part in parts]), joined([part[1] for part in parts])
