@@ -19,6 +19,12 @@ if TYPE_CHECKING:
 
 
 def inspect_command(arguments: argparse.Namespace) -> int:
+    if arguments.rules:
+        return _list_rules(arguments.json)
+    if arguments.model is None:
+        raise ModelNameError(
+            "inspect: found no model, expected one, such as timm/resnet18. Or say --rules for the list of operations."
+        )
     import torch
 
     from prunegate.builders import Builder, input_shape
@@ -47,6 +53,34 @@ def inspect_command(arguments: argparse.Namespace) -> int:
     else:
         size = " × ".join(map(str, shape))
         _print_explanation(console(), f"{builder.full_name}, input {size}", explanation, arguments.members)
+    return 0
+
+
+def _list_rules(as_json: bool) -> int:
+    """What is known of operations, by families."""
+    from dataclasses import asdict
+
+    from prunegate.groups.rules.listing import rule_families
+
+    families = rule_families()
+    if as_json:
+        console().print_json(json.dumps([asdict(family) for family in families]))
+        return 0
+    from rich.table import Table
+
+    table = Table(title="operations that channels are followed through", title_justify="left", show_lines=True)
+    table.add_column("family")
+    table.add_column("what they do to channels", ratio=2)
+    table.add_column("operations", ratio=3)
+    for family in families:
+        table.add_row(family.name, family.what, ", ".join(family.operations))
+    console().print(table)
+    console().print(
+        "Operations that torch tags as pointwise need no rule. What is not listed keeps the channels that it reads; "
+        "prunegate.register_rule teaches more.",
+        highlight=False,
+        soft_wrap=True,
+    )
     return 0
 
 

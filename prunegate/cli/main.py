@@ -129,8 +129,9 @@ def _parser() -> argparse.ArgumentParser:
         description="Channel groups, costs and what is pinned.",
     )
     inspect.add_argument(
-        "model", help="timm/<name>, torchvision/<name>, prunegate/<name>, or module:function of your own"
+        "model", nargs="?", help="timm/<name>, torchvision/<name>, prunegate/<name>, or module:function of your own"
     )
+    inspect.add_argument("--rules", action="store_true", help="list every operation that channels are followed through")
     inspect.add_argument("--arg", action="append", default=[], metavar="KEY=VALUE", help="argument of the model")
     _add_input_size(inspect, "the model's own")
     inspect.add_argument("--members", action="store_true", help="list every tensor axis of every channel group")

@@ -12,11 +12,6 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 import torch
 from torch import nn
-from torch._subclasses.fake_tensor import (
-    DataDependentOutputException,
-    DynamicOutputShapeException,
-    UnsupportedOperatorException,
-)
 
 from prunegate.errors import TraceError
 from prunegate.groups.analysis import Analysis
@@ -41,7 +36,6 @@ logger = logging.getLogger(__name__)
 
 # Modules whose attention loses whole heads; None for all of them.
 WholeHeads: TypeAlias = "frozenset[str] | None"
-_NEEDS_VALUES = (DataDependentOutputException, DynamicOutputShapeException, UnsupportedOperatorException)
 
 
 @dataclass(frozen=True)
@@ -197,11 +191,7 @@ class Trace:
             with run_watched(model.train(training), watch, self._stand_ins), Tracer(self._values, watch, tape):
                 outputs = model(*inputs.args, **inputs.kwargs)
         except Exception as error:
-            raise TraceError(
-                f"{watch.module or 'the model'}: running the model on the example inputs failed with "
-                f"{type(error).__name__}: {error}. Channels are found by running it. Give example_inputs with "
-                "which model(...) works."
-            ) from error
+            raise TraceError(_why_it_failed(watch.module or "the model", error)) from error
         for key, count in watch.totals.items():
             self.constraints.totals[key] = max(self.constraints.totals.get(key, 0), count)
         self._pin_outputs(outputs, inputs.outputs)
@@ -297,6 +287,26 @@ class Trace:
         if whole_heads not in self._chosen:
             self._chosen[whole_heads] = ways_of(self.constraints, whole_heads)
         return self._chosen[whole_heads]
+
+
+def _why_it_failed(module: str, error: Exception) -> str:
+    """What to tell of an error that a model's forward raised: its first line, as some are as long as a book."""
+    first = str(error).strip().splitlines()[0] if str(error).strip() else ""
+    told = f"{type(error).__name__}: {first[:_LONGEST]}{' ...' if len(first) > _LONGEST else ''}"
+    if type(error).__module__.startswith("torch._dynamo") or "HigherOrderOperator" in first:
+        return (
+            f"{module}: found code that torch compiles while the forward runs (torch.cond, flex_attention), expected "
+            f"operations that can be followed one by one ({first[:60]}). Wrap the model with an ordinary branch, or "
+            "torch.where, or scaled_dot_product_attention in its place."
+        )
+    return (
+        f"{module}: running the model on the example inputs failed with {told}. Channels are found by running it. Give "
+        "example_inputs with which model(...) works."
+    )
+
+
+# So many characters of a foreign error's first line.
+_LONGEST = 300
 
 
 @contextlib.contextmanager

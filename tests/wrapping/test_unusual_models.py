@@ -254,3 +254,31 @@ class MaskedAutoencoder(nn.Module):
 def test_what_a_model_draws_in_eval_mode_is_no_fault_of_the_cut() -> None:
     gated = assert_exact(MaskedAutoencoder(), noise(2, 8, 6), (noise(3, 8, 6),))
     assert units(gated) == {"stem": 12, "block.0": 16}
+
+
+class Conditional(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(5, 8), nn.Linear(8, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.a(x)
+        y = torch.cond(y.sum() > 0, lambda t: t * 2, lambda t: t - 1, (y,))
+        z: torch.Tensor = self.b(y)
+        return z
+
+
+def test_code_that_is_compiled_within_the_forward_is_refused_in_a_few_lines() -> None:
+    with pytest.raises(TraceError, match=r"found code that torch compiles while the forward runs \(torch.cond") as told:
+        prunegate.wrap(Conditional(), torch.randn(2, 5))
+    assert len(str(told.value)) < 400
+
+
+def test_a_long_error_of_a_models_own_is_cut_short() -> None:
+    class Fails(Conditional):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            raise ValueError("x" * 5000 + "\nand more")
+
+    with pytest.raises(TraceError, match="failed with ValueError: x+ ...") as told:
+        prunegate.wrap(Fails(), torch.randn(2, 5))
+    assert len(str(told.value)) < 600

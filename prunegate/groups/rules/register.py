@@ -14,7 +14,7 @@ from prunegate.groups.rules.recurrent import recurrent
 # By an operation's full name, ``"namespace::name"``.
 OPERATION_RULES: RuleTable = {}
 MODULE_RULES: dict[type[nn.Module], Rule] = {}
-_BUILTIN_MODULE_RULES: dict[type[nn.Module], Rule] = {nn.RNNBase: recurrent}
+BUILTIN_MODULE_RULES: dict[type[nn.Module], Rule] = {nn.RNNBase: recurrent}
 
 
 def register_rule(
@@ -77,7 +77,7 @@ def register_rule(
 
 def module_rule(cls: type[nn.Module]) -> Rule | None:
     """The rule for a module class or the nearest class it extends: a registered one, or one of the package's own."""
-    for rules in (MODULE_RULES, _BUILTIN_MODULE_RULES):
+    for rules in (MODULE_RULES, BUILTIN_MODULE_RULES):
         if rules:
             found = next((rules[base] for base in cls.__mro__ if base in rules), None)
             if found is not None:
