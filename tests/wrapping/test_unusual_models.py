@@ -279,6 +279,6 @@ def test_a_long_error_of_a_models_own_is_cut_short() -> None:
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             raise ValueError("x" * 5000 + "\nand more")
 
-    with pytest.raises(TraceError, match="failed with ValueError: x+ ...") as told:
+    with pytest.raises(TraceError, match=r"failed with ValueError: x+ ...") as told:
         prunegate.wrap(Fails(), torch.randn(2, 5))
     assert len(str(told.value)) < 600
