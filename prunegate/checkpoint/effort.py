@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from prunegate.compaction import outputs_of
 from prunegate.groups import ExampleInputs, StandIns
-from prunegate.groups.stand_ins import KINDS, quiet
+from prunegate.groups.torch_workarounds.stand_ins import KINDS, quiet
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from prunegate.compaction.equivalence import Difference, Found, Kept, Side, diff
 from prunegate.compaction.precision import random_like
 from prunegate.errors import CompactionError
 from prunegate.groups import ExampleInputs
-from prunegate.groups.input_sizes import Variation
+from prunegate.groups.following.input_sizes import Variation
 
 # So many times what rounding does to the gated model itself is put down to rounding.
 ROUNDINGS = 16

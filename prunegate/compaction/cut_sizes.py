@@ -10,9 +10,9 @@ import numpy as np
 from prunegate.compaction.plan import Mask
 from prunegate.errors import CompactionError
 from prunegate.groups import Analysis, ExampleInputs, Tape, Trace
-from prunegate.groups.input_sizes import Variation
-from prunegate.groups.labels import Shape, collapse, varying
-from prunegate.groups.stand_ins import Kind
+from prunegate.groups.following.input_sizes import Variation
+from prunegate.groups.solving.labels import Shape, collapse, varying
+from prunegate.groups.torch_workarounds.stand_ins import Kind
 
 KeptByDim: TypeAlias = tuple["Mask | None", ...]
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import nn
 
-from prunegate.groups.copies import COPIED_BY_ATTRIBUTES
+from prunegate.groups.torch_workarounds.copies import COPIED_BY_ATTRIBUTES
 
 _MAKERS: dict[type, Callable[[Any], Callable[..., Any]]] = {}
 

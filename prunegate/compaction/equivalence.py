@@ -20,8 +20,8 @@ from torch.overrides import TorchFunctionMode
 from prunegate.compaction.plan import Mask, kept_of
 from prunegate.gates import without_dropout
 from prunegate.groups import ExampleInputs, function_name
-from prunegate.groups.kernels import exact_arithmetic
-from prunegate.groups.outputs import names_of_state, tensors_in
+from prunegate.groups.following.outputs import names_of_state, tensors_in
+from prunegate.groups.torch_workarounds.kernels import exact_arithmetic
 
 # For a parameter the kept positions of each of its cut axes.
 Kept: TypeAlias = Mapping[str, Mapping[int, Mask]]

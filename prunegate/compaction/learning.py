@@ -28,11 +28,11 @@ from prunegate.compaction.size_rules import (
     shape_of,
 )
 from prunegate.groups import ExampleInputs, StandIns, Tape, Value, function_name, in_place_of, values_in
-from prunegate.groups.code_places import CodePlace, place_in_code
-from prunegate.groups.size_calls import SIZED, SizeCall, is_scaled
-from prunegate.groups.stand_ins import quiet
-from prunegate.groups.trace import run_watched
-from prunegate.groups.watch import Watch
+from prunegate.groups.following.code_places import CodePlace, place_in_code
+from prunegate.groups.following.size_calls import SIZED, SizeCall, is_scaled
+from prunegate.groups.following.trace import run_watched
+from prunegate.groups.following.watch import Watch
+from prunegate.groups.torch_workarounds.stand_ins import quiet
 
 logger = logging.getLogger(__name__)
 

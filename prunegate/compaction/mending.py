@@ -23,7 +23,7 @@ from prunegate.compaction.size_rules import CannotRewriteError
 from prunegate.compaction.surgery import set_attributes
 from prunegate.compaction.writer import CannotReplayError
 from prunegate.errors import CompactionError
-from prunegate.groups.kernels import without_misled_kernels
+from prunegate.groups.torch_workarounds.kernels import without_misled_kernels
 
 logger = logging.getLogger(__name__)
 

@@ -17,7 +17,7 @@ from prunegate.compaction.cut_sizes import CutSizes
 from prunegate.compaction.plan import Mask
 from prunegate.compaction.size_rules import CannotRewriteError, numbers_in, with_numbers
 from prunegate.groups import Value, values_in
-from prunegate.groups.size_calls import SCALED, SizeCall
+from prunegate.groups.following.size_calls import SCALED, SizeCall
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,8 @@ from prunegate.compaction.surgery import cut
 from prunegate.errors import CompactionError
 from prunegate.gates import GateSites
 from prunegate.groups import Analysis, StandIns, Trace, copy_with
-from prunegate.groups.kernels import exact_arithmetic, layers_by_parts
-from prunegate.groups.outputs import tensors_in
+from prunegate.groups.following.outputs import tensors_in
+from prunegate.groups.torch_workarounds.kernels import exact_arithmetic, layers_by_parts
 
 logger = logging.getLogger(__name__)
 

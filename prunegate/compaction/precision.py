@@ -15,8 +15,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from prunegate.compaction.equivalence import Side
 from prunegate.groups import ExampleInputs, copy_with, in_place_of
-from prunegate.groups.kernels import exact_arithmetic
-from prunegate.groups.outputs import names_of_state, tensors_in
+from prunegate.groups.following.outputs import names_of_state, tensors_in
+from prunegate.groups.torch_workarounds.kernels import exact_arithmetic
 from prunegate.modes import eval_mode
 
 

@@ -17,7 +17,7 @@ from prunegate.compaction.plan import Plan
 from prunegate.compaction.surgery import apply, apply_checked, check_tensors
 from prunegate.errors import CompactionError, TraceError
 from prunegate.groups import ExampleInputs
-from prunegate.groups.stand_ins import quiet
+from prunegate.groups.torch_workarounds.stand_ins import quiet
 
 # As many as tell samples from a dimension of size one.
 _SAMPLES = 2

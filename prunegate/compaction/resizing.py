@@ -17,7 +17,7 @@ from torch import nn
 from prunegate.compaction.derived_classes import derive
 from prunegate.compaction.size_rules import SizeRule, applied, first_tensor, numbers_in, shape_of, with_numbers
 from prunegate.gates import RunningMode, resume_in_recomputation, running_modes
-from prunegate.groups.size_calls import SCALED, SIZED
+from prunegate.groups.following.size_calls import SCALED, SIZED
 
 _RULES = "_prunegate_sizes"
 _FORWARD = "_prunegate_own_forward"

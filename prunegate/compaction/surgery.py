@@ -13,7 +13,7 @@ from prunegate.compaction.narrow_attention import fit_attention
 from prunegate.compaction.plan import AttributeValue, Mask, Plan, kept_of
 from prunegate.errors import CompactionError
 from prunegate.groups import in_place_of
-from prunegate.groups.kernels import without_misled_kernels, without_packing
+from prunegate.groups.torch_workarounds.kernels import without_misled_kernels, without_packing
 
 
 def cut(model: nn.Module, plan: Plan) -> Plan:

@@ -24,8 +24,8 @@ from prunegate.compaction.precision import Widely, converted, outputs_of, random
 from prunegate.compaction.surgery import cut
 from prunegate.gates import GateSites
 from prunegate.groups import Analysis, ExampleInputs, Pin, StandIns, Trace, copy_with, the_same
-from prunegate.groups.kernels import decomposed_attention, exact_arithmetic
-from prunegate.groups.stand_ins import quiet
+from prunegate.groups.torch_workarounds.kernels import decomposed_attention, exact_arithmetic
+from prunegate.groups.torch_workarounds.stand_ins import quiet
 
 logger = logging.getLogger(__name__)
 

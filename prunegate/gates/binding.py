@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from prunegate.groups.rebinding import Rebinding, refers_to
+from prunegate.groups.torch_workarounds.rebinding import Rebinding, refers_to
 
 _SLOT = "_prunegate_bound"
 # How torch's layers use their weight, when it is given to them.

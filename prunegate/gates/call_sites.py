@@ -17,9 +17,9 @@ from torch import nn
 from prunegate.gates.masked_functions import call_masked
 from prunegate.gates.running import RunningMode, running_modes
 from prunegate.groups import MaskedCall
-from prunegate.groups.code_places import CodePlace, place_in_code
-from prunegate.groups.copies import COPIED_BY_ATTRIBUTES
-from prunegate.groups.maskable import MASKABLE
+from prunegate.groups.following.code_places import CodePlace, place_in_code
+from prunegate.groups.following.maskable import MASKABLE
+from prunegate.groups.torch_workarounds.copies import COPIED_BY_ATTRIBUTES
 
 # `prunegate.groups.function_name`, as far as it matters here, in a form that compilers follow.
 _OPERATORS = {f"__{name}__": name for name in MASKABLE}

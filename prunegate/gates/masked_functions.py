@@ -30,7 +30,7 @@ def call_masked(
     """``func(*args, **kwargs)`` without the positions where a mask is zero.
 
     Args:
-        name: The function's name, as `prunegate.groups.watch.function_name` gives it.
+        name: The function's name, as `prunegate.groups.following.watch.function_name` gives it.
         masks: By number of the positional argument: a mask that broadcasts over it.
     """
     masked = MASKED_FUNCTIONS.get(name)

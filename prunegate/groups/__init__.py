@@ -4,14 +4,24 @@ from __future__ import annotations
 
 from prunegate.groups.analysis import Analysis, LoopNest, MaskedCall
 from prunegate.groups.channel_group import ChannelGroup, Member, PinnedGroup
-from prunegate.groups.constraints import Pin
-from prunegate.groups.copies import copy_with, in_place_of, on_meta, the_same
-from prunegate.groups.inputs import ExampleInputs
+from prunegate.groups.following.inputs import ExampleInputs
+from prunegate.groups.following.tape import (
+    Operation,
+    Record,
+    Source,
+    Span,
+    Tape,
+    Value,
+    map_tensors,
+    map_values,
+    values_in,
+)
+from prunegate.groups.following.trace import Trace
+from prunegate.groups.following.watch import CallAddress, function_name
 from prunegate.groups.rules import Call, register_rule
-from prunegate.groups.stand_ins import StandIns
-from prunegate.groups.tape import Operation, Record, Source, Span, Tape, Value, map_tensors, map_values, values_in
-from prunegate.groups.trace import Trace
-from prunegate.groups.watch import CallAddress, function_name
+from prunegate.groups.solving.constraints import Pin
+from prunegate.groups.torch_workarounds.copies import copy_with, in_place_of, on_meta, the_same
+from prunegate.groups.torch_workarounds.stand_ins import StandIns
 
 __all__ = [
     "Analysis",

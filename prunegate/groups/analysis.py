@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from prunegate.groups.channel_group import ChannelGroup, PinnedGroup
-from prunegate.groups.code_places import CodePlace
-from prunegate.groups.labels import Shape
-from prunegate.groups.partition import Ids
+from prunegate.groups.following.code_places import CodePlace
+from prunegate.groups.solving.labels import Shape
+from prunegate.groups.solving.partition import Ids
 
 
 @dataclass(frozen=True)

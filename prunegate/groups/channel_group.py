@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from prunegate.groups.constraints import Pin
-from prunegate.groups.partition import Ids
+from prunegate.groups.solving.constraints import Pin
+from prunegate.groups.solving.partition import Ids
 
 
 class Member(NamedTuple):

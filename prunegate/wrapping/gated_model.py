@@ -15,7 +15,7 @@ from prunegate.costs import CostModel, keep_within
 from prunegate.errors import BudgetError, DivergedError, nearest
 from prunegate.gates import Gates, GateSites, remove_call_sites, standardised_magnitudes
 from prunegate.groups import Analysis, ChannelGroup, ExampleInputs, PinnedGroup, Trace, copy_with, the_same
-from prunegate.groups.kernels import has_fused_layers, unfused_layers
+from prunegate.groups.torch_workarounds.kernels import has_fused_layers, unfused_layers
 from prunegate.numbers import is_number
 from prunegate.wrapping.explain import Explanation, explain
 from prunegate.wrapping.reach import Reach, cost_models, fewest_units

@@ -10,8 +10,8 @@ from torch import nn
 
 from prunegate.errors import TraceError
 from prunegate.groups import ExampleInputs, StandIns
-from prunegate.groups.outputs import named_tensors, names_of_state, tensors_in
-from prunegate.groups.stand_ins import KINDS, quiet
+from prunegate.groups.following.outputs import named_tensors, names_of_state, tensors_in
+from prunegate.groups.torch_workarounds.stand_ins import KINDS, quiet
 
 
 def places_that_count(

@@ -16,7 +16,7 @@ from torch import nn
 import prunegate
 from prunegate.compaction.equivalence import Side, difference, gap, put_aside, run
 from prunegate.groups import ExampleInputs
-from prunegate.groups.outputs import named_tensors, names_of_state
+from prunegate.groups.following.outputs import named_tensors, names_of_state
 from tests.conftest import random_masks, randomise
 
 INF, NAN = math.inf, math.nan

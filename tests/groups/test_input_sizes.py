@@ -9,7 +9,7 @@ from torch import nn
 import prunegate
 from prunegate.compaction.equivalence import Side, difference, run
 from prunegate.groups import ExampleInputs, Trace
-from prunegate.groups.input_sizes import Variation, other_sizes
+from prunegate.groups.following.input_sizes import Variation, other_sizes
 from tests.conftest import random_masks, randomise
 
 

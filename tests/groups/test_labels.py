@@ -9,7 +9,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prunegate.groups.labels import reshaped
+from prunegate.groups.solving.labels import reshaped
 
 
 @st.composite

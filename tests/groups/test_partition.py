@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prunegate.groups.partition import Partition
+from prunegate.groups.solving.partition import Partition
 
 
 @settings(max_examples=200, deadline=None)

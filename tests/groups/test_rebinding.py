@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from prunegate.groups.rebinding import Rebinding, rebound, refers_to
+from prunegate.groups.torch_workarounds.rebinding import Rebinding, rebound, refers_to
 
 OLD, NEW = nn.Linear(2, 2), nn.Linear(2, 2)
 OTHER = nn.Linear(2, 2)

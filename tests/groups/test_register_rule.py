@@ -10,8 +10,8 @@ from torch import nn
 
 import prunegate
 from prunegate.groups import Call
-from prunegate.groups.labels import Labels
 from prunegate.groups.rules.register import MODULE_RULES, OPERATION_RULES
+from prunegate.groups.solving.labels import Labels
 
 
 @torch.library.custom_op("prunegate_test::shifted_relu", mutates_args=())

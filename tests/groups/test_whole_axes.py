@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prunegate.groups.constraints import Constraints
-from prunegate.groups.partition import Ids, Partition
-from prunegate.groups.whole_axes import elements_of
+from prunegate.groups.solving.constraints import Constraints
+from prunegate.groups.solving.partition import Ids, Partition
+from prunegate.groups.solving.whole_axes import elements_of
 
 
 def two_axes() -> tuple[Constraints, Ids, Ids]:

@@ -15,9 +15,9 @@ from prunegate.compaction.consistency import followed
 from prunegate.compaction.mending import Mending
 from prunegate.compaction.plan import Plan
 from prunegate.groups import ExampleInputs, Trace
-from prunegate.groups.choices import finest
-from prunegate.groups.partition import Partition
-from prunegate.groups.solve import solve
+from prunegate.groups.solving.choices import finest
+from prunegate.groups.solving.partition import Partition
+from prunegate.groups.solving.solve import solve
 from tests.wrapping.exactness import assert_exact, noise, units
 
 IMAGE, IMAGES = noise(2, 3, 8, 8), (noise(3, 3, 8, 8), noise(2, 3, 10, 12))

@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import prunegate
 from prunegate.compaction.equivalence import Side, difference, put_aside, run
 from prunegate.groups import ExampleInputs
-from prunegate.groups.kernels import decomposed_attention
+from prunegate.groups.torch_workarounds.kernels import decomposed_attention
 from tests.conftest import random_masks, randomise
 
 ACTIVATIONS = {

@@ -15,8 +15,8 @@ from torch.nn import functional
 
 import prunegate
 from prunegate.gates.masked_functions import MASKED_FUNCTIONS
-from prunegate.groups.kernels import unfused_layers
 from prunegate.groups.rules.call import MASKABLE
+from prunegate.groups.torch_workarounds.kernels import unfused_layers
 from tests.conftest import random_masks, randomise
 
 WIDTH = 24

@@ -11,13 +11,13 @@ from typing import Any, TypeAlias
 import numpy as np
 import torch
 
-from prunegate.groups.choices import ChoiceKind
-from prunegate.groups.constraints import Constraints, MaskedArgument, Pin
-from prunegate.groups.labels import Labels, Shape, collapse, varying
-from prunegate.groups.maskable import EACH_BY_ITSELF, MASKABLE, READING, ZERO_NEUTRAL
-from prunegate.groups.partition import Ids
-from prunegate.groups.values import Values
-from prunegate.groups.watch import Watch
+from prunegate.groups.following.maskable import EACH_BY_ITSELF, MASKABLE, READING, ZERO_NEUTRAL
+from prunegate.groups.following.values import Values
+from prunegate.groups.following.watch import Watch
+from prunegate.groups.solving.choices import ChoiceKind
+from prunegate.groups.solving.constraints import Constraints, MaskedArgument, Pin
+from prunegate.groups.solving.labels import Labels, Shape, collapse, varying
+from prunegate.groups.solving.partition import Ids
 
 
 @dataclass

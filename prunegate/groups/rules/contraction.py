@@ -7,12 +7,12 @@ import math
 import numpy as np
 import torch
 
-from prunegate.groups.constraints import Contraction
-from prunegate.groups.labels import Labels, Shape, align, along, on_axis, varying
-from prunegate.groups.partition import Ids
 from prunegate.groups.rules.call import Call, RuleTable, table
 from prunegate.groups.rules.pointwise import Operand, unite_operands
 from prunegate.groups.rules.within import choose_within, head_ids
+from prunegate.groups.solving.constraints import Contraction
+from prunegate.groups.solving.labels import Labels, Shape, align, along, on_axis, varying
+from prunegate.groups.solving.partition import Ids
 
 # The kernel for experts takes rows of a multiple of 16 bytes: so many numbers in bfloat16.
 _ALIGNED = 8

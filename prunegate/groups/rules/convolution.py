@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
-from prunegate.groups.constraints import Contraction, Pin
-from prunegate.groups.labels import Labels, on_axis, varying
-from prunegate.groups.partition import Ids
 from prunegate.groups.rules.call import Call, RuleTable, table
 from prunegate.groups.rules.contraction import column
 from prunegate.groups.rules.pointwise import unite_operands
+from prunegate.groups.solving.constraints import Contraction, Pin
+from prunegate.groups.solving.labels import Labels, on_axis, varying
+from prunegate.groups.solving.partition import Ids
 
 _KERNEL = Pin("lies along the kernel of a convolution", "convolution")
 _FIXED = "its input channels cannot be removed"

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from prunegate.groups.labels import Labels, on_axis
 from prunegate.groups.rules.call import Call, RuleTable, table
+from prunegate.groups.solving.labels import Labels, on_axis
 
 
 def label_all(call: Call) -> list[Labels]:

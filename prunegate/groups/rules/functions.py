@@ -21,5 +21,5 @@ class FunctionRule:
     rule: Rule
 
 
-# By the function's name, as `prunegate.groups.watch.function_name` gives it.
+# By the function's name, as `prunegate.groups.following.watch.function_name` gives it.
 FUNCTION_RULES: Mapping[str, FunctionRule] = {"_weight_norm": FunctionRule(("v", "g", "dim"), weight_norm)}

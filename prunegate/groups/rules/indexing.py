@@ -9,9 +9,9 @@ from collections.abc import Iterable, Sequence
 
 import torch
 
-from prunegate.groups.labels import Labels, Shape, align, along, on_axis, varying
 from prunegate.groups.rules.call import Call, RuleTable, table
 from prunegate.groups.rules.pointwise import Operand, unite_operands
+from prunegate.groups.solving.labels import Labels, Shape, align, along, on_axis, varying
 
 _PICKED, _PLACED = "picked by an index tensor", "placed by an index tensor"
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from prunegate.groups.labels import Labels, along, on_axis, varying
-from prunegate.groups.partition import Ids
 from prunegate.groups.rules.call import Call, RuleTable, table
 from prunegate.groups.rules.pointwise import unite_operands
+from prunegate.groups.solving.labels import Labels, along, on_axis, varying
+from prunegate.groups.solving.partition import Ids
 
 
 def _cat(call: Call) -> list[Labels]:

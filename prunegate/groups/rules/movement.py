@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from torch.utils._python_dispatch import _disable_current_modes
 
-from prunegate.groups.constraints import SPREAD
-from prunegate.groups.labels import Labels, align, along, on_axis, pick, reshaped, varying
-from prunegate.groups.partition import Ids
 from prunegate.groups.rules.call import Call, RuleTable, table
+from prunegate.groups.solving.constraints import SPREAD
+from prunegate.groups.solving.labels import Labels, align, along, on_axis, pick, reshaped, varying
+from prunegate.groups.solving.partition import Ids
 
 
 def _each_label(move: Callable[[Call, Ids], Ids]) -> Callable[[Call], list[Labels]]:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 
-from prunegate.groups.labels import Labels, align, on_axis, varying
-from prunegate.groups.partition import Ids
 from prunegate.groups.rules.call import Call, RuleTable, table
 from prunegate.groups.rules.pointwise import Operand, unite_operands
 from prunegate.groups.rules.within import choose_within
+from prunegate.groups.solving.labels import Labels, align, on_axis, varying
+from prunegate.groups.solving.partition import Ids
 
 _STATISTICS = "statistics are taken over these channels"
 

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from prunegate.groups.labels import Labels, Shape, align, varying
-from prunegate.groups.partition import Ids
 from prunegate.groups.rules.call import Call, RuleTable, table
+from prunegate.groups.solving.labels import Labels, Shape, align, varying
+from prunegate.groups.solving.partition import Ids
 
 Operand = tuple[Labels, Shape]
 

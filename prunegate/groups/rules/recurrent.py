@@ -9,11 +9,11 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from prunegate.groups.constraints import Contraction
-from prunegate.groups.labels import Labels, align, on_axis, varying
-from prunegate.groups.partition import Ids
 from prunegate.groups.rules.call import Call
 from prunegate.groups.rules.contraction import column
+from prunegate.groups.solving.constraints import Contraction
+from prunegate.groups.solving.labels import Labels, align, on_axis, varying
+from prunegate.groups.solving.partition import Ids
 
 _STATE = "its state comes from outside of the model, or from channels that cannot be removed"
 

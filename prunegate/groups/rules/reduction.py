@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
-from prunegate.groups.labels import Labels, pick, varying
-from prunegate.groups.partition import Ids
 from prunegate.groups.rules.call import Call, RuleTable, table
 from prunegate.groups.rules.pointwise import pointwise
 from prunegate.groups.rules.within import choose_within, head_ids
+from prunegate.groups.solving.labels import Labels, pick, varying
+from prunegate.groups.solving.partition import Ids
 
 _MASKED = frozenset(
     """mean sum amax amin max min aminmax logsumexp prod var var_mean std std_mean linalg_vector_norm norm""".split()

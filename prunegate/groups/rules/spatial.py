@@ -6,9 +6,9 @@ import re
 
 import torch
 
-from prunegate.groups.labels import Labels, Shape
 from prunegate.groups.rules.call import Call, RuleTable, table
 from prunegate.groups.rules.pointwise import unite_operands
+from prunegate.groups.solving.labels import Labels, Shape
 
 _MIXED = "mixed with its neighbours by pooling or resizing"
 

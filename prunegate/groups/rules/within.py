@@ -6,10 +6,10 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from prunegate.groups.constraints import HEADS
-from prunegate.groups.labels import varying
-from prunegate.groups.partition import Ids
 from prunegate.groups.rules.call import Call
+from prunegate.groups.solving.constraints import HEADS
+from prunegate.groups.solving.labels import varying
+from prunegate.groups.solving.partition import Ids
 
 _CANNOT_LEAVE_OUT = "{} is taken within each head, where nothing can be left out"
 

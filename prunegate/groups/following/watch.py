@@ -18,11 +18,11 @@ from typing import Any
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from prunegate.groups.code_places import CodePlace, place_in_code
-from prunegate.groups.copies import modules_by_path
-from prunegate.groups.maskable import MASKABLE
-from prunegate.groups.size_calls import SIZED, SizeCall, SizeCallKey, is_scaled
-from prunegate.groups.tape import Span, Tape, Value, holds
+from prunegate.groups.following.code_places import CodePlace, place_in_code
+from prunegate.groups.following.maskable import MASKABLE
+from prunegate.groups.following.size_calls import SIZED, SizeCall, SizeCallKey, is_scaled
+from prunegate.groups.following.tape import Span, Tape, Value, holds
+from prunegate.groups.torch_workarounds.copies import modules_by_path
 
 
 @dataclass(frozen=True)

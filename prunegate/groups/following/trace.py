@@ -15,22 +15,22 @@ from torch import nn
 
 from prunegate.errors import TraceError
 from prunegate.groups.analysis import Analysis
-from prunegate.groups.choices import usual
-from prunegate.groups.constraints import Constraints, Pin
-from prunegate.groups.copies import copy_with, modules_by_path, the_same
-from prunegate.groups.input_sizes import Variation, other_sizes
-from prunegate.groups.inputs import ExampleInputs
-from prunegate.groups.kernels import decomposed_attention
-from prunegate.groups.outputs import names_of_state, tensors_in
-from prunegate.groups.own_training import differs_in_training
+from prunegate.groups.following.input_sizes import Variation, other_sizes
+from prunegate.groups.following.inputs import ExampleInputs
+from prunegate.groups.following.outputs import names_of_state, tensors_in
+from prunegate.groups.following.own_training import differs_in_training
+from prunegate.groups.following.size_calls import OF_LAYERS
+from prunegate.groups.following.tape import Source, Tape
+from prunegate.groups.following.tracer import Tracer
+from prunegate.groups.following.values import Values
+from prunegate.groups.following.watch import Watch
 from prunegate.groups.rules import FUNCTION_RULES, module_rule
-from prunegate.groups.size_calls import OF_LAYERS
-from prunegate.groups.solve import solve, ways_of
-from prunegate.groups.stand_ins import KINDS, Kind, StandIns, quiet
-from prunegate.groups.tape import Source, Tape
-from prunegate.groups.tracer import Tracer
-from prunegate.groups.values import Values
-from prunegate.groups.watch import Watch
+from prunegate.groups.solving.choices import usual
+from prunegate.groups.solving.constraints import Constraints, Pin
+from prunegate.groups.solving.solve import solve, ways_of
+from prunegate.groups.torch_workarounds.copies import copy_with, modules_by_path, the_same
+from prunegate.groups.torch_workarounds.kernels import decomposed_attention
+from prunegate.groups.torch_workarounds.stand_ins import KINDS, Kind, StandIns, quiet
 
 logger = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ from typing import TypeAlias
 
 import numpy as np
 
-from prunegate.groups.partition import Ids
+from prunegate.groups.solving.partition import Ids
 
 Labels: TypeAlias = tuple[Ids, ...]
 Shape: TypeAlias = tuple[int, ...]

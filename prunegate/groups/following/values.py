@@ -8,9 +8,9 @@ from typing import Literal
 
 import torch
 
-from prunegate.groups.constraints import Constraints, Pin
-from prunegate.groups.labels import Labels, on_axis
-from prunegate.groups.partition import Ids
+from prunegate.groups.solving.constraints import Constraints, Pin
+from prunegate.groups.solving.labels import Labels, on_axis
+from prunegate.groups.solving.partition import Ids
 
 
 @dataclass

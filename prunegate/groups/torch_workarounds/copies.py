@@ -15,7 +15,7 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from prunegate.errors import TraceError
-from prunegate.groups.rebinding import Rebinding, handle_on, reached
+from prunegate.groups.torch_workarounds.rebinding import Rebinding, handle_on, reached
 
 
 def copy_with(model: nn.Module, change: Callable[[torch.Tensor], torch.Tensor] | None = None) -> nn.Module:

@@ -7,8 +7,8 @@ from itertools import chain, pairwise
 
 import numpy as np
 
-from prunegate.groups.partition import Ids, Partition
-from prunegate.groups.whole_axes import AlikeAxes
+from prunegate.groups.solving.partition import Ids, Partition
+from prunegate.groups.solving.whole_axes import AlikeAxes
 
 
 def by_axes_and_reason(

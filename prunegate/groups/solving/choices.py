@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 
-from prunegate.groups.partition import Ids, Partition
+from prunegate.groups.solving.partition import Ids, Partition
 
 if TYPE_CHECKING:
-    from prunegate.groups.constraints import Constraints
+    from prunegate.groups.solving.constraints import Constraints
 
 # What a choice is between: whole heads or places within them, whole groups of channels or places within them.
 ChoiceKind: TypeAlias = Literal["heads", "groups"]
@@ -87,7 +87,7 @@ def finest(
     """For each choice the way by which, with the others' ways, most channels can go, in most units.
 
     Args:
-        element_of: The element of each id; see `prunegate.groups.whole_axes`.
+        element_of: The element of each id; see `prunegate.groups.solving.whole_axes`.
         partition: Of the elements, by all that is asked for whatever is chosen.
     """
     chosen = usual(constraints, whole_heads)

@@ -11,8 +11,8 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from prunegate.groups.copies import copy_with
-from prunegate.groups.quick import Quickly
+from prunegate.groups.torch_workarounds.copies import copy_with
+from prunegate.groups.torch_workarounds.quick import Quickly
 
 Kind: TypeAlias = Literal["meta", "fake", "real"]
 

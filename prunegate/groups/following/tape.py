@@ -12,8 +12,8 @@ from typing import Any, Literal
 
 import torch
 
-from prunegate.groups.labels import Labels, Shape
-from prunegate.groups.size_calls import SizeCall, SizeCallKey
+from prunegate.groups.following.size_calls import SizeCall, SizeCallKey
+from prunegate.groups.solving.labels import Labels, Shape
 
 
 @dataclass(slots=True, unsafe_hash=True)  # never changed; frozen ones are slower to make, and there are many

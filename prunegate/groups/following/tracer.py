@@ -11,15 +11,15 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from prunegate.groups import quick
-from prunegate.groups.labels import Labels
+from prunegate.groups.following.tape import Operation, Tape
+from prunegate.groups.following.values import Values
+from prunegate.groups.following.watch import Watch
 from prunegate.groups.rules import BUILTIN_RULES, OPERATION_RULES, FunctionRule
 from prunegate.groups.rules.call import Call, Rule
 from prunegate.groups.rules.factory import label_all
 from prunegate.groups.rules.pointwise import pointwise
-from prunegate.groups.tape import Operation, Tape
-from prunegate.groups.values import Values
-from prunegate.groups.watch import Watch
+from prunegate.groups.solving.labels import Labels
+from prunegate.groups.torch_workarounds import quick
 
 
 @dataclass(frozen=True)

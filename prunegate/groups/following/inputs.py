@@ -19,7 +19,7 @@ class ExampleInputs:
 
     Attributes:
         outputs: Places of tensors in the returned object, such as ``".logits"`` (see
-            `prunegate.groups.outputs.named_tensors`); None for all of them.
+            `prunegate.groups.following.outputs.named_tensors`); None for all of them.
     """
 
     args: tuple[Any, ...]

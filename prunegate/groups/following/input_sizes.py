@@ -12,7 +12,7 @@ from typing import TypeAlias
 
 import torch
 
-from prunegate.groups.inputs import ExampleInputs
+from prunegate.groups.following.inputs import ExampleInputs
 
 # For a tensor the dimensions that are positions: pixels, tokens, samples of sound.
 _Layout: TypeAlias = Callable[[torch.Tensor], tuple[int, ...]]

@@ -12,14 +12,14 @@ import numpy as np
 
 from prunegate.groups.analysis import Analysis, LoopNest, MaskedCall
 from prunegate.groups.channel_group import ChannelGroup, Member, PinnedGroup
-from prunegate.groups.choices import finest
-from prunegate.groups.code_places import CodePlace
-from prunegate.groups.constraints import Constraints, LabelledAxis, Pin
-from prunegate.groups.labels import Labels, Shape, collapse, varying
-from prunegate.groups.partition import Ids, Partition
-from prunegate.groups.unit_kinds import by_axes_and_reason
-from prunegate.groups.watch import CallAddress
-from prunegate.groups.whole_axes import AlikeAxes, elements_of
+from prunegate.groups.following.code_places import CodePlace
+from prunegate.groups.following.watch import CallAddress
+from prunegate.groups.solving.choices import finest
+from prunegate.groups.solving.constraints import Constraints, LabelledAxis, Pin
+from prunegate.groups.solving.labels import Labels, Shape, collapse, varying
+from prunegate.groups.solving.partition import Ids, Partition
+from prunegate.groups.solving.unit_kinds import by_axes_and_reason
+from prunegate.groups.solving.whole_axes import AlikeAxes, elements_of
 
 _UNPRODUCED = Pin("no layer produces these channels")
 _UNREAD = Pin("no weight reads these channels")

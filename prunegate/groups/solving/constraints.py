@@ -13,12 +13,12 @@ from typing import Any, Literal
 
 import numpy as np
 
-from prunegate.groups.advice import advice_for
-from prunegate.groups.choices import Choice, ChoiceKind, Way
-from prunegate.groups.code_places import CodePlace
-from prunegate.groups.labels import Labels, Shape, align, varying
-from prunegate.groups.partition import Ids
-from prunegate.groups.watch import CallAddress
+from prunegate.groups.following.code_places import CodePlace
+from prunegate.groups.following.watch import CallAddress
+from prunegate.groups.solving.advice import advice_for
+from prunegate.groups.solving.choices import Choice, ChoiceKind, Way
+from prunegate.groups.solving.labels import Labels, Shape, align, varying
+from prunegate.groups.solving.partition import Ids
 
 # What the ways of a choice ask for, by the names of the lists that it is noted in.
 _ASKED = ("pins", "ties", "consumed", "masked", "needed")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from prunegate.groups.code_places import CodePlace
+from prunegate.groups.following.code_places import CodePlace
 
 # Functions that are told by numbers how large their result is, or which part of a tensor it is.
 SIZED = frozenset(

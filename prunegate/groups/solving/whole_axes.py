@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from prunegate.groups.constraints import LabelledAxis
-from prunegate.groups.partition import Ids
+from prunegate.groups.solving.constraints import LabelledAxis
+from prunegate.groups.solving.partition import Ids
 
 
 @dataclass

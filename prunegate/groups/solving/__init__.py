@@ -1,0 +1,1 @@
+"""From what a run said of channels to channel groups."""
