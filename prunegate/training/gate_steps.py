@@ -202,7 +202,6 @@ class GateSteps:
             BudgetError: Even the fewest units that may stay cost more.
             LoopError: There is no batch, or one that the model cannot be called with.
         """
-        self._watch.end(self.gated)
         with self.gated.gates.unchanged_on_error():
             self.gated.harden(self.budget)
             if batches is not None:
