@@ -8,7 +8,7 @@ import torch
 
 
 class Reached:
-    """Which units have had a gradient from the loss, summed up on the device.
+    """Which units have had a gradient from the loss: its sum over all passes, on the device.
 
     Attributes:
         passes: Backward passes that have come to the mask.
@@ -16,11 +16,12 @@ class Reached:
 
     def __init__(self, units: int) -> None:
         self.passes = 0
-        self.units = torch.zeros(units, dtype=torch.bool)
+        self.units = torch.zeros(units)
 
     def add(self, gradient: torch.Tensor) -> None:
         self.passes += 1
-        self.units = self.units.to(gradient.device).logical_or_(gradient != 0)
+        # One operation: sums of many steps do not cancel to zero in all units of a group.
+        self.units = self.units.to(gradient.device).add_(gradient)
 
 
 class Drawn(torch.autograd.Function):

@@ -289,7 +289,7 @@ class Gates(nn.Module):
 
     def end_watch(self) -> list[str]:
         """The channel groups none of whose units has had a gradient; this waits for the device."""
-        units = torch.ones(len(self.logits), dtype=torch.bool) if self._reached is None else self._reached.units.cpu()
+        units = torch.ones(len(self.logits)) if self._reached is None else self._reached.units.cpu()
         self._reached = None
         return [name for name, place in self._slices.items() if not bool(units[place].any())]
 

@@ -171,6 +171,8 @@ class Budget:
         gated = None if self._gated is None else self._gated()
         if gated is not None:
             self._watch.look(gated)
+        if self._control is not None and self._control.violation.device.type == "cpu":  # where a look costs no waiting
+            self._refuse_lost(float(self._control.violation))
         self._update()
         self._advance()
 
@@ -183,12 +185,10 @@ class Budget:
             multiplier.copy_(integral).add_(violation, alpha=self.proportional_gain).clamp_(min=0.0)
 
     def _advance(self) -> None:
-        look = self.count % _LOOK_EVERY == 0
-        if self._seen and self._control is not None and (look or self._control.violation.device.type == "cpu"):
+        if self._seen and self._control is not None and self.count % _LOOK_EVERY == 0:
             violation = float(self._control.violation)
             self._refuse_lost(violation)
-            if look:
-                self._refuse_stuck(violation)
+            self._refuse_stuck(violation)
         self.count += 1
 
     def _refuse_lost(self, violation: float) -> None:

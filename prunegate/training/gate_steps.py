@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -138,7 +139,7 @@ class GateSteps:
                 "their cost alone. Call the gated model itself, not the model inside it, and call step after "
                 "loss.backward(), before the gradients are zeroed."
             )
-        if scaler is None and logits.grad.device.type == "cpu" and not bool(torch.isfinite(logits.grad).all()):
+        if scaler is None and logits.grad.device.type == "cpu" and not math.isfinite(float(logits.grad.sum())):
             raise DivergedError(
                 f"GateSteps.step: step {self.count}: found a gradient of the logits that is not finite, expected "
                 "numbers. The loss, the data or the weights hold NaN. Neither logits nor weights have been stepped: "
@@ -201,7 +202,6 @@ class GateSteps:
             BudgetError: Even the fewest units that may stay cost more.
             LoopError: There is no batch, or one that the model cannot be called with.
         """
-        self._watch.end(self.gated)
         with self.gated.gates.unchanged_on_error():
             self.gated.harden(self.budget)
             if batches is not None:

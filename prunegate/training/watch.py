@@ -42,23 +42,18 @@ class TrainingWatch:
         if self._waits_for_gates and (gated.gates.passes or 0) >= _PASSES_TO_REACH:
             self._look_at_gates(gated)
 
-    def end(self, gated: GatedModel) -> None:
-        """Call it when training is over: few steps are enough by then to say that no weight has moved."""
-        if self._waits_for_weights and self._looks > 1:
-            self._look_at_weights(gated, least=1)
-
     def _begin(self, gated: GatedModel) -> None:
         weights = dict(gated.model.named_parameters())
         self._versions = {name: weight._version for name, weight in weights.items()}
         self._values = {name: _some_of(weight) for name, weight in weights.items()}
         gated.gates.watch_gradients()
 
-    def _look_at_weights(self, gated: GatedModel, least: int = _STEPS_TO_MOVE) -> None:
+    def _look_at_weights(self, gated: GatedModel) -> None:
         weights = dict(gated.model.named_parameters())
         if any(weight._version != self._versions.get(name) for name, weight in weights.items()):
             self._weights_have_moved()
             return
-        if self._looks <= least:
+        if self._looks <= _STEPS_TO_MOVE:
             return
         if any(not torch.equal(_some_of(weight), self._values[name]) for name, weight in weights.items()):
             self._weights_have_moved()  # by ways that torch keeps no count of

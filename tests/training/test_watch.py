@@ -68,19 +68,6 @@ def test_an_optimiser_of_the_first_models_weights_is_noticed(loop: Loop, kind: A
     assert w[0].filename == __file__
 
 
-def test_a_run_of_few_steps_is_told_when_it_finishes() -> None:
-    net = SmallNet()
-    optimizer = torch.optim.SGD(net.parameters(), lr=0.01)
-    gated = prunegate.wrap(net, EXAMPLE).train()
-    gates = GateSteps(gated, 0.5, steps=3)
-    for step in range(3):
-        gated(batch(step)[0]).sum().backward()
-        gates.step()
-        optimizer.step()
-    with pytest.warns(PrunegateWarning, match="no weight has moved in 2 steps"):
-        gates.finish()
-
-
 class ThroughData(torch.optim.Optimizer):
     """Writes past the counts that torch keeps."""
 
