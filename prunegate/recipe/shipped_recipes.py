@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+import sysconfig
 from pathlib import Path
 
-_FOLDER = Path(__file__).parent / "shipped"
+_ROOT = Path(__file__).parents[2]
+# Those of a checkout; and where installers put a wheel's data, in an environment or beside the package.
+_FOLDERS = (
+    _ROOT / "recipes",
+    Path(sysconfig.get_path("data")) / "share" / "prunegate" / "recipes",
+    _ROOT / "share" / "prunegate" / "recipes",
+)
+
+
+def _shipped() -> dict[str, Path]:
+    folder = next((folder for folder in _FOLDERS if folder.is_dir()), None)
+    return {} if folder is None else {path.stem: path for path in sorted(folder.glob("*.yaml"))}
 
 
 def shipped_names() -> list[str]:
     """``quickstart`` and the others, sorted."""
-    return sorted(path.stem for path in _FOLDER.glob("*.yaml"))
+    return list(_shipped())
 
 
 def recipe_file(given: Path) -> Path:
@@ -17,6 +29,6 @@ def recipe_file(given: Path) -> Path:
 
     ``quickstart`` will do, and ``recipes/quickstart.yaml`` as in a checkout.
     """
-    if given.exists() or str(given.parent) not in (".", "recipes") or given.stem not in shipped_names():
+    if given.exists() or str(given.parent) not in (".", "recipes"):
         return given
-    return _FOLDER / f"{given.stem}.yaml"
+    return _shipped().get(given.stem, given)
