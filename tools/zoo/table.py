@@ -57,7 +57,7 @@ def read_rows(path: Path) -> dict[str, Row]:
 
 
 def write_table(folder: Path, out: Path) -> None:
-    files = {path.stem.removeprefix("results-"): path for path in sorted(folder.glob("results-*.jsonl"))}
+    files = {path.stem.removeprefix("results-"): path for path in sorted(folder.glob("results-*-*.jsonl"))}
     results = {title: rows for title, path in files.items() if (rows := read_rows(path))}
     parts = [_INTRODUCTION]
     for title, rows in results.items():
