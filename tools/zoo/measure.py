@@ -143,7 +143,7 @@ def _places(case: PackageCase, density: float, dtype: torch.dtype) -> Iterator[t
 
 def _compare(sides: tuple[Side, Side], place: Case, inputs: ExampleInputs, kept: Any, row: dict[str, Any]) -> None:
     try:
-        found, done, why = compared(*sides, place, inputs, kept)
+        found, _, why = compared(*sides, place, inputs, kept)
     except CompactionError as error:  # it does not run where the dense model does
         row["differences"][place.name] = None
         row["notes"][place.name] = f"refuses: {error.__cause__ or error}"[:300]

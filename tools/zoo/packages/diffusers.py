@@ -99,7 +99,8 @@ CASES: dict[str, PackageCase] = {
         _flux, 4, 6,
     ),
     "diffusers/sd3": PackageCase(
-        _model("SD3Transformer2DModel", sample_size=8, in_channels=4, out_channels=4, num_layers=2, attention_head_dim=16,
+        _model("SD3Transformer2DModel", sample_size=8, in_channels=4, out_channels=4, num_layers=2,
+               attention_head_dim=16,
                num_attention_heads=4, joint_attention_dim=24, caption_projection_dim=64, pooled_projection_dim=20,
                pos_embed_max_size=16),
         _sd3, 8, 12,

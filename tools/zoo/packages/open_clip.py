@@ -34,7 +34,9 @@ def _coca() -> nn.Module:
         64,
         MultimodalCfg(**{**_TEXT, "context_length": 11}, dim_head=16),
         CLIPTextCfg(**{**_TEXT, "context_length": 11}, embed_cls=True, output_tokens=True),
-        CLIPVisionCfg(**_VISION, attentional_pool=True, attn_pooler_queries=10, attn_pooler_heads=4, output_tokens=True),
+        CLIPVisionCfg(
+            **_VISION, attentional_pool=True, attn_pooler_queries=10, attn_pooler_heads=4, output_tokens=True
+        ),
     )
 
 

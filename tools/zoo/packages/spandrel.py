@@ -19,7 +19,14 @@ def _model(architecture: str, cls: str, **settings: Any) -> Callable[[], nn.Modu
     return build
 
 
-_SWIN: dict[str, Any] = {"img_size": 16, "window_size": 8, "depths": [2, 2], "embed_dim": 36, "num_heads": [6, 6], "mlp_ratio": 2}
+_SWIN: dict[str, Any] = {
+    "img_size": 16,
+    "window_size": 8,
+    "depths": [2, 2],
+    "embed_dim": 36,
+    "num_heads": [6, 6],
+    "mlp_ratio": 2,
+}
 CASES: dict[str, PackageCase] = {
     "spandrel/dat": PackageCase(
         _model("DAT", "DAT", img_size=16, embed_dim=36, split_size=[4, 8], depth=[2, 2], num_heads=[4, 4],
@@ -37,7 +44,8 @@ CASES: dict[str, PackageCase] = {
         _model("RCAN", "RCAN", scale=2, n_resgroups=2, n_resblocks=2, n_feats=48, reduction=8), image(), 16, 24
     ),
     "spandrel/rrdbnet": PackageCase(
-        _model("ESRGAN.__arch.RRDB", "RRDBNet", in_nc=3, out_nc=3, num_filters=32, num_blocks=2, scale=2), image(), 16, 24
+        _model("ESRGAN.__arch.RRDB", "RRDBNet", in_nc=3, out_nc=3, num_filters=32, num_blocks=2, scale=2), image(),
+        16, 24
     ),
     "spandrel/scunet": PackageCase(
         _model("SCUNet", "SCUNet", config=[2, 1, 1, 2, 1, 1, 2], dim=64, input_resolution=64), image(), 64, 128
@@ -46,7 +54,8 @@ CASES: dict[str, PackageCase] = {
         _model("SPAN", "SPAN", num_in_ch=3, num_out_ch=3, feature_channels=32, upscale=2), image(), 16, 24
     ),
     "spandrel/srvgg": PackageCase(
-        _model("Compact.__arch.SRVGG", "SRVGGNetCompact", num_in_ch=3, num_out_ch=3, num_feat=40, num_conv=4, upscale=2),
+        _model("Compact.__arch.SRVGG", "SRVGGNetCompact", num_in_ch=3, num_out_ch=3, num_feat=40, num_conv=4,
+        upscale=2),
         image(), 16, 24,
     ),
     "spandrel/swin2sr": PackageCase(

@@ -15,7 +15,9 @@ def _model(cls: str, **settings: Any) -> Callable[[], nn.Module]:
     def build() -> nn.Module:
         from torch_geometric.nn import models
 
-        made: nn.Module = getattr(models, cls)(in_channels=12, hidden_channels=32, num_layers=3, out_channels=5, **settings)
+        made: nn.Module = getattr(models, cls)(
+            in_channels=12, hidden_channels=32, num_layers=3, out_channels=5, **settings
+        )
         return made
 
     return build

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from zoo.packages.case import PackageCase, pixels, token_ids, words
+from zoo.packages.case import PackageCase, pixels, token_ids
 from zoo.packages.transformers_text import model
 
 _LAYERS: dict[str, Any] = {
@@ -173,7 +173,8 @@ CASES: dict[str, PackageCase] = {
     ),
     "transformers/llava": PackageCase(_llava, _picture_among_words, 11, 17),
     "transformers/patchtst": PackageCase(
-        model("PatchTST", "PatchTSTForPrediction", num_input_channels=3, context_length=48, patch_length=8, patch_stride=8,
+        model("PatchTST", "PatchTSTForPrediction", num_input_channels=3, context_length=48, patch_length=8,
+              patch_stride=8,
               prediction_length=10, d_model=64, num_hidden_layers=2, num_attention_heads=4, ffn_dim=88),
         _past, 48,
     ),
@@ -183,7 +184,8 @@ CASES: dict[str, PackageCase] = {
         model("TimeSeriesTransformer", "TimeSeriesTransformerForPrediction", **_SERIES), _past_and_future, 15
     ),
     "transformers/wav2vec2-conformer": PackageCase(
-        model("Wav2Vec2Conformer", "Wav2Vec2ConformerForCTC", **_SPEECH, conv_depthwise_kernel_size=5), _sound, 800, 1200
+        model("Wav2Vec2Conformer", "Wav2Vec2ConformerForCTC", **_SPEECH, conv_depthwise_kernel_size=5), _sound, 800,
+        1200
     ),
     "transformers/wav2vec2-ctc": PackageCase(model("Wav2Vec2", "Wav2Vec2ForCTC", **_SPEECH), _sound, 800, 1200),
 }  # fmt: skip

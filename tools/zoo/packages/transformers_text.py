@@ -59,7 +59,8 @@ CASES: dict[str, PackageCase] = {
         ),
         _two_texts, 11, 17,
     ),
-    "transformers/bloom": _text("Bloom", "BloomForCausalLM", **_TEXT, hidden_size=64, n_layer=2, n_head=4, use_cache=False),
+    "transformers/bloom": _text("Bloom", "BloomForCausalLM", **_TEXT, hidden_size=64, n_layer=2, n_head=4,
+    use_cache=False),
     "transformers/deberta-v2": _text(
         "DebertaV2", "DebertaV2ForMaskedLM", **_ENCODER, relative_attention=True, position_buckets=8,
         pos_att_type=["p2c", "c2p"],
@@ -71,7 +72,8 @@ CASES: dict[str, PackageCase] = {
     ),
     "transformers/electra": _text("Electra", "ElectraForMaskedLM", **_ENCODER, embedding_size=24),
     "transformers/falcon": _text(
-        "Falcon", "FalconForCausalLM", **_TEXT, hidden_size=64, num_hidden_layers=2, num_attention_heads=4, use_cache=False,
+        "Falcon", "FalconForCausalLM", **_TEXT, hidden_size=64, num_hidden_layers=2, num_attention_heads=4,
+        use_cache=False,
     ),
     "transformers/gemma2": _text("Gemma2", "Gemma2ForCausalLM", **_DECODER, head_dim=10, sliding_window=8),
     "transformers/gemma3-text": _text("Gemma3Text", "Gemma3ForCausalLM", **_DECODER, head_dim=10, sliding_window=8),
@@ -100,7 +102,8 @@ CASES: dict[str, PackageCase] = {
     "transformers/mpnet": _text("MPNet", "MPNetForMaskedLM", **_ENCODER),
     "transformers/mt5": PackageCase(
         model(
-            "MT5", "MT5ForConditionalGeneration", vocab_size=99, d_model=64, d_kv=14, d_ff=88, num_layers=2, num_heads=4,
+            "MT5", "MT5ForConditionalGeneration", vocab_size=99, d_model=64, d_kv=14, d_ff=88, num_layers=2,
+            num_heads=4,
             use_cache=False, decoder_start_token_id=0,
         ),
         _two_texts, 11, 17,

@@ -47,7 +47,8 @@ def _detr() -> nn.Module:
     return transformers.DetrForObjectDetection(
         transformers.DetrConfig(
             backbone_config=_resnet(out_features=["stage4"]), d_model=48, encoder_layers=2, decoder_layers=2,
-            encoder_attention_heads=4, decoder_attention_heads=4, encoder_ffn_dim=72, decoder_ffn_dim=88, num_queries=10,
+            encoder_attention_heads=4, decoder_attention_heads=4, encoder_ffn_dim=72, decoder_ffn_dim=88,
+            num_queries=10,
             use_timm_backbone=False, use_pretrained_backbone=False,
         )
     )  # fmt: skip
@@ -59,7 +60,8 @@ def _deformable_detr() -> nn.Module:
     return transformers.DeformableDetrForObjectDetection(
         transformers.DeformableDetrConfig(
             backbone_config=_resnet(out_features=_STAGES[1:]), d_model=64, encoder_layers=1, decoder_layers=2,
-            encoder_attention_heads=4, decoder_attention_heads=4, encoder_ffn_dim=72, decoder_ffn_dim=88, num_queries=10,
+            encoder_attention_heads=4, decoder_attention_heads=4, encoder_ffn_dim=72, decoder_ffn_dim=88,
+            num_queries=10,
             use_timm_backbone=False, use_pretrained_backbone=False,
         )
     )  # fmt: skip
@@ -84,7 +86,8 @@ def _mask2former() -> nn.Module:
     import transformers
 
     config = transformers.Mask2FormerConfig(
-        backbone_config=_swin(_STAGES), feature_size=32, mask_feature_size=32, hidden_dim=32, encoder_feedforward_dim=48,
+        backbone_config=_swin(_STAGES), feature_size=32, mask_feature_size=32, hidden_dim=32,
+        encoder_feedforward_dim=48,
         encoder_layers=1, decoder_layers=2, num_attention_heads=4, dim_feedforward=48, num_queries=10,
     )  # fmt: skip
     return transformers.Mask2FormerForUniversalSegmentation(config)
