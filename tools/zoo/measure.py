@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -30,6 +31,7 @@ TRACED_BATCH, OTHER_BATCH = 2, 3
 # The first is the one whose costs are reported and which is compared in training as well.
 DENSITIES = (0.5, 0.25, 0.75)
 PEER_RATIO = 0.5
+PEER_SECONDS = 60
 _NOISE = 0.03
 
 
@@ -46,8 +48,25 @@ def measure(name: str, report: Report) -> None:
     report.row["peer"] = {"status": "crash", "message": "it ended the process or took too long"}
     report.end(status, message)
     gc.collect()
-    report.row["peer"] = pruned(_built(case), case.inputs(TRACED_BATCH, case.size), PEER_RATIO, case.selects)
+    with _at_most(PEER_SECONDS):
+        report.row["peer"] = pruned(_built(case), case.inputs(TRACED_BATCH, case.size), PEER_RATIO, case.selects)
     report.stage("done")
+
+
+@contextmanager
+def _at_most(seconds: int) -> Iterator[None]:
+    """Raise TimeoutError in what runs longer."""
+
+    def stop(*_: Any) -> None:
+        raise TimeoutError(f"longer than {seconds} s")
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def _refusal(stage: str) -> str:

@@ -35,7 +35,7 @@ def prune(case: Case, batch: int, report: Report) -> None:
 
 def pruned(model: nn.Module, inputs: Any, ratio: float, selects: bool) -> dict[str, Any]:
     """What comes of pruning a model of which nothing is known but which layers its outputs come from."""
-    stages = ["run"]
+    stages = ["before pruning"]
     try:
         return _pruned(model, inputs, ratio, selects, _output_layers(model, inputs), stages.append)
     except Exception as error:  # whatever goes wrong is the result
@@ -107,10 +107,15 @@ def _last_layers(case: Case) -> list[nn.Module]:
 def _shapes_and_macs(model: nn.Module, inputs: Any) -> tuple[list[tuple[int, ...]], int]:
     """Shapes of the outputs, and MACs of convolutions and matrix products, those in attention among them."""
     fast = torch.backends.mha.get_fastpath_enabled()
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for parameter in trained:  # the counter fails on some models otherwise
+        parameter.requires_grad_(False)
     torch.backends.mha.set_fastpath_enabled(False)  # fused operations are not counted
     try:
         with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
             outputs = tensors_of(run(model, inputs))
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
+        for parameter in trained:
+            parameter.requires_grad_(True)
     return [tuple(tensor.shape) for tensor in outputs], counter.get_total_flops() // 2
