@@ -146,14 +146,12 @@ def _typed(inputs: Any, dtype: torch.dtype) -> ExampleInputs:
 
 
 def _places(case: PackageCase, density: float, dtype: torch.dtype) -> Iterator[tuple[Case, ExampleInputs]]:
-    """Where the models are compared: at other samples, batches and sizes; at one density in training as well."""
-    places = [("traced", TRACED_BATCH, case.size, False), ("batch", OTHER_BATCH, case.size, False)]
-    if case.other is not None:
-        places.append(("size", TRACED_BATCH, case.other, False))
+    """Where the models are compared: on new samples; at one density at other batches and sizes and in training too."""
+    places = [("traced", TRACED_BATCH, case.size, False)]
     if density == DENSITIES[0]:
-        places.append(("training", TRACED_BATCH, case.size, True))
-        if case.other is not None:
-            places.append(("training, size", OTHER_BATCH, case.other, True))
+        places += [("batch", OTHER_BATCH, case.size, False), ("training", TRACED_BATCH, case.size, True)]
+    if density == DENSITIES[0] and case.other is not None:
+        places += [("size", TRACED_BATCH, case.other, False), ("training, size", OTHER_BATCH, case.other, True)]
     for name, batch, size, training in places:
         torch.manual_seed(batch)
         inputs = _typed(case.inputs(batch, size), dtype)
