@@ -25,10 +25,11 @@ _INTRODUCTION = """# Models of twelve packages
 
 Written by `python tools/zoo.py --packages` (the extra `zoo` pins the packages). Small configurations without downloads,
 initial weights with noise, a process for each model, one thread, CPU. Each is wrapped in float32 with a batch of two;
-half, a quarter and three quarters of the units of every group stay, at random; the gated and the compact model are then
-compared in double precision (in single where the model runs in no other) on new samples (traced); with half of the units
-also on a batch of three (batch), at another size or length (size), and in training mode with the gradients of inputs and
-weights (training; there also on a batch of three at the other size). A model may take 240 s, Torch-Pruning 60 s of them.
+half, a quarter and three quarters of the units of every group stay, at random; the gated and the compact model are
+then compared in double precision (in single where the model runs in no other) on new samples (traced); with half of the
+units also on a batch of three (batch), at another size or length (size), and in training mode with the gradients of
+inputs and weights (training; there also on a batch of three at the other size). A model may take 240 s, Torch-Pruning
+60 s of them.
 
 - A figure is the largest relative difference, max|a−b| / max|a| of a tensor. "rounding": rounding alone moves the gated
   model as much. "—": the dense model does not run so, or takes one size alone.
