@@ -31,7 +31,7 @@ TRACED_BATCH, OTHER_BATCH = 2, 3
 # The first is the one whose costs are reported and which is compared in training as well.
 DENSITIES = (0.5, 0.25, 0.75)
 PEER_RATIO = 0.5
-PEER_SECONDS = 60
+PEER_SECONDS = 30
 _NOISE = 0.03
 
 

@@ -29,7 +29,7 @@ half, a quarter and three quarters of the units of every group stay, at random; 
 then compared in double precision (in single where the model runs in no other) on new samples (traced); with half of the
 units also on a batch of three (batch), at another size or length (size), and in training mode with the gradients of
 inputs and weights (training; there also on a batch of three at the other size). A model may take 240 s, Torch-Pruning
-60 s of them.
+30 s of them.
 
 - A figure is the largest relative difference, max|a−b| / max|a| of a tensor. "rounding": rounding alone moves the gated
   model as much. "—": the dense model does not run so, or takes one size alone.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from importlib import import_module
 
-from zoo.packages.case import PackageCase
+from .case import PackageCase
 
 __all__ = ["PackageCase", "case_of", "names"]
 
@@ -29,7 +29,7 @@ _FILES = (
 
 
 def _cases(file: str) -> dict[str, PackageCase]:
-    cases: dict[str, PackageCase] = import_module(f"zoo.packages.{file}").CASES
+    cases: dict[str, PackageCase] = import_module(f"{__name__}.{file}").CASES
     return cases
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from zoo.packages.case import PackageCase, image
+from .case import PackageCase, image
 
 
 def _dexined() -> nn.Module:

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from zoo.packages.case import PackageCase, image, volume
+from .case import PackageCase, image, volume
 
 
 def _model(cls: str, **settings: Any) -> Callable[[], nn.Module]:

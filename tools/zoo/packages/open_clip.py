@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from zoo.packages.case import PackageCase
+from .case import PackageCase
 
 _TEXT: dict[str, Any] = {"context_length": 12, "vocab_size": 99, "width": 64, "heads": 4, "layers": 2}
 _VISION: dict[str, Any] = {"layers": 2, "width": 64, "head_width": 16, "patch_size": 16, "image_size": 64}

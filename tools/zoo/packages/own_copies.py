@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils import spectral_norm
 
-from zoo.packages.case import PackageCase, image, sequence
+from .case import PackageCase, image, sequence
 
 
 class Edsr(nn.Module):

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from zoo.packages.case import PackageCase, image
+from .case import PackageCase, image
 
 
 def _model(cls: str, **settings: Any) -> Callable[[], nn.Module]:

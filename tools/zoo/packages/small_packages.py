@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from zoo.packages.case import PackageCase, image, sequence, series, token_ids
+from .case import PackageCase, image, sequence, series, token_ids
 
 
 def _efficientnet() -> nn.Module:

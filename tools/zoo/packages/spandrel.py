@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from zoo.packages.case import PackageCase, image
+from .case import PackageCase, image
 
 
 def _model(architecture: str, cls: str, **settings: Any) -> Callable[[], nn.Module]:

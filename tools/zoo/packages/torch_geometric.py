@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from zoo.packages.case import PackageCase
+from .case import PackageCase
 
 
 def _model(cls: str, **settings: Any) -> Callable[[], nn.Module]:

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from zoo.packages.case import PackageCase, pixels, token_ids
-from zoo.packages.transformers_text import model
+from .case import PackageCase, pixels, token_ids
+from .transformers_text import model
 
 _LAYERS: dict[str, Any] = {
     "hidden_size": 64,

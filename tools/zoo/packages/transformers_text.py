@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from zoo.packages.case import PackageCase, token_ids, words
+from .case import PackageCase, token_ids, words
 
 # Sizes that differ from each other, so that no dimension passes for another one.
 _TEXT: dict[str, Any] = {"vocab_size": 99, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from zoo.packages.case import PackageCase, pixels
-from zoo.packages.transformers_text import model
+from .case import PackageCase, pixels
+from .transformers_text import model
 
 _VIT: dict[str, Any] = {
     "hidden_size": 64,

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from torch import nn
 
-from zoo.packages.case import PackageCase, image
+from .case import PackageCase, image
 
 
 def _yolo(name: str) -> Callable[[], nn.Module]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from zoo.packages.case import PackageCase, image
+from .case import PackageCase, image
 
 
 def _vit() -> nn.Module:
