@@ -44,6 +44,7 @@ def row(status: str = "exact", **others: Any) -> dict[str, Any]:
         ({"differences": {"batch": None}, "notes": {"batch": "refuses: LimitError"}}, "limited"),
         ({"limits": ["the model: runs only on inputs of one size"]}, "limited"),
         ({"differences": {}}, "vacuous"),
+        ({"differences": {"training": 1e-7}, "notes": {"training": "rounding alone changes it by 1e-7"}}, "exact"),
     ],
 )
 def test_a_verdict_is_the_worst_that_was_seen(others: dict[str, Any], status: str) -> None:

@@ -31,7 +31,7 @@ units also on a batch of three (batch), at another size or length (size), and in
 inputs and weights (training; there also on a batch of three at the other size). A model may take 240 s, Torch-Pruning
 30 s of them.
 
-- A figure is the largest relative difference, max|a−b| / max|a| of a tensor. "rounding": rounding alone moves the gated
+- A figure is the largest relative difference, max|a−b| / max|a| of a tensor. (rounding): rounding alone moves the gated
   model as much. "—": the dense model does not run so, or takes one size alone.
 - removed: share of the MACs that is gone with half of the units. TP: Torch-Pruning 1.6.1 in the same run on the same
   model, out of the box, at a ratio of 0.5 by magnitude, told which layers the outputs come from. ok: it runs, and
@@ -98,7 +98,8 @@ def _package(row: Row) -> str:
 
 def _is_exact(row: Row, place: str) -> bool:
     value = row["differences"][place]
-    return value is not None and value <= (1e-9 if row["dtype"] == "float64" else 1e-3)
+    is_rounding = row["notes"].get(place, "").startswith("rounding")
+    return value is not None and (is_rounding or value <= (1e-9 if row["dtype"] == "float64" else 1e-3))
 
 
 def _cells(row: Row) -> list[str]:
@@ -126,6 +127,8 @@ def _cells(row: Row) -> list[str]:
 def _difference(row: Row, place: str) -> str:
     note = row.get("notes", {}).get(place, "")
     if place not in row.get("differences", {}):
-        return "rounding" if note.startswith("rounding") else "—" if "differences" in row else ""
+        return "—" if "differences" in row else ""
     value = row["differences"][place]
-    return f"{value:.0e}" if value is not None else "refuses" if note.startswith("refuses") else "other form"
+    if value is None:
+        return "refuses" if note.startswith("refuses") else "other form"
+    return f"{value:.0e}" + (" (rounding)" if note.startswith("rounding") and value > 1e-9 else "")
