@@ -42,7 +42,7 @@ def row(status: str = "exact", **others: Any) -> dict[str, Any]:
         ({"differences": {"traced": 1e-3}}, "wrong"),
         ({"differences": {"traced": None}, "notes": {"traced": "outputs of another form"}}, "wrong"),
         ({"differences": {"batch": None}, "notes": {"batch": "refuses: LimitError"}}, "limited"),
-        ({"limits": ["the model: runs only on inputs of one size"]}, "limited"),
+        ({"limits": ["the model: runs only on inputs of the sizes of then"]}, "limited"),
         ({"differences": {}}, "vacuous"),
         ({"differences": {"training": 1e-7}, "notes": {"training": "rounding alone changes it by 1e-7"}}, "exact"),
     ],

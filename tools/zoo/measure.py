@@ -33,6 +33,8 @@ DENSITIES = (0.5, 0.25, 0.75)
 PEER_RATIO = 0.5
 # How a note begins that puts a difference down to rounding.
 ROUNDING = "rounding alone"
+# What is in a limit on the size of inputs.
+_OF_SIZES = "of the sizes"
 PEER_SECONDS = 30
 _NOISE = 0.03
 
@@ -193,6 +195,6 @@ def _verdict(row: dict[str, Any], tolerance: float) -> tuple[str, str]:
     refused = [place for place, value in row["differences"].items() if value is None and place not in wrong]
     if wrong:
         return "wrong", f"at: {', '.join(wrong)}"
-    if refused or row["limits"]:
+    if refused or any(_OF_SIZES in limit for limit in row["limits"]):
         return "limited", "; ".join(f"{place}: {notes[place]}" for place in refused)
     return ("exact", "") if row["differences"] else ("vacuous", "nothing could be compared")
