@@ -103,7 +103,7 @@ def _ours(case: PackageCase, model: nn.Module, report: Report) -> tuple[str, str
     row["wrap_s"] = round(time.perf_counter() - start, 2)
     row |= {"groups": len(gated.groups), "units": sum(group.num_units for group in gated.groups)}
     row |= {"pinned": pinned_of(gated.pinned), "limits": [str(limit) for limit in gated.limits]}
-    dtype = _precision(gated, case)
+    dtype, shows = _precision(gated, case)
     row |= {"dtype": str(dtype).removeprefix("torch."), "differences": {}, "notes": {}}
     for density in DENSITIES:
         gated.set_masks(masks_of(gated.groups, density))
@@ -119,17 +119,21 @@ def _ours(case: PackageCase, model: nn.Module, report: Report) -> tuple[str, str
                 _compare(sides, place, inputs, result.plan.tensors, row)
         del result
         gc.collect()
-    return _verdict(row, TOLERANCE[dtype])
+    return _verdict(row, TOLERANCE[dtype]) if shows else ("vacuous", "the outputs are the same everywhere")
 
 
-def _precision(gated: prunegate.GatedModel, case: PackageCase) -> torch.dtype:
-    """Double, or single for a model that does not run in double."""
-    try:
-        with _both(gated, gated, torch.float64) as (side, _), put_aside(side.model):
-            run(side, _typed(case.inputs(TRACED_BATCH, case.size), torch.float64))
-    except Exception:  # a foreign forward may raise anything
-        return torch.float32
-    return torch.float64
+def _precision(gated: prunegate.GatedModel, case: PackageCase) -> tuple[torch.dtype, bool]:
+    """Double, or single for a model that does not run in double; and whether its outputs vary, so that they show."""
+    for dtype in (torch.float64, torch.float32):
+        try:
+            with _both(gated, gated, dtype) as (side, _), put_aside(side.model):
+                found = run(side, _typed(case.inputs(TRACED_BATCH, case.size), dtype))
+            break
+        except Exception:  # a foreign forward may raise anything
+            continue
+    else:
+        return torch.float32, False
+    return dtype, any(bool((tensor != tensor.flatten()[0]).any()) for tensor in found.outputs if tensor.numel())
 
 
 @contextmanager

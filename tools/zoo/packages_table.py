@@ -64,8 +64,8 @@ def _summary(rows: Sequence[Row]) -> list[str]:
         if counts[status] or status in ("exact", "crash", "wrong"):
             share = f"{counts[status]} ({counts[status] / len(rows):.1%})"
             lines.append(f"| {status}{f': {meaning}' if meaning else ''} | {share} |")
-    told = sum(bool(row.get("limits")) for row in rows if row["status"] == "exact")
-    lines.append(f"| exact, with a limit that is on neither (a mode that could not be followed) | {told} |")
+    others = sum(bool(row.get("limits")) for row in rows if row["status"] == "exact")
+    lines.append(f"| exact, with a limit that is on neither (a mode that could not be followed) | {others} |")
     for place in _PLACES:
         values = [row["differences"][place] for row in rows if place in row.get("differences", {})]
         good = sum(_is_exact(row, place) for row in rows if place in row.get("differences", {}))

@@ -125,6 +125,16 @@ def _depth_anything() -> nn.Module:
     )  # fmt: skip
 
 
+def _dpt() -> nn.Module:
+    """Its last bias such that its last ReLU lets something through."""
+    made = model(
+        "DPT", "DPTForDepthEstimation", **{**_VIT, "num_hidden_layers": 4}, is_hybrid=False,
+        backbone_out_indices=[0, 1, 2, 3], neck_hidden_sizes=[16, 24, 32, 40], fusion_hidden_size=24,
+    )()  # fmt: skip
+    nn.init.ones_(made.head.head[-2].bias)
+    return made
+
+
 def _sam() -> nn.Module:
     import transformers
 
@@ -159,10 +169,7 @@ CASES: dict[str, PackageCase] = {
     "transformers/depth-anything": PackageCase(_depth_anything, pixels, 64, 96),
     "transformers/detr": PackageCase(_detr, pixels, 64, 96),
     "transformers/dinov2": _seen("Dinov2", "Dinov2ForImageClassification", 64, 96, **_VIT),
-    "transformers/dpt": _seen(
-        "DPT", "DPTForDepthEstimation", **{**_VIT, "num_hidden_layers": 4}, is_hybrid=False,
-        backbone_out_indices=[0, 1, 2, 3], neck_hidden_sizes=[16, 24, 32, 40], fusion_hidden_size=24,
-    ),
+    "transformers/dpt": PackageCase(_dpt, pixels, 64),
     "transformers/levit": _seen(
         "Levit", "LevitForImageClassification", hidden_sizes=[32, 48, 64], num_attention_heads=[2, 3, 4],
         depths=[1, 1, 1], key_dim=[8, 8, 8], image_size=64, drop_path_rate=0,
