@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import gc
 import signal
+import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -42,6 +44,7 @@ _NOISE = 0.03
 def measure(name: str, report: Report) -> None:
     """Wrap, and at each density cut and compare; then let the peer prune the same model."""
     case = case_of(name)
+    report.row["revision"] = _revision()
     model = _built(case)
     report.row["params"] = sum(parameter.numel() for parameter in model.parameters())
     try:
@@ -55,6 +58,12 @@ def measure(name: str, report: Report) -> None:
     with _at_most(PEER_SECONDS):
         report.row["peer"] = pruned(_built(case), case.inputs(TRACED_BATCH, case.size), PEER_RATIO, case.selects)
     report.stage("done")
+
+
+def _revision() -> str:
+    """The commit of the library that is measured, if it is in a checkout."""
+    command = ["git", "-C", str(Path(prunegate.__file__).parent), "rev-parse", "--short", "HEAD"]
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
 
 
 @contextmanager
@@ -170,7 +179,7 @@ def _compare(sides: tuple[Side, Side], place: Case, inputs: ExampleInputs, kept:
     """Note the largest difference, or what stands in the way of one."""
     differences, notes = row["differences"], row["notes"]
     try:
-        found, _, why = compared(*sides, place, inputs, kept)
+        found, _, why = compared(*sides, place, inputs, kept, TOLERANCE[getattr(torch, row["dtype"])])
     except CompactionError as error:  # it does not run where the dense model does
         differences[place.name] = None
         notes[place.name] = f"refuses: {error.__cause__ or error}"[:300]

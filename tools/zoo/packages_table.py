@@ -59,7 +59,9 @@ def _summary(rows: Sequence[Row]) -> list[str]:
     peers = Counter(row.get("peer", {}).get("status", "not run") for row in rows)
     walls = [row["wrap_s"] for row in rows if "wrap_s" in row]
     kept = [row for row in rows if "same_class" in row]
+    revisions = Counter(row.get("revision", "not noted") for row in rows)
     lines = ["| | |", "|---|---|", f"| models | {len(rows)} of {len({_package(row) for row in rows})} packages |"]
+    lines.append(f"| measured at | {', '.join(f'{name} ({count})' for name, count in revisions.most_common())} |")
     for status, meaning in STATUSES.items():
         if counts[status] or status in ("exact", "crash", "wrong"):
             share = f"{counts[status]} ({counts[status] / len(rows):.1%})"
