@@ -30,8 +30,8 @@ CASES: dict[str, PackageCase] = {
     ),
     "monai/dynunet": PackageCase(
         _model("DynUNet", **_SOLID, kernel_size=[3, 3, 3], strides=[1, 2, 2], upsample_kernel_size=[2, 2],
-               filters=[16, 24, 32], res_block=True),
-        volume(), 16, 24,
+               filters=[12, 16, 24], res_block=True),
+        volume(), 8, 12,
     ),
     "monai/segresnet": PackageCase(
         _model("SegResNet", **_SOLID, init_filters=16, blocks_down=(1, 1, 2), blocks_up=(1, 1)), volume(), 16, 24
@@ -43,5 +43,5 @@ CASES: dict[str, PackageCase] = {
     "monai/unetr": PackageCase(
         _model("UNETR", **_SOLID, img_size=32, feature_size=16, hidden_size=48, mlp_dim=88, num_heads=4), volume(), 32
     ),
-    "monai/vnet": PackageCase(_model("VNet", **_SOLID), volume(), 16, 32),
+    "monai/vnet": PackageCase(_model("VNet", **_FLAT, dropout_dim=2), image(1), 32, 48),
 }  # fmt: skip
