@@ -1,11 +1,13 @@
 """Coverage: wrap, mask, compact and compare the models of torchvision, timm and some of transformers.
 
     python tools/zoo.py --torchvision [--timm] [--transformers] [--backend auto|module|graph] [--peer torch-pruning]
+    python tools/zoo.py --packages [--resume] [--only 'monai/*']
 
 Each model runs in a process of its own, with a time-out. Results go to tools/zoo/results-LIBRARY-BACKEND.jsonl,
 one line per model, and from all such files there to tools/zoo/RESULTS.md. A model that runs out of time beside
 another runs once more alone, with all cores. Without --resume the chosen models
-run again and their lines are replaced; lines of other models stay.
+run again and their lines are replaced; lines of other models stay. --packages writes results-packages.jsonl and
+PACKAGES.md; its models come from the packages of the extra named zoo, from small configurations.
 """
 
 from __future__ import annotations
@@ -22,12 +24,15 @@ from pathlib import Path
 from typing import Any
 
 # The package zoo/ beside this file has precedence over the file itself.
+from zoo.packages_table import write_packages
 from zoo.table import Row, read_rows, write_table
 
 FOLDER = Path(__file__).resolve().parent / "zoo"
 CHECKOUT = FOLDER.parent.parent
-LIBRARIES = ("torchvision", "timm", "transformers")
+PACKAGES = "packages"
+LIBRARIES = ("torchvision", "timm", "transformers", PACKAGES)
 STDERR_LINES = 12
+_HELP = {PACKAGES: "run small models of twelve further packages (zoo/packages), with Torch-Pruning beside them"}
 
 
 def main() -> int:
@@ -39,6 +44,11 @@ def main() -> int:
 
         return run_child(*options.child)
     if options.names:
+        if options.names == PACKAGES:
+            from zoo.packages import names
+
+            print(json.dumps(names()))
+            return 0
         from zoo.models import names_of
 
         print(json.dumps(names_of(options.names)))
@@ -48,26 +58,32 @@ def main() -> int:
         print(f"Nothing to run: give one of {', '.join(f'--{library}' for library in LIBRARIES)}.", file=sys.stderr)
         return 2
     try:
-        for library in chosen:
+        for library in chosen if not options.table else ():
             _run_library(library, options)
     except KeyboardInterrupt:
         print("Stopped. --resume goes on from here.", file=sys.stderr)
         return 130
     finally:  # what is done is worth a table
-        write_table(FOLDER, options.out)
+        if chosen != [PACKAGES]:
+            write_table(FOLDER, options.out)
+        if PACKAGES in chosen:
+            write_packages(FOLDER, FOLDER / "PACKAGES.md")
     return 0
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for library in LIBRARIES:
-        parser.add_argument(f"--{library}", action="store_true", help=f"run the models of {library}")
+        parser.add_argument(
+            f"--{library}", action="store_true", help=_HELP.get(library, f"run the models of {library}")
+        )
     parser.add_argument("--backend", default="auto", choices=["auto", "module", "graph"])
     parser.add_argument("--peer", choices=["torch-pruning"], help="run this library too, on the same models")
     parser.add_argument("--only", nargs="+", metavar="PATTERN", help="patterns of model names, as in a shell")
     parser.add_argument("--jobs", type=int, default=2, help="models at once, which share the cores (default 2)")
     parser.add_argument("--timeout", type=float, default=300.0, help="seconds a model may take (default 300)")
     parser.add_argument("--out", type=Path, default=FOLDER / "RESULTS.md", help="where the table goes")
+    parser.add_argument("--table", action="store_true", help="run nothing, write the tables of what was found")
     parser.add_argument("--resume", action="store_true", help="skip models that have a result already")
     # What this script calls itself with.
     parser.add_argument("--child", nargs=2, metavar=("KIND", "MODEL"), help=argparse.SUPPRESS)
@@ -83,7 +99,7 @@ def _run_library(library: str, options: argparse.Namespace) -> None:
     if not names:
         print(f"{library}: no model is named like {', '.join(options.only)}.", file=sys.stderr)
         return
-    kinds = [options.backend] + ([options.peer] if options.peer else [])
+    kinds = [PACKAGES] if library == PACKAGES else [options.backend] + ([options.peer] if options.peer else [])
     tasks = [(kind, name) for kind in kinds for name in _to_run(library, kind, names, options.resume)]
     columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=Console(soft_wrap=True)) as progress:
@@ -149,8 +165,9 @@ def _run(kind: str, name: str, timeout: float, jobs: int) -> Row:
     threads = max(1, (os.cpu_count() or 1) // jobs)
     environment = {
         **os.environ,
-        "OMP_NUM_THREADS": str(threads),
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads)),
         "HF_HUB_OFFLINE": "1",
+        "YOLO_OFFLINE": "true",
         "TOKENIZERS_PARALLELISM": "false",
     }
     command = [sys.executable, "-W", "ignore", __file__, "--child", kind, name]
@@ -171,7 +188,7 @@ def _run(kind: str, name: str, timeout: float, jobs: int) -> Row:
             row |= {"status": "timeout", "message": f"killed after {timeout:g} s, at: {stage}"}
         else:
             row |= {"status": "crash", "message": f"{stage}: {_why_ended(child.returncode, err)}"}
-    if row["status"] != "ok":
+    if row["status"] not in ("ok", "exact"):
         row["stderr"] = err.strip().splitlines()[-STDERR_LINES:]
     return row
 
@@ -195,7 +212,7 @@ def _why_ended(code: int, err: str) -> str:
 
 
 def _path(library: str, kind: str) -> Path:
-    return FOLDER / f"results-{library}-{kind}.jsonl"
+    return FOLDER / (f"results-{library}.jsonl" if kind == library else f"results-{library}-{kind}.jsonl")
 
 
 def _append(path: Path, row: Row) -> None:
@@ -205,6 +222,8 @@ def _append(path: Path, row: Row) -> None:
 
 def _line(kind: str, row: Row) -> str:
     parts = [f"{row['model']} ({kind}): {row['status']}"]
+    if "differences" in row:
+        parts += [f"{place} {value:.0e}" for place, value in row["differences"].items() if value is not None]
     if "removed" in row:
         parts.append(f"removed {row['removed']:.3f}")
     if row.get("worst") is not None:
@@ -213,6 +232,8 @@ def _line(kind: str, row: Row) -> str:
         parts.append(f"wrap {row['wrap_s']:.1f} s")
     if "peak_mib" in row:
         parts.append(f"peak {row['peak_mib']} MiB")
+    if "peer" in row:
+        parts.append(f"peer {row['peer']['status']} {row['peer'].get('removed', '')}".strip())
     parts += [row["message"][:160]] if row.get("message") else []
     return ", ".join(parts)
 

@@ -5,14 +5,11 @@ from __future__ import annotations
 import contextlib
 import gc
 import json
-import math
 import os
 import resource
 import sys
 import time
 import traceback
-from collections import Counter
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -21,6 +18,7 @@ from torch import nn
 
 from zoo.exact import TOLERANCE, Apart, RefusedError, apart, run, tensors_of
 from zoo.models import Case, build
+from zoo.sampling import finite, masks_of, pinned_of
 
 TRACED_BATCH = 2
 # Share of the units of every group that stays, and the number of samples it is compared on. The first is the
@@ -63,6 +61,11 @@ def run_child(kind: str, name: str) -> int:
     sys.stdout = sys.stderr  # models may print
     try:
         report.stage("build")
+        if kind == "packages":
+            from zoo.measure import measure
+
+            measure(name.partition("/")[2], report)
+            return 0
         case = build(name)
         report.row["params"] = sum(parameter.numel() for parameter in case.model.parameters())
         if kind == "torch-pruning":
@@ -96,13 +99,13 @@ def _check(case: Case, backend: str, report: Report) -> None:
     row["wrap_s"] = round(time.perf_counter() - start, 2)
     row["groups"] = len(gated.groups)
     row["units"] = sum(group.num_units for group in gated.groups)
-    row["pinned"] = _pinned(gated.pinned)
+    row["pinned"] = pinned_of(gated.pinned)
     class_before = type(case.model)
     case.model = nn.Module()  # the gated model has its own copy, and large models need the memory
     worst, shows, remarks = 0.0, True, []
     for density, batch in CHECKS:
         report.stage(f"mask, keeping {density}")
-        gated.set_masks(_masks(gated.groups, density))
+        gated.set_masks(masks_of(gated.groups, density))
         if "removed" not in row:
             row["removed"] = round(1 - gated.realised_cost("macs") / gated.dense_cost("macs"), 4)
         report.stage(f"compact, keeping {density}")
@@ -110,12 +113,12 @@ def _check(case: Case, backend: str, report: Report) -> None:
         row["backend"] = result.backend
         row["same_class"] = type(result.model) is class_before
         model = result.model
-        row["certified"] = _finite(max(result.certificate.float64.max_rel, row.get("certified") or 0.0))
+        row["certified"] = finite(max(result.certificate.float64.max_rel, row.get("certified") or 0.0))
         del result
         report.stage(f"compare, keeping {density}, {batch} samples")
         found, refused = _compare(gated, model, case, batch)
         worst, shows = max(worst, found.relative), shows and found.shows
-        row["worst"] = _finite(worst)
+        row["worst"] = finite(worst)
         remarks += [remark for remark in (refused, found.remark) if remark and remark not in remarks]
         del model
         gc.collect()
@@ -139,24 +142,6 @@ def _compare(gated: nn.Module, compact: nn.Module, case: Case, batch: int) -> tu
     return apart(gated, compact, case.inputs(TRACED_BATCH), case.selects), refusal
 
 
-def _masks(groups: Any, density: float) -> Mapping[str, torch.Tensor]:
-    """Keep this share of the units of every group, at random, one at least."""
-    masks = {}
-    for group in groups:
-        mask = torch.zeros(group.num_units, dtype=torch.bool)
-        mask[torch.randperm(group.num_units)[: max(1, round(density * group.num_units))]] = True
-        masks[group.name] = mask
-    return masks
-
-
-def _pinned(groups: Any) -> list[tuple[str, int]]:
-    """The three commonest reasons, with the channels they hold."""
-    channels: Counter[str] = Counter()
-    for group in groups:
-        channels[group.pin.reason[:100]] += group.num_units
-    return channels.most_common(3)
-
-
 def _randomise(case: Case) -> str:
     """Weights under which every branch shows, also those that start at zero; the original ones if they overflow."""
     model = case.model
@@ -177,8 +162,3 @@ def _randomise(case: Case) -> str:
         return "random"
     model.load_state_dict(before)
     return "original"
-
-
-def _finite(value: float) -> float | None:
-    """JSON has no infinity: null stands for outputs that cannot be compared."""
-    return value if math.isfinite(value) else None

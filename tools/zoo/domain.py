@@ -15,7 +15,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -26,113 +26,24 @@ from prunegate.compaction import Side, Widely, gap
 from prunegate.compaction.equivalence import difference, put_aside, run
 from prunegate.groups import ExampleInputs
 
-
-@dataclass
-class Case:
-    """A model and its inputs.
-
-    Attributes:
-        inputs: Makes inputs for so many samples at a size.
-        size, other: A size to wrap at, and another one; equal where the model takes one alone.
-        generates: Whether it is a language model.
-    """
-
-    build: Callable[[], nn.Module]
-    inputs: Callable[[int, int], Any]
-    size: int
-    other: int
-    generates: bool = False
+from .packages import PackageCase, case_of
+from .packages.case import image, words
 
 
-def _hf(name: str, cls: str, **config: Any) -> Callable[[], nn.Module]:
-    def build() -> nn.Module:
-        import transformers
+def _used(build: Callable[[], nn.Module]) -> Callable[[], nn.Module]:
+    """The model after a forward, which may have changed its attributes."""
 
-        made = getattr(transformers, f"{name}Config")(**config)
-        model: nn.Module = getattr(transformers, cls)(made)
+    def built() -> nn.Module:
+        model = build()
+        with torch.no_grad():
+            model.eval()(torch.randn(1, 3, 64, 64))
         return model
 
-    return build
-
-
-def _ids(batch: int, length: int) -> dict[str, torch.Tensor]:
-    return {"input_ids": torch.randint(5, 90, (batch, length))}
+    return built
 
 
 def _ids_and_mask(batch: int, length: int) -> dict[str, torch.Tensor]:
-    return {**_ids(batch, length), "attention_mask": torch.ones(batch, length, dtype=torch.long)}
-
-
-def _image(channels: int = 3) -> Callable[[int, int], torch.Tensor]:
-    return lambda batch, size: torch.randn(batch, channels, size, size)
-
-
-def _pixels(batch: int, size: int) -> dict[str, torch.Tensor]:
-    return {"pixel_values": torch.randn(batch, 3, size, size)}
-
-
-_SMALL = {"vocab_size": 99, "hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
-
-
-def _unet2d_condition() -> nn.Module:
-    import diffusers
-
-    model: nn.Module = diffusers.UNet2DConditionModel(
-        sample_size=16, block_out_channels=(32, 64), cross_attention_dim=24, attention_head_dim=8, layers_per_block=1,
-        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-        norm_num_groups=8,
-    )  # fmt: skip
-    return model
-
-
-def _autoencoder() -> nn.Module:
-    import diffusers
-
-    model: nn.Module = diffusers.AutoencoderKL(
-        block_out_channels=(16, 32), norm_num_groups=8, layers_per_block=1, latent_channels=4,
-        down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2,
-    )  # fmt: skip
-    return model
-
-
-def _yolo(name: str, used: bool = False) -> Callable[[], nn.Module]:
-    def build() -> nn.Module:
-        from ultralytics import YOLO
-
-        model: nn.Module = YOLO(f"{name}.yaml", verbose=False).model
-        if used:
-            with torch.no_grad():
-                model.eval()(torch.randn(1, 3, 64, 64))
-        return model
-
-    return build
-
-
-def _smp(name: str) -> Callable[[], nn.Module]:
-    def build() -> nn.Module:
-        import segmentation_models_pytorch as smp
-
-        model: nn.Module = getattr(smp, name)("resnet18", encoder_weights=None)
-        return model
-
-    return build
-
-
-def _swinir() -> nn.Module:
-    from spandrel.architectures.SwinIR import SwinIR
-
-    model: nn.Module = SwinIR(
-        img_size=16, window_size=8, depths=[2, 2], embed_dim=36, num_heads=[6, 6], mlp_ratio=2, upscale=2,
-        upsampler="pixelshuffledirect",
-    )  # fmt: skip
-    return model
-
-
-def _tabnet() -> nn.Module:
-    from pytorch_tabnet.tab_network import TabNet
-
-    model: nn.Module = TabNet(12, 3, group_attention_matrix=torch.eye(12))
-    return model
+    return {**words(batch, length), "attention_mask": torch.ones(batch, length, dtype=torch.long)}
 
 
 def _timm(name: str, **arguments: Any) -> Callable[[], nn.Module]:
@@ -144,94 +55,22 @@ def _timm(name: str, **arguments: Any) -> Callable[[], nn.Module]:
     return build
 
 
-def _rt_detr() -> nn.Module:
-    import transformers
-
-    backbone = transformers.RTDetrResNetConfig(
-        embedding_size=16, hidden_sizes=[16, 32, 48, 64], depths=[1, 1, 1, 1], layer_type="basic",
-        out_features=["stage2", "stage3", "stage4"],
-    )  # fmt: skip
-    config = transformers.RTDetrConfig(
-        backbone_config=backbone, encoder_hidden_dim=32, encoder_in_channels=[32, 48, 64], encoder_layers=1,
-        encoder_ffn_dim=48, encoder_attention_heads=4, d_model=32, num_queries=20, decoder_in_channels=[32, 32, 32],
-        decoder_ffn_dim=48, decoder_layers=2, decoder_attention_heads=4, num_denoising=0,
-    )  # fmt: skip
-    return transformers.RTDetrForObjectDetection(config)
+_HARD = """transformers/gpt2 transformers/mamba transformers/phi3 transformers/segformer transformers/mobilevit
+    transformers/mpnet diffusers/unet2d-condition diffusers/autoencoder-kl spandrel/swinir ultralytics/yolov8n
+    ultralytics/yolov8n-seg ultralytics/yolo11n smp/manet transformers/longformer transformers/rt-detr
+    transformers/deberta-v2 transformers/mask2former transformers/levit pytorch_tabnet/tabnet""".split()
+_GENERATES = frozenset(f"{name}{more}" for name in ("gpt2", "mamba", "phi3") for more in ("", " with mask"))
 
 
-def _mask2former() -> nn.Module:
-    import transformers
-
-    swin = transformers.SwinConfig(embed_dim=24, depths=[1, 1, 1, 1], num_heads=[2, 2, 4, 4], window_size=4,
-                                   out_features=["stage1", "stage2", "stage3", "stage4"])  # fmt: skip
-    config = transformers.Mask2FormerConfig(
-        backbone_config=swin, feature_size=32, mask_feature_size=32, hidden_dim=32, encoder_feedforward_dim=48,
-        encoder_layers=1, decoder_layers=2, num_attention_heads=4, dim_feedforward=48, num_queries=10,
-    )  # fmt: skip
-    return transformers.Mask2FormerForUniversalSegmentation(config)
-
-
-CASES: dict[str, Case] = {
-    "gpt2": Case(_hf("GPT2", "GPT2LMHeadModel", vocab_size=99, n_embd=48, n_layer=2, n_head=4), _ids, 11, 17, True),
-    "gpt2 with mask": Case(
-        _hf("GPT2", "GPT2LMHeadModel", vocab_size=99, n_embd=48, n_layer=2, n_head=4), _ids_and_mask, 11, 17, True
-    ),
-    "mamba": Case(
-        _hf("Mamba", "MambaForCausalLM", vocab_size=99, hidden_size=32, num_hidden_layers=2, state_size=8),
-        _ids, 11, 17, True,
-    ),
-    "phi3": Case(
-        _hf("Phi3", "Phi3ForCausalLM", **_SMALL, intermediate_size=64, num_key_value_heads=2, pad_token_id=0),
-        _ids, 11, 17, True,
-    ),
-    "phi3 with mask": Case(
-        _hf("Phi3", "Phi3ForCausalLM", **_SMALL, intermediate_size=64, num_key_value_heads=2, pad_token_id=0),
-        _ids_and_mask, 11, 17, True,
-    ),
-    "segformer": Case(
-        _hf("Segformer", "SegformerForSemanticSegmentation", hidden_sizes=[16, 32, 48, 64], depths=[1, 1, 1, 1],
-            num_attention_heads=[1, 2, 3, 4], decoder_hidden_size=32),
-        _pixels, 64, 96,
-    ),
-    "mobilevit": Case(
-        _hf("MobileViT", "MobileViTForImageClassification", hidden_sizes=[24, 32, 48],
-            neck_hidden_sizes=[8, 16, 24, 32, 40, 48, 64], image_size=64),
-        _pixels, 64, 96,
-    ),
-    "timm mobilevit": Case(_timm("mobilevit_xxs"), _image(), 64, 96),
-    "mpnet": Case(_hf("MPNet", "MPNetForMaskedLM", **_SMALL, intermediate_size=64), _ids, 11, 17),
-    "unet2d condition": Case(
-        _unet2d_condition,
-        lambda b, s: (torch.randn(b, 4, s, s), torch.full((b,), 5), torch.randn(b, 7, 24)), 16, 24,
-    ),
-    "autoencoder kl": Case(_autoencoder, _image(), 32, 48),
-    "swinir": Case(_swinir, _image(), 16, 24),
-    "yolov8n": Case(_yolo("yolov8n"), _image(), 64, 96),
-    "yolov8n used": Case(_yolo("yolov8n", used=True), _image(), 64, 96),
-    "yolov8n-seg": Case(_yolo("yolov8n-seg"), _image(), 64, 96),
-    "yolo11n": Case(_yolo("yolo11n"), _image(), 64, 96),
-    "yolo11n-seg": Case(_yolo("yolo11n-seg"), _image(), 64, 96),
-    "smp manet": Case(_smp("MAnet"), _image(), 64, 96),
-    "longformer": Case(
-        _hf("Longformer", "LongformerForMaskedLM", **_SMALL, intermediate_size=64, attention_window=8,
-            max_position_embeddings=64, pad_token_id=1),
-        _ids, 16, 24,
-    ),
-    "rt-detr": Case(_rt_detr, _pixels, 64, 96),
-    "deberta-v2": Case(
-        _hf("DebertaV2", "DebertaV2ForMaskedLM", **_SMALL, intermediate_size=64, relative_attention=True,
-            position_buckets=8, pos_att_type=["p2c", "c2p"]),
-        _ids, 11, 17,
-    ),
-    "mask2former": Case(_mask2former, _pixels, 64, 96),
-    "levit": Case(
-        _hf("Levit", "LevitForImageClassification", hidden_sizes=[32, 48, 64], num_attention_heads=[2, 3, 4],
-            depths=[1, 1, 1], key_dim=[8, 8, 8], image_size=64, drop_path_rate=0),
-        _pixels, 64, 64,
-    ),
-    "timm levit": Case(_timm("levit_128s"), _image(), 224, 224),
-    "tabnet": Case(_tabnet, lambda b, _: torch.randn(b, 12), 1, 1),
-}  # fmt: skip
+def _cases() -> dict[str, PackageCase]:
+    """The hard ones of the packages' models, and some of them used otherwise."""
+    cases = {name.partition("/")[2]: case_of(name) for name in _HARD}
+    for name in ("gpt2", "phi3"):
+        cases[f"{name} with mask"] = replace(cases[name], inputs=_ids_and_mask)
+    cases["yolov8n used"] = replace(cases["yolov8n"], build=_used(cases["yolov8n"].build))
+    cases["timm mobilevit"] = PackageCase(_timm("mobilevit_xxs"), image(), 64, 96)
+    cases["timm levit"] = PackageCase(_timm("levit_128s"), image(), 224)
+    return cases
 
 
 @dataclass
@@ -249,7 +88,7 @@ class Row:
     error: str = ""
 
 
-def seen(name: str, case: Case, dtype: torch.dtype) -> Row:
+def seen(name: str, case: PackageCase, dtype: torch.dtype) -> Row:
     """Wrap, cut and compare one model."""
     row = Row(name, str(dtype).removeprefix("torch."))
     try:
@@ -291,13 +130,14 @@ def _masks(gated: prunegate.GatedModel) -> dict[str, torch.Tensor]:
     return masks
 
 
-def _compare(case: Case, gated: Any, result: Any, dtype: torch.dtype, row: Row) -> None:
+def _compare(case: PackageCase, gated: Any, result: Any, dtype: torch.dtype, row: Row) -> None:
     kept = result.plan.tensors
+    other = case.other or case.size
     places: dict[str, tuple[int, int, bool]] = {
         "other batch": (3, case.size, False),
-        "other size": (2, case.other, False),
+        "other size": (2, other, False),
         "training": (2, case.size, True),
-        "training, other": (3, case.other, True),
+        "training, other": (3, other, True),
     }
     for what, (batch, size, training) in places.items():
         inputs = _typed(case.inputs(batch, size), dtype)
@@ -312,7 +152,7 @@ def _compare(case: Case, gated: Any, result: Any, dtype: torch.dtype, row: Row) 
                 row.differences[what] = difference(expected, run(sides[1], inputs, training, True), kept).max_rel
             except Exception as error:
                 row.differences[what] = f"{type(error).__name__}: {str(error)[:200]}"
-    inputs = _typed(case.inputs(3, case.other), dtype)
+    inputs = _typed(case.inputs(3, other), dtype)
     ways: dict[str, Callable[[], nn.Module]] = {
         "copied": lambda: copy.deepcopy(result.model),
         "pickled": lambda: pickle.loads(pickle.dumps(result.model)),
@@ -327,7 +167,7 @@ def _compare(case: Case, gated: Any, result: Any, dtype: torch.dtype, row: Row) 
                 row.differences[what] = f"{type(error).__name__}: {str(error)[:200]}"
     if dtype is torch.float32:
         row.differences["autocast"] = _under_autocast(gated, result, inputs)
-    if case.generates:
+    if row.name in _GENERATES:
         row.differences["generate"] = _generated(gated, result)
 
 
@@ -395,9 +235,10 @@ def main() -> None:
             print(table([json.loads(line) for line in file if line.strip()]))
         return
     dtypes = ("float64", "float32") if arguments.dtype == "both" else (arguments.dtype,)
-    for name in arguments.names or CASES:
+    cases = _cases()
+    for name in arguments.names or cases:
         for dtype in dtypes:
-            print(json.dumps(vars(seen(name, CASES[name], getattr(torch, dtype)))), flush=True)
+            print(json.dumps(vars(seen(name, cases[name], getattr(torch, dtype)))), flush=True)
 
 
 if __name__ == "__main__":

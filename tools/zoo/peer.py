@@ -7,6 +7,7 @@ of detectors, as its own tests do.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -26,34 +27,72 @@ _DETECTOR_HEADS = ("head", "rpn.head", "roi_heads")
 
 def prune(case: Case, batch: int, report: Report) -> None:
     """Prune, run, and report the share of the MACs that is gone and the seconds that finding groups took."""
+    row = _pruned(case.model, case.inputs(batch), RATIO, case.selects, _last_layers(case), report.stage)
+    status, message = row.pop("status"), row.pop("message", "")
+    report.row |= row
+    report.end(status, message)
+
+
+def pruned(model: nn.Module, inputs: Any, ratio: float, selects: bool) -> dict[str, Any]:
+    """What comes of pruning a model of which nothing is known but which layers its outputs come from."""
+    stages = ["before pruning"]
+    try:
+        return _pruned(model, inputs, ratio, selects, _output_layers(model, inputs), stages.append)
+    except Exception as error:  # whatever goes wrong is the result
+        return {"status": "crash", "message": " ".join(f"{stages[-1]}: {type(error).__name__}: {error}".split())[:200]}
+
+
+def _pruned(
+    model: nn.Module,
+    inputs: Any,
+    ratio: float,
+    selects: bool,
+    ignored: list[nn.Module],
+    stage: Callable[[str], None],
+) -> dict[str, Any]:
     import torch_pruning as tp
 
-    model, inputs = case.model, case.inputs(batch)
+    row: dict[str, Any] = {}
     shapes, dense = _shapes_and_macs(model, inputs)
-    report.stage("build_dependency")
+    stage("build_dependency")
     start = time.perf_counter()
     tp.DependencyGraph().build_dependency(model, example_inputs=inputs)
-    report.row["build_s"] = round(time.perf_counter() - start, 2)
-    report.stage("prune")
+    row["build_s"] = round(time.perf_counter() - start, 2)
+    stage("prune")
     pruner = tp.pruner.MagnitudePruner(
         model,
         inputs,
         importance=tp.importance.GroupMagnitudeImportance(p=2),
         global_pruning=False,
-        pruning_ratio=RATIO,
-        ignored_layers=_last_layers(case),
+        pruning_ratio=ratio,
+        ignored_layers=ignored,
     )
     pruner.step()
-    report.stage("run")
+    stage("run")
     found, macs = _shapes_and_macs(model, inputs)
-    report.row["removed"] = round(1 - macs / dense, 4) if dense else 0.0
+    row["removed"] = round(1 - macs / dense, 4) if dense else 0.0
     # How many objects a detector finds changes with its weights; their form does not.
-    if not case.selects and found != shapes:
-        report.end("shapes", f"outputs of another shape: {found[:3]}, before {shapes[:3]}")
-    elif macs >= dense:
-        report.end("nothing", "nothing was pruned")
-    else:
-        report.end("ok")
+    if not selects and found != shapes:
+        return row | {"status": "shapes", "message": f"outputs of another shape: {found[:3]}, before {shapes[:3]}"}
+    if macs >= dense:
+        return row | {"status": "nothing", "message": "nothing was pruned"}
+    return row | {"status": "ok"}
+
+
+def _output_layers(model: nn.Module, inputs: Any) -> list[nn.Module]:
+    """The layers whose output the model returns, itself or reshaped."""
+    made: dict[int, nn.Module] = {}
+    hooks = [
+        module.register_forward_hook(lambda module, _, output: made.update({output.data_ptr(): module}))
+        for module in model.modules()
+        if isinstance(module, (nn.Linear, nn.modules.conv._ConvNd))
+    ]
+    try:
+        outputs = tensors_of(run(model, inputs))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return [made[tensor.data_ptr()] for tensor in outputs if tensor.data_ptr() in made]
 
 
 def _last_layers(case: Case) -> list[nn.Module]:
@@ -68,10 +107,15 @@ def _last_layers(case: Case) -> list[nn.Module]:
 def _shapes_and_macs(model: nn.Module, inputs: Any) -> tuple[list[tuple[int, ...]], int]:
     """Shapes of the outputs, and MACs of convolutions and matrix products, those in attention among them."""
     fast = torch.backends.mha.get_fastpath_enabled()
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for parameter in trained:  # the counter fails on some models otherwise
+        parameter.requires_grad_(False)
     torch.backends.mha.set_fastpath_enabled(False)  # fused operations are not counted
     try:
         with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
             outputs = tensors_of(run(model, inputs))
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
+        for parameter in trained:
+            parameter.requires_grad_(True)
     return [tuple(tensor.shape) for tensor in outputs], counter.get_total_flops() // 2

@@ -57,7 +57,7 @@ def read_rows(path: Path) -> dict[str, Row]:
 
 
 def write_table(folder: Path, out: Path) -> None:
-    files = {path.stem.removeprefix("results-"): path for path in sorted(folder.glob("results-*.jsonl"))}
+    files = {path.stem.removeprefix("results-"): path for path in sorted(folder.glob("results-*-*.jsonl"))}
     results = {title: rows for title, path in files.items() if (rows := read_rows(path))}
     parts = [_INTRODUCTION]
     for title, rows in results.items():
@@ -75,12 +75,12 @@ def _section(library: str, backend: str, rows: dict[str, Row], peers: dict[str, 
     head = _HEAD + tuple(f"{peer}: {column}" for peer in peers for column in _PEER_HEAD)
     lines = [f"## {library}, backend {backend}", "", _summary([rows[name] for name in names])]
     lines += [_peer_summary(peer, [found[name] for name in names if name in found]) for peer, found in peers.items()]
-    lines += ["", _table_line(head), _table_line(["---"] * len(head))]
+    lines += ["", table_line(head), table_line(["---"] * len(head))]
     for name in names:
         cells = _cells(rows[name])
         for found in peers.values():
             cells += _peer_cells(found.get(name, {}))
-        lines.append(_table_line(cells))
+        lines.append(table_line(cells))
     return "\n".join(lines) + "\n"
 
 
@@ -156,5 +156,5 @@ def _remark(row: Row) -> str:
     return "; ".join(remark for remark in remarks if remark)
 
 
-def _table_line(cells: Sequence[str]) -> str:
+def table_line(cells: Sequence[str]) -> str:
     return "| " + " | ".join(" ".join(cell.replace("|", "/").split()) for cell in cells) + " |"

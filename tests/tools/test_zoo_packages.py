@@ -1,0 +1,64 @@
+"""The zoo of packages: which models it has, what it says of one, and what it sums up."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+TOOLS = Path(__file__).parents[2] / "tools"
+
+
+def part(name: str) -> Any:
+    """A module of the zoo, which is run from its own folder."""
+    if str(TOOLS) not in sys.path:
+        sys.path.append(str(TOOLS))
+    return importlib.import_module(f"zoo.{name}")
+
+
+def test_names_are_of_more_packages_and_models_than_asked_for() -> None:
+    names = part("packages").names()
+    assert len(names) == len(set(names)) >= 120
+    assert len({name.split("/")[0] for name in names}) >= 12
+
+
+def row(status: str = "exact", **others: Any) -> dict[str, Any]:
+    return {
+        "model": f"packages/made/{status}", "status": status, "params": 1000, "dtype": "float64", "limits": [],
+        "notes": {},
+        "differences": {"traced": 1e-16, "batch": 1e-16}, "removed": 0.7, "wrap_s": 1.0, "same_class": True,
+        "peer": {"status": "ok", "removed": 0.6}, **others,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("others", "status"),
+    [
+        ({}, "exact"),
+        ({"differences": {"traced": 1e-3}}, "wrong"),
+        ({"differences": {"traced": None}, "notes": {"traced": "outputs of another form"}}, "wrong"),
+        ({"differences": {"batch": None}, "notes": {"batch": "refuses: LimitError"}}, "limited"),
+        ({"limits": ["the model: runs only on inputs of the sizes of then"]}, "limited"),
+        ({"differences": {}}, "vacuous"),
+        ({"differences": {"training": 1e-7}, "notes": {"training": "rounding alone changes it by 1e-7"}}, "exact"),
+    ],
+)
+def test_a_verdict_is_the_worst_that_was_seen(others: dict[str, Any], status: str) -> None:
+    assert part("measure")._verdict(row(**others), 1e-9)[0] == status
+
+
+def test_the_table_counts_and_averages(tmp_path: Path) -> None:
+    refused = {"model": "packages/made/refused", "status": "refused", "message": "why", "peer": {"status": "crash"}}
+    rows = [row(), row("limited", removed=0.5, peer={"status": "shapes", "removed": 0.9}), refused]
+    (tmp_path / "results-packages.jsonl").write_text("".join(json.dumps(one) + "\n" for one in rows))
+    part("packages_table").write_packages(tmp_path, tmp_path / "PACKAGES.md")
+    written = (tmp_path / "PACKAGES.md").read_text()
+    assert "| exact: without a limit on size or batch | 1 (33.3%) |" in written
+    assert "of the 2 that are cut | 0.600 |" in written
+    assert "over all 3, those that are not cut as 0 | 0.400 |" in written
+    assert "where both ran (1): prunegate, Torch-Pruning | 0.700, 0.600 |" in written
+    assert written.splitlines()[-1].startswith("| made/refused |")
