@@ -10,7 +10,7 @@ from prunegate.compaction.faults import Fault
 from prunegate.compaction.feature_sizes import feature_edits
 from prunegate.compaction.limits import Limit, limits_of
 from prunegate.compaction.made_with import made_with
-from prunegate.compaction.mending import Mending, UnplayableError, mend, settle
+from prunegate.compaction.mending import Mending, UnplayableError, mend, modules_with_experts, settle
 from prunegate.compaction.plan import Mask, Plan
 from prunegate.compaction.precision import Widely, evaluating, outputs_of
 from prunegate.compaction.rebuild import Rebuilt, rebuild, rebuild_checked
@@ -45,6 +45,7 @@ __all__ = [
     "limits_of",
     "made_with",
     "mend",
+    "modules_with_experts",
     "outputs_of",
     "put_aside",
     "rebuild",

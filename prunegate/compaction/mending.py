@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import nn
 
 from prunegate.compaction.cut_sizes import CutRuns, CutSizes
@@ -23,6 +24,7 @@ from prunegate.compaction.size_rules import CannotRewriteError
 from prunegate.compaction.surgery import set_attributes
 from prunegate.compaction.writer import CannotReplayError
 from prunegate.errors import CompactionError
+from prunegate.groups import Tape
 from prunegate.groups.torch_workarounds.kernels import without_misled_kernels
 
 logger = logging.getLogger(__name__)
@@ -154,9 +156,20 @@ def _resize(model: nn.Module, runs: CutRuns, mending: Mending) -> None:
         rules = runs.learned[known]
     except CannotRewriteError as error:
         raise UnplayableError(Fault(paths[-1], str(error))) from error
+    experts = modules_with_experts(runs.main.tape)
     for path, some in rules.items():
-        if path not in paths or not all(rule.change.is_none for rule in some):
+        if path not in paths or path in experts or not all(rule.change.is_none for rule in some):
             resize(model.get_submodule(path), some)
+
+
+def modules_with_experts(tape: Tape) -> list[str]:
+    """The modules whose own code multiplies by experts: the kernel of that takes some widths alone."""
+    found: dict[str, None] = {}
+    for place, operation in enumerate(tape.operations):
+        if operation.func is torch.ops.aten._grouped_mm.default:
+            around = [span.target for span in tape.spans if span.first <= place < span.last]
+            found[next(target for target in reversed(around) if isinstance(target, str))] = None
+    return list(found)
 
 
 def extended(mending: Mending, fault: Fault, model: nn.Module, sizes: CutSizes, unplayable: bool) -> Mending | None:

@@ -222,8 +222,6 @@ def _halves(analysis: Analysis, chosen: frozenset[str]) -> tuple[Mask, Mask]:
             shuffled = group.first_unit + np.random.default_rng(number).permutation(group.num_units)
             middle = group.num_units // 2
             middle -= round(middle * 0.4 * ((number + 1) * 0.618 % 1))
-            if group.multiple > 1:
-                middle -= middle % group.multiple
             one[shuffled[:middle]] = False
             other[shuffled[middle:]] = False
     return one, other

@@ -70,7 +70,6 @@ class Gates(nn.Module):
         owner = np.repeat(np.arange(len(groups)), [group.num_units for group in groups])
         least = np.array([group.least for group in groups], dtype=np.int64)
         self._least = {group.name: group.least for group in groups}
-        self._multiple = {group.name: group.multiple for group in groups}
         self._constants = Constants(owner=owner, place=np.arange(count), least=least[owner])
         self.register_buffer("_tau", torch.tensor(1.0), persistent=False)
         for name, shape in (("dropped", (count,)), ("is_fixed", ()), ("closed", (count,))):
@@ -239,7 +238,7 @@ class Gates(nn.Module):
         """
         flat = self.hard_mask().clone()
         for name, given in named_masks(masks).items():
-            mask = refuse_unfit(name, given, len(self[name].logits), self._least[name], self._multiple[name])
+            mask = refuse_unfit(name, given, len(self[name].logits), self._least[name])
             flat[self._slices[name]] = mask.bool().to(flat.device)
         self.dropped.copy_(~flat)
         self.is_fixed.fill_(1.0)

@@ -24,14 +24,13 @@ def named_masks(masks: Any) -> Mapping[str, Any]:
     return masks
 
 
-def refuse_unfit(name: str, given: Any, units: int, least: int, multiple: int = 1) -> torch.Tensor:
+def refuse_unfit(name: str, given: Any, units: int, least: int) -> torch.Tensor:
     """The mask as a tensor; one that does not fit its channel group is refused.
 
     Args:
         name: The channel group.
         units: How many units it has.
         least: How many of them have to stay.
-        multiple: What their number has to be a multiple of, unless all stay.
 
     Raises:
         MaskError: A wrong shape, numbers other than 0 and 1, or too few units are left.
@@ -66,10 +65,5 @@ def refuse_unfit(name: str, given: Any, units: int, least: int, multiple: int = 
             f"{name}: found a mask that keeps {kept} unit(s), expected at least {least}. The "
             f"model takes a statistic over these channels, an unbiased variance say, that fewer have not. Keep "
             f"{least} units."
-        )
-    if kept % multiple and kept < units:
-        raise MaskError(
-            f"{name}: found a mask that keeps {kept} units, expected a multiple of {multiple}, or all of them. The "
-            "model multiplies them by a kernel that takes no other widths. Keep a few more or less; harden does so."
         )
     return mask

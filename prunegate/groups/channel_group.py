@@ -50,7 +50,8 @@ class ChannelGroup:
         num_units: How many units can be removed one by one (at least ``least`` always stay).
         first_unit: Place of the group's units in the model-wide order of all units.
         least: How many units have to stay: one, or as many as a statistic over them needs.
-        multiple: Unless all stay, as many as a multiple of this: some kernels take no other widths.
+        multiple: Unless all stay, as many as a multiple of this are best, and `GatedModel.harden` keeps such a number:
+            a kernel takes no other widths, and has to be given copies of the weights with zeros beside them.
     """
 
     name: str

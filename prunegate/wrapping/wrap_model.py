@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.parameter import is_lazy
 
-from prunegate.compaction import Mending, Trial
+from prunegate.compaction import Mending, Trial, modules_with_experts
 from prunegate.errors import NothingToPruneError, TraceError
 from prunegate.groups import Analysis, ExampleInputs, Pin, Trace, copy_with
 from prunegate.modes import eval_mode
@@ -206,7 +206,10 @@ def _without(trace: Trace, whole_heads: frozenset[str], exclude: Sequence[str]) 
 def _tried(
     model: nn.Module, inputs: ExampleInputs, trace: Trace, analysis: Analysis, whole_heads: frozenset[str], graph: bool
 ) -> Trial:
-    trial = Trial(model, inputs, trace, analysis, Mending(graph, whole_heads=tuple(sorted(whole_heads))))
+    # Experts may keep widths that the kernel of their products does not take as they are.
+    experts = () if graph else tuple(modules_with_experts(trace.tape))
+    mending = Mending(graph, resized=experts, whole_heads=tuple(sorted(whole_heads)))
+    trial = Trial(model, inputs, trace, analysis, mending)
     trial.run()
     return trial
 

@@ -94,7 +94,7 @@ class Constraints:
     argument reads them. ``choices`` are the operations that can lose units in several ways; see `either`. ``alike`` are
     ties of whole axes, index by index, by their numbers in ``axes``: most are, and to solve them takes no work for each
     index. ``needed`` pairs the ids along which a statistic is taken with how many of them it needs: an unbiased
-    variance divides by one less than their number. ``multiples`` pairs ids with what their number has to be a multiple
+    variance divides by one less than their number. ``multiples`` pairs ids with what their number is best a multiple
     of, for kernels that take no other widths.
     """
 

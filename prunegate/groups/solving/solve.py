@@ -275,7 +275,7 @@ def _least_units(constraints: Constraints, units_of: Ids, bounds: Ids) -> list[i
 
 
 def _multiples(constraints: Constraints, units_of: Ids, bounds: Ids) -> list[int]:
-    """What the number of each group's units that stay has to be a multiple of."""
+    """What the number of each group's units that stay is best a multiple of."""
     found = [1] * (len(bounds) - 1)
     for ids, multiple in constraints.multiples:
         units = units_of[ids.reshape(-1)]
