@@ -27,7 +27,7 @@ from prunegate.groups.following.watch import Watch
 from prunegate.groups.rules import FUNCTION_RULES, module_rule
 from prunegate.groups.solving.choices import usual
 from prunegate.groups.solving.constraints import Constraints, Pin
-from prunegate.groups.solving.solve import solve, ways_of
+from prunegate.groups.solving.solve import solve, united_by, ways_of
 from prunegate.groups.torch_workarounds.copies import copy_with, modules_by_path, the_same
 from prunegate.groups.torch_workarounds.kernels import decomposed_attention
 from prunegate.groups.torch_workarounds.stand_ins import KINDS, Kind, StandIns, quiet
@@ -94,6 +94,7 @@ class Trace:
                     break
         for run in self.runs:
             run.tape.close()
+        self._united = united_by(self.constraints)
         self._used = self._values.used
         del self._values  # it keeps every tensor of the run alive
 
@@ -280,12 +281,13 @@ class Trace:
         with _no_collection():
             ways = self._ways(whole_heads) if finest else usual(self.constraints, whole_heads)
             return solve(
-                self.constraints, self._shapes, self._parameters, self._batch_size, self._unused(), refused, ways
-            )
+                self.constraints, self._shapes, self._parameters, self._batch_size, self._unused(), refused, ways,
+                self._united,
+            )  # fmt: skip
 
     def _ways(self, whole_heads: WholeHeads) -> list[int]:
         if whole_heads not in self._chosen:
-            self._chosen[whole_heads] = ways_of(self.constraints, whole_heads)
+            self._chosen[whole_heads] = ways_of(self.constraints, self._united, whole_heads)
         return self._chosen[whole_heads]
 
 

@@ -93,7 +93,7 @@ def finest(
     chosen = usual(constraints, whole_heads)
     root_of = partition.roots()[element_of]
     known = _what_is_known(constraints, element_of, partition)
-    for component in _components(_alike(constraints, root_of, whole_heads), partition.size):
+    for component in _components(_alike(constraints, root_of, whole_heads)):
         best = _best(component, *known)
         for alike, number in zip(component, best, strict=True):
             for choice, numbers in alike.members:
@@ -134,27 +134,28 @@ def _alike(constraints: Constraints, root_of: Ids, whole_heads: frozenset[str] |
 def _roots_of(way: Way, root_of: Ids) -> tuple[Ids, Ids, Ids, Ids]:
     ties = way.asks.get("ties", ())
     left, right = (root_of[_joined(side)] for side in (zip(*ties, strict=True) if ties else ((), ())))
-    differ = left != right
+    pairs = np.unique((left * len(root_of) + right)[left != right])  # the same for each sample and window
+    left, right = pairs // max(len(root_of), 1), pairs % max(len(root_of), 1)
     pinned, consumed = (
         np.unique(root_of[_joined(ids)])
         for ids in ([ids for ids, _ in way.asks.get("pins", ())], [ids for _, ids in way.asks.get("consumed", ())])
     )
-    return left[differ], right[differ], pinned, consumed
+    return left, right, pinned, consumed
 
 
 def _joined(arrays: Iterable[Ids]) -> Ids:
     return np.concatenate([np.zeros(0, dtype=np.int64), *(ids.reshape(-1) for ids in arrays)])
 
 
-def _components(choices: Sequence[_Alike], size: int) -> Iterator[list[_Alike]]:
+def _components(choices: Sequence[_Alike]) -> Iterator[list[_Alike]]:
     """Choices that bear on one another: those that are about the same units, directly or through others."""
-    owner: dict[int, int] = {}
+    of_each = [alike.roots for alike in choices]
+    roots = np.concatenate([np.zeros(0, dtype=np.int64), *of_each])
+    numbers = np.repeat(np.arange(len(choices)), [len(some) for some in of_each])
+    order = np.argsort(roots, kind="stable")
+    same = np.flatnonzero(roots[order][1:] == roots[order][:-1])
     links = Partition(len(choices))
-    for number, alike in enumerate(choices):
-        for root in alike.roots.tolist():
-            first = owner.setdefault(root, number)
-            if first != number:
-                links.unite(np.array([first]), np.array([number]))
+    links.unite(numbers[order][same], numbers[order][same + 1])
     by_root: dict[int, list[_Alike]] = defaultdict(list)
     for number, root in enumerate(links.roots().tolist()):
         by_root[root].append(choices[number])

@@ -18,6 +18,12 @@ class Partition:
         self.size = size
         self._root: Ids = np.arange(size, dtype=np.int64)
 
+    def copy(self) -> Partition:
+        """One that can be united further without this one."""
+        made = Partition(0)
+        made.size, made._root = self.size, self._root.copy()
+        return made
+
     def roots(self, ids: Ids | None = None) -> Ids:
         """The root of each of ``ids`` (of all ids by default), in their shape."""
         return self._root if ids is None else self._root[ids]

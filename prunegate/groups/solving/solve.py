@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
@@ -35,18 +36,22 @@ def solve(
     unused: Iterable[str],
     refused: Mapping[str, Pin],
     chosen: Sequence[int] = (),
+    united: United | None = None,
 ) -> Analysis:
     """Channel groups that satisfy all constraints.
 
     Args:
         chosen: For each choice the number of the way that is taken; see `ways_of`.
+        united: What `united_by` gave for these constraints, if that is known.
         shapes: Shape of every parameter and buffer.
         parameters: Those of them that count as parameters.
         unused: Parameters that the run never read.
         refused: Groups, by name, that a caller pins on top (excluded by the user, or found not to compact).
     """
+    united = united or united_by(constraints)
     constraints = constraints.settled(chosen)
-    element_of, alike, partition = _united(constraints)
+    element_of, alike, partition = united.element_of, united.alike, united.partition.copy()
+    _unite(partition, element_of, constraints.ties[united.num_ties :])
     why = _first_pins(constraints, element_of, partition.size)
     _make_rectangular([element_of[grid] for grid in constraints.grids.values()], partition, why)
     pins = [pin for _, pin in constraints.pins]
@@ -74,26 +79,46 @@ def solve(
     )
 
 
-def ways_of(constraints: Constraints, whole_heads: frozenset[str] | None) -> list[int]:
-    """For each choice the way that leaves most units, with the others' ways.
+@dataclass(frozen=True)
+class United:
+    """What lives and dies together whatever is chosen.
+
+    Attributes:
+        element_of: The element of each id; see `prunegate.groups.solving.whole_axes`.
+        alike: The axes, by elements.
+        partition: Of the elements.
+        num_ties: How many ties have been heeded.
+    """
+
+    element_of: Ids
+    alike: list[AlikeAxes]
+    partition: Partition
+    num_ties: int
+
+
+def united_by(constraints: Constraints) -> United:
+    """The units that all ties of a record unite."""
+    element_of, alike = elements_of(constraints.axes, constraints.alike)
+    partition = Partition(sum(axes.length for axes in alike))
+    _unite(partition, element_of, constraints.ties)
+    return United(element_of, alike, partition, len(constraints.ties))
+
+
+def _unite(partition: Partition, element_of: Ids, ties: Sequence[tuple[Ids, Ids]]) -> None:
+    if ties:
+        left, right = (element_of[np.concatenate(side)] for side in zip(*ties, strict=True))
+        partition.unite(left, right)
+
+
+def ways_of(constraints: Constraints, united: United, whole_heads: frozenset[str] | None) -> list[int]:
+    """For each choice the way by which, with the others' ways, most channels can go, in most units.
 
     Args:
         whole_heads: Modules whose attention is to lose whole heads; None for all of them.
     """
     if not constraints.choices:
         return []
-    element_of, _, partition = _united(constraints)
-    return finest(constraints, element_of, partition, whole_heads)
-
-
-def _united(constraints: Constraints) -> tuple[Ids, list[AlikeAxes], Partition]:
-    """The element of each id, the axes by elements, and which elements live and die together."""
-    element_of, alike = elements_of(constraints.axes, constraints.alike)
-    partition = Partition(sum(axes.length for axes in alike))
-    if constraints.ties:
-        left, right = (element_of[np.concatenate(side)] for side in zip(*constraints.ties, strict=True))
-        partition.unite(left, right)
-    return element_of, alike, partition
+    return finest(constraints, united.element_of, united.partition, whole_heads)
 
 
 def _first_pins(constraints: Constraints, element_of: Ids, count: int) -> Ids:
