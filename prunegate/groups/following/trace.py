@@ -15,6 +15,7 @@ from torch import nn
 
 from prunegate.errors import TraceError
 from prunegate.groups.analysis import Analysis
+from prunegate.groups.following.failures import why_it_failed
 from prunegate.groups.following.input_sizes import Variation, other_sizes
 from prunegate.groups.following.inputs import ExampleInputs
 from prunegate.groups.following.outputs import names_of_state, tensors_in
@@ -27,7 +28,8 @@ from prunegate.groups.following.watch import Watch
 from prunegate.groups.rules import FUNCTION_RULES, module_rule
 from prunegate.groups.solving.choices import usual
 from prunegate.groups.solving.constraints import Constraints, Pin
-from prunegate.groups.solving.solve import solve, united_by, ways_of
+from prunegate.groups.solving.solve import solve
+from prunegate.groups.solving.united import united_by, ways_of
 from prunegate.groups.torch_workarounds.copies import copy_with, modules_by_path, the_same
 from prunegate.groups.torch_workarounds.kernels import decomposed_attention
 from prunegate.groups.torch_workarounds.stand_ins import KINDS, Kind, StandIns, quiet
@@ -192,7 +194,7 @@ class Trace:
             with run_watched(model.train(training), watch, self._stand_ins), Tracer(self._values, watch, tape):
                 outputs = model(*inputs.args, **inputs.kwargs)
         except Exception as error:
-            raise TraceError(_why_it_failed(watch.module or "the model", error)) from error
+            raise TraceError(why_it_failed(watch.module or "the model", error)) from error
         for key, count in watch.totals.items():
             self.constraints.totals[key] = max(self.constraints.totals.get(key, 0), count)
         self._pin_outputs(outputs, inputs.outputs)
@@ -289,26 +291,6 @@ class Trace:
         if whole_heads not in self._chosen:
             self._chosen[whole_heads] = ways_of(self.constraints, self._united, whole_heads)
         return self._chosen[whole_heads]
-
-
-def _why_it_failed(module: str, error: Exception) -> str:
-    """What to tell of an error that a model's forward raised: its first line, as some are as long as a book."""
-    first = str(error).strip().splitlines()[0] if str(error).strip() else ""
-    told = f"{type(error).__name__}: {first[:_LONGEST]}{' ...' if len(first) > _LONGEST else ''}"
-    if type(error).__module__.startswith("torch._dynamo") or "HigherOrderOperator" in first:
-        return (
-            f"{module}: found code that torch compiles while the forward runs (torch.cond, flex_attention), expected "
-            f"operations that can be followed one by one ({first[:60]}). Wrap the model with an ordinary branch, or "
-            "torch.where, or scaled_dot_product_attention in its place."
-        )
-    return (
-        f"{module}: running the model on the example inputs failed with {told}. Channels are found by running it. Give "
-        "example_inputs with which model(...) works."
-    )
-
-
-# So many characters of a foreign error's first line.
-_LONGEST = 300
 
 
 @contextlib.contextmanager

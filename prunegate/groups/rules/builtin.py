@@ -15,6 +15,7 @@ from prunegate.groups.rules import (
     movement,
     normalisation,
     pointwise,
+    products,
     reduction,
     spatial,
 )
@@ -27,6 +28,7 @@ BUILTIN_RULES: RuleTable = {
     **indexing.RULES,
     **factory.RULES,
     **contraction.RULES,
+    **products.RULES,
     **convolution.RULES,
     **normalisation.RULES,
     **reduction.RULES,

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import torch
 
 from prunegate.groups.rules.call import Call, RuleTable, table
-from prunegate.groups.rules.pointwise import Operand, unite_operands
+from prunegate.groups.rules.pointwise import unite_operands
 from prunegate.groups.rules.within import choose_within, head_ids
 from prunegate.groups.solving.constraints import Contraction
-from prunegate.groups.solving.labels import Labels, Shape, align, along, on_axis, varying
+from prunegate.groups.solving.labels import Labels, Shape, along, on_axis, varying
 from prunegate.groups.solving.partition import Ids
-
-# The kernel for experts takes rows of a multiple of 16 bytes: so many numbers in bfloat16.
-_ALIGNED = 8
 
 
 def contract(call: Call, left: torch.Tensor, right: torch.Tensor) -> Labels:
@@ -190,105 +185,6 @@ def _sum_with_vector(call: Call, left: tuple[torch.Tensor, Ids | None], right: t
         call.pin(a, "summed in a product with a vector, where nothing can be masked")
 
 
-def _by_experts(call: Call) -> list[Labels]:
-    """Rows sorted by expert, each part times a matrix of its own: (rows, k) and (experts, k, n) to (rows, n)."""
-    rows, weight = call.inputs[:2]
-    labels, (_, read, made) = call.labels_of(weight), call.shape_of(weight)
-    own, produced = column(labels, 1, read), column(labels, 2, made)
-    for label in labels:
-        if label.shape[0] > 1:
-            call.pin(label, "experts are picked by the router, so all of them stay")
-    given = column(call.labels_of(rows), 1, read)
-    if own is not None and given is not None:
-        call.constraints.tie(own, given)
-        if not (call.consume(weight, own) or call.mask(given, reads=True)):
-            call.pin(own, "read by a weight that is computed, not stored")
-    else:
-        for ids in (own, given):
-            if ids is not None:
-                call.pin(ids, "summed against channels that cannot be removed")
-    sizes = (call.shape[0], read, made)
-    summed = () if own is None else (on_axis(own, 1, 3),)
-    kept = () if produced is None else (on_axis(produced, 2, 3),)
-    call.constraints.contractions.append(Contraction(call.module, call.name, sizes, (*summed, *kept)))
-    call.constraints.multiples += [(ids, _ALIGNED) for ids in (own, given, produced) if ids is not None]
-    if produced is None:
-        return [()]
-    call.constraints.produced.append(produced)
-    return [(on_axis(produced, 1, 2),)]
-
-
-def _sparse(call: Call) -> list[Labels]:
-    """A sparse matrix, of which nobody knows without data where it has entries, times a dense one, or the reverse."""
-    left, right = call.inputs[-2:]
-    why = "summed with the entries of a sparse matrix"
-    operands: list[Operand] = [
-        (call.clear_of(call.labels_of(left), (1,), why), (call.shape_of(left)[0], 1)),
-        (call.clear_of(call.labels_of(right), (0,), why), (1, call.shape_of(right)[1])),
-    ]
-    operands += [(call.labels_of(added), call.shape_of(added)) for added in call.inputs[:-2]]
-    return [unite_operands(call, operands, 2)]
-
-
-def _distances(call: Call) -> list[Labels]:
-    """`torch.cdist`: distances of all rows of one tensor to all rows of another, summed over their last dimensions."""
-    left, right = call.inputs[:2]
-    ndim = len(call.shape)
-    summed: list[Ids | None] = []
-    operands: list[Operand] = []
-    for tensor, beside in ((left, -1), (right, -2)):
-        labels, dims = call.labels_of(tensor), tensor.dim()
-        summed.append(column(labels, dims - 1, call.shape_of(tensor)[-1]))
-        kept = [label for label in labels if label.shape[-1] == 1]
-        call.pin(tuple(x for x in labels if x.shape[-1] > 1 and len(varying(x)) > 1), "summed in a distance")
-        # Rows of the first lie along the last dimension but one, those of the second along the last.
-        laid = tuple(align(x if beside == -1 else x.swapaxes(-1, -2), ndim) for x in kept)
-        rows = call.shape_of(tensor)[-2]
-        operands.append((laid, (*call.shape_of(tensor)[:-2], *((rows, 1) if beside == -1 else (1, rows)))))
-    first, second = summed
-    if first is not None and second is not None:
-        call.constraints.tie(first, second)
-    for ids in summed:
-        if ids is not None and (first is None or second is None or not call.mask(ids, reads=True)):
-            call.pin(ids, "summed in a distance from channels that cannot be removed")
-    return [unite_operands(call, operands, ndim)]
-
-
-def _bilinear(call: Call) -> list[Labels]:
-    """`torch.nn.functional.bilinear`: two inputs, each summed with an axis of the weight, whose first is produced."""
-    first, weight, second = (call.tensor(name) for name in ("i1", "i2", "i3"))
-    if list(call["sumdim"]) != [2, 3] or list(call["expand1"]) != [1, 3] or list(call["expand3"]) != [1, 2]:
-        for tensor in call.inputs:
-            call.pin(call.labels_of(tensor), "multiplied in a product of three tensors")
-        return [()]
-    shape, labels = call.shape_of(weight), call.labels_of(weight)
-    rows: list[Operand] = []
-    for axis, x in ((1, first), (2, second)):
-        own = column(labels, axis, shape[axis])
-        given = column(call.labels_of(x), x.dim() - 1, shape[axis])
-        beside = call.clear_of(call.labels_of(x), (x.dim() - 1,), "one unit lies on a summed dimension") if (
-            given is None) else tuple(label for label in call.labels_of(x) if label.shape[-1] == 1)  # fmt: skip
-        rows.append((beside, (*call.shape_of(x)[:-1], 1)))
-        if own is None or given is None:
-            for ids in (own, given):
-                if ids is not None:
-                    call.pin(ids, "summed against channels that cannot be removed")
-            continue
-        call.constraints.tie(own, given)
-        if not (call.consume(weight, own) or call.mask(given, reads=True)):
-            call.pin(own, "read by a weight that is computed, not stored")
-    sizes = (math.prod(call.shape[:-1]), *shape)
-    nest = tuple(label[None] for label in labels if len(varying(label)) == 1)
-    call.constraints.contractions.append(Contraction(call.module, call.name, sizes, nest))
-    produced = column(labels, 0, shape[0])
-    if produced is not None:
-        call.constraints.produced.append(produced)
-        rows.append(
-            ((on_axis(produced, len(call.shape) - 1, len(call.shape)),), (*[1] * (len(call.shape) - 1), shape[0]))
-        )
-    return [unite_operands(call, rows, len(call.shape))]
-
-
 def _embedding(call: Call) -> list[Labels]:
     """Rows are picked by the data, so they stay; columns are produced like a layer's outputs."""
     weight, indices = call.tensor("weight"), call.tensor("indices")
@@ -315,9 +211,5 @@ RULES: RuleTable = {
     **table(_addmm, "addmm baddbmm _addmm_activation"),
     **table(_mv, "mv"),
     **table(_dot, "dot vdot"),
-    **table(_by_experts, "_grouped_mm grouped_mm_fallback"),
-    **table(_sparse, "_sparse_addmm _sparse_mm"),
-    **table(_distances, "_cdist_forward _euclidean_dist"),
-    **table(_bilinear, "_trilinear"),
     **table(_embedding, "embedding"),
 }

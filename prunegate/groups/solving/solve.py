@@ -5,22 +5,19 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 
-from prunegate.groups.analysis import Analysis, LoopNest, MaskedCall
+from prunegate.groups.analysis import Analysis
 from prunegate.groups.channel_group import ChannelGroup, Member, PinnedGroup
-from prunegate.groups.following.code_places import CodePlace
-from prunegate.groups.following.watch import CallAddress
-from prunegate.groups.solving.choices import finest
 from prunegate.groups.solving.constraints import Constraints, LabelledAxis, Pin
-from prunegate.groups.solving.labels import Labels, Shape, collapse, varying
+from prunegate.groups.solving.labels import Shape, collapse, varying
+from prunegate.groups.solving.loop_nests import loop_nest, parameter_nest
+from prunegate.groups.solving.masked_calls import masked_calls
 from prunegate.groups.solving.partition import Ids, Partition
 from prunegate.groups.solving.unit_kinds import by_axes_and_reason
-from prunegate.groups.solving.whole_axes import AlikeAxes, elements_of
+from prunegate.groups.solving.united import United, unite, united_by
 
 _UNPRODUCED = Pin("no layer produces these channels")
 _UNREAD = Pin("no weight reads these channels")
@@ -41,17 +38,17 @@ def solve(
     """Channel groups that satisfy all constraints.
 
     Args:
-        chosen: For each choice the number of the way that is taken; see `ways_of`.
-        united: What `united_by` gave for these constraints, if that is known.
         shapes: Shape of every parameter and buffer.
         parameters: Those of them that count as parameters.
         unused: Parameters that the run never read.
         refused: Groups, by name, that a caller pins on top (excluded by the user, or found not to compact).
+        chosen: For each choice the number of the way that is taken; see `ways_of`.
+        united: What `united_by` gave for these constraints, if that is known.
     """
     united = united or united_by(constraints)
     constraints = constraints.settled(chosen)
     element_of, alike, partition = united.element_of, united.alike, united.partition.copy()
-    _unite(partition, element_of, constraints.ties[united.num_ties :])
+    unite(partition, element_of, constraints.ties[united.num_ties :])
     why = _first_pins(constraints, element_of, partition.size)
     _make_rectangular([element_of[grid] for grid in constraints.grids.values()], partition, why)
     pins = [pin for _, pin in constraints.pins]
@@ -70,55 +67,13 @@ def solve(
         axes=axes,
         sites=_sites(constraints, stored, axes),
         shapes=dict(shapes),
-        multiply_accumulates=tuple(_loop_nest(c.module, c.sizes, c.labels, units_of) for c in constraints.contractions),
-        parameters=tuple(_parameter_nest(name, shapes[name], axes.get(name, {})) for name in parameters),
+        multiply_accumulates=tuple(loop_nest(c.module, c.sizes, c.labels, units_of) for c in constraints.contractions),
+        parameters=tuple(parameter_nest(name, shapes[name], axes.get(name, {})) for name in parameters),
         batch_size=batch_size,
         unused=tuple(unused),
-        masked_calls=tuple(_masked_calls(constraints, units_of)),
+        masked_calls=tuple(masked_calls(constraints, units_of)),
         units_of=units_of,
     )
-
-
-@dataclass(frozen=True)
-class United:
-    """What lives and dies together whatever is chosen.
-
-    Attributes:
-        element_of: The element of each id; see `prunegate.groups.solving.whole_axes`.
-        alike: The axes, by elements.
-        partition: Of the elements.
-        num_ties: How many ties have been heeded.
-    """
-
-    element_of: Ids
-    alike: list[AlikeAxes]
-    partition: Partition
-    num_ties: int
-
-
-def united_by(constraints: Constraints) -> United:
-    """The units that all ties of a record unite."""
-    element_of, alike = elements_of(constraints.axes, constraints.alike)
-    partition = Partition(sum(axes.length for axes in alike))
-    _unite(partition, element_of, constraints.ties)
-    return United(element_of, alike, partition, len(constraints.ties))
-
-
-def _unite(partition: Partition, element_of: Ids, ties: Sequence[tuple[Ids, Ids]]) -> None:
-    if ties:
-        left, right = (element_of[np.concatenate(side)] for side in zip(*ties, strict=True))
-        partition.unite(left, right)
-
-
-def ways_of(constraints: Constraints, united: United, whole_heads: frozenset[str] | None) -> list[int]:
-    """For each choice the way by which, with the others' ways, most channels can go, in most units.
-
-    Args:
-        whole_heads: Modules whose attention is to lose whole heads; None for all of them.
-    """
-    if not constraints.choices:
-        return []
-    return finest(constraints, united.element_of, united.partition, whole_heads)
 
 
 def _first_pins(constraints: Constraints, element_of: Ids, count: int) -> Ids:
@@ -332,56 +287,3 @@ def _sites(
             if axis.start <= low and high < axis.start + axis.length and axis.axis in axes.get(name, {}):
                 sites[name][axis.axis] = axes[name][axis.axis]
     return dict(sites)
-
-
-def _masked_calls(constraints: Constraints, units_of: Ids) -> list[MaskedCall]:
-    """The function calls that must leave units out of an argument; those that leave out the same units as one."""
-    alike: dict[tuple[str, str, int, tuple[int, ...], bytes], list[CallAddress]] = defaultdict(list)
-    units: dict[tuple[str, str, int, tuple[int, ...], bytes], Ids] = {}
-    at_code: dict[tuple[str, str, int, CodePlace | None], dict[int, set[Any]]] = defaultdict(lambda: defaultdict(set))
-    for masked in constraints.masked:
-        found = collapse(units_of[masked.label])
-        if (found >= 0).any():
-            address = masked.address
-            key = (address.module, address.function, masked.place, found.shape, found.tobytes())
-            alike[key].append(address)
-            units[key] = found
-            for code in (address.code, None):
-                at_code[address.module, address.function, masked.place, code][address.index].add(key)
-
-    def is_whole(key: tuple[str, str, int, tuple[int, ...], bytes], code: CodePlace | None) -> bool:
-        """Whether all calls at a place in the code, or in the module, are those of one key."""
-        calls = at_code[(*key[:3], code)]
-        whole = len(calls) >= constraints.totals.get((*key[:2], code), 0)
-        return whole and all(keys == {key} for keys in calls.values())
-
-    calls = []
-    for key, addresses in alike.items():
-        codes = dict.fromkeys(address.code for address in addresses)
-        by_code = all(code is not None and is_whole(key, code) for code in codes)
-        indices = tuple(sorted({address.index for address in addresses}))
-        known = tuple(code for code in codes if code is not None) if by_code else ()
-        calls.append(MaskedCall(*key[:3], units[key], indices, known, is_whole(key, None)))
-    return calls
-
-
-def _loop_nest(module: str, sizes: Shape, labels: Labels, units_of: Ids) -> LoopNest:
-    by_loop: dict[int, Ids] = {}
-    for label in labels:
-        units = units_of[label]
-        if label.size != max(label.shape):
-            units = collapse(units)
-        elif (units == units.flat[0]).all():
-            continue
-        dims = varying(units)
-        if len(dims) > 1:
-            raise AssertionError(f"{module}: a unit spans several loops of one product, expected one")
-        if dims:  # both factors label the summed loop, with the same units
-            by_loop[dims[0]] = np.ravel(units)
-    constant = math.prod(size for loop, size in enumerate(sizes) if loop not in by_loop)
-    return LoopNest(module, constant, tuple(by_loop.values()))
-
-
-def _parameter_nest(name: str, shape: Shape, axes: Mapping[int, Ids]) -> LoopNest:
-    constant = math.prod(size for dim, size in enumerate(shape) if dim not in axes)
-    return LoopNest(name.rpartition(".")[0], constant, tuple(axes[dim] for dim in sorted(axes)))
