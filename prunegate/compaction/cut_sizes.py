@@ -55,6 +55,10 @@ class CutSizes:
                 continue
             stays = collapse(((units < 0) | self.keep[units]).astype(np.int64)).astype(bool)
             dims = varying(stays)
+            if not stays.any():  # nothing is left, along whatever dimension its units lie
+                dim = (varying(collapse(units)) or varying(label))[0]
+                result[dim] = np.zeros(shape[dim], dtype=bool)
+                continue
             if len(dims) > 1:
                 raise CompactionError(
                     "compaction: the units of a tensor of the run are not whole slices of it. This is a fault of "

@@ -148,7 +148,7 @@ class _Learner(Watch):
             return torch.split(tensor, list(found.sections), found.dim)
         result = func(*found.args, **found.kwargs)
         if found.positions is not None:
-            chosen = torch.tensor(found.positions, device=result.device)
+            chosen = torch.tensor(found.positions, dtype=torch.int64, device=result.device)
             result = result.index_select(found.dim, chosen)
         self._compare(name, call, result)
         return result

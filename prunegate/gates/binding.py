@@ -173,7 +173,9 @@ _ATOMS = (bool, int, float, complex, str, bytes, type(None), type, torch.Tensor,
 
 
 def _may_hold(name: str, value: Any) -> bool:
-    return name not in _NOT_LOOKED_INTO and not isinstance(value, _ATOMS) and value not in ((), {}, [])
+    if name in _NOT_LOOKED_INTO or isinstance(value, _ATOMS):
+        return False
+    return bool(value) if type(value) in (tuple, dict, list) else True
 
 
 def _whole(value: Any) -> Any:

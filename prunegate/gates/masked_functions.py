@@ -290,6 +290,10 @@ def _softmax(x: torch.Tensor, mask: torch.Tensor, dim: int, _stacklevel: int = 3
     return nn.functional.softmax(_lowest(x, mask), dim, dtype=dtype)
 
 
+def _softmin(x: torch.Tensor, mask: torch.Tensor, dim: int, _stacklevel: int = 3, dtype: Any = None) -> torch.Tensor:
+    return nn.functional.softmin(_highest(x, mask), dim, dtype=dtype)
+
+
 def _log_softmax(
     x: torch.Tensor, mask: torch.Tensor, dim: int, _stacklevel: int = 3, dtype: Any = None
 ) -> torch.Tensor:
@@ -336,6 +340,7 @@ MASKED_FUNCTIONS: Mapping[str, Masked] = {
     "pairwise_distance": _pairwise_distance,
     "log_softmax": _log_softmax,
     "softmax": _softmax,
+    "softmin": _softmin,
     "scaled_dot_product_attention": _scaled_dot_product_attention,
 }
 # Their parameters after the tensor and its mask.

@@ -40,7 +40,12 @@ def places_that_count(
                 f"There is: {known}."
             )
     else:
-        names = (chosen,) if isinstance(chosen, str) else tuple(chosen)
+        names = (chosen,) if isinstance(chosen, str) or not isinstance(chosen, Sequence) else tuple(chosen)
+        if not all(isinstance(name, str) for name in names):
+            raise TraceError(
+                f"outputs: found {chosen!r}, expected names such as 'logits' or '[0]', or a function such as "
+                f"lambda out: out[0]. There is: {known}."
+            )
         missing = [name for name in names if not any(_is_part(place, name) for place in named)]
         if missing:
             raise TraceError(f"outputs: found no output {missing[0]!r}. There is: {known}.")

@@ -71,6 +71,8 @@ OVER_CHANNELS: dict[str, tuple[nn.Module, dict[str, int]]] = {
     "logsumexp": (scaled(lambda y: y.logsumexp(1, keepdim=True)), ALL),
     "product": (scaled(lambda y: (y + 2).prod(1, keepdim=True)), ALL),
     "log softmax": (image(lambda m, y: y.log_softmax(1)), ALL),
+    "softmin": (image(lambda m, y: F.softmin(y, dim=1)), ALL),
+    "linalg norm": (scaled(lambda y: torch.linalg.norm(y, dim=1, keepdim=True)), ALL),
     "running sum": (image(lambda m, y: y.cumsum(1)), ALL),
     "running logsumexp": (image(lambda m, y: y.logcumsumexp(1)), ALL),
     "normalised": (image(lambda m, y: F.normalize(y, dim=1)), ALL),
@@ -98,6 +100,12 @@ MOVED: dict[str, tuple[nn.Module, dict[str, int]]] = {
         ),
         {"a": CHANNELS, "c": 8},
     ),
+    "native channel shuffle": (image(lambda m, y: F.relu(torch.channel_shuffle(y, 3))), {"a": CHANNELS // 3}),
+    "channel shuffle before a norm of other groups": (
+        image(lambda m, y: m.norm(m.shuffle(y)), shuffle=nn.ChannelShuffle(2), norm=nn.GroupNorm(3, CHANNELS)),
+        {"a": 3},
+    ),
+    "halves swapped": (image(lambda m, y: torch.cat([y[:, 8:], y[:, :8]], 1)), ALL),
     "rolled positions": (image(lambda m, y: y.roll((1, 2), (2, 3))), ALL),
 }
 
@@ -311,3 +319,12 @@ def test_a_generated_weight_loses_what_leaves_most_units() -> None:
     gated = assert_exact(Generated(), ROWS, MORE_ROWS)
     assert units(gated) == ALL
     assert "h.weight" in {member.tensor for group in gated.groups for member in group.members}
+
+
+def test_a_slice_of_which_no_channel_is_kept_is_empty() -> None:
+    net = image(lambda m, y: torch.cat([y[:, 8:], y[:, :8]], 1)).double().eval()
+    gated = prunegate.wrap(net, IMAGE)
+    gated.set_masks({"a": torch.arange(CHANNELS) < 4})
+    compact = prunegate.compact(gated).model
+    with torch.no_grad():
+        torch.testing.assert_close(compact(IMAGE), gated.eval()(IMAGE), rtol=1e-9, atol=1e-12)

@@ -96,6 +96,8 @@ def test_several_outputs_may_count() -> None:
         (lambda out: out.logits + 1, "found a function that makes tensors, expected one that picks"),
         (lambda out: None, "found a choice of nothing"),
         ([], "found a choice of nothing"),
+        (0, "found 0, expected names such as"),
+        ([0], r"found \[0\], expected names such as"),
     ],
 )
 def test_a_choice_that_finds_nothing_is_refused_with_what_there_is(outputs: Any, told: str) -> None:

@@ -77,7 +77,14 @@ READERS: dict[str, tuple[Callable[[], nn.Module], dict[str, int]]] = {
 def test_inputs_and_hidden_units_go_without_loss(name: str) -> None:
     make, more = READERS[name]
     gated = assert_exact(make(), SIGNAL, SIGNALS)
-    assert units(gated) == {"conv": 14, "cell.weight_ih_l0": HIDDEN, **more}
+    assert units(gated) == {"conv": 14, **(more or {"cell.weight_ih_l0": HIDDEN})}
+
+
+def test_a_projection_stays_narrower_than_what_it_projects() -> None:
+    """Torch tells a projected layer by that, so its hidden units stay."""
+    gated = assert_exact(Reader(nn.LSTM, proj_size=HIDDEN - 1), SIGNAL)
+    told = {p.name: p for p in gated.pinned}["cell.weight_ih_l0"]
+    assert "have to be more than the projections" in told.reason
 
 
 class Translator(nn.Module):

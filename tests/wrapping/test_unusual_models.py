@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -282,3 +283,16 @@ def test_a_long_error_of_a_models_own_is_cut_short() -> None:
     with pytest.raises(TraceError, match=r"failed with ValueError: x+ ...") as told:
         prunegate.wrap(Fails(), torch.randn(2, 5))
     assert len(str(told.value)) < 600
+
+
+def test_a_module_may_hold_an_array_of_numpy() -> None:
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.scale = nn.Linear(5, 8), nn.Linear(8, 3), np.array([2.0, 3.0])
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y: torch.Tensor = self.b(self.a(x) * float(self.scale[0]))
+            return y
+
+    assert units(assert_exact(Scaled(), noise(2, 5), (noise(3, 5),))) == {"a": 8}

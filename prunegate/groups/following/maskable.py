@@ -5,7 +5,8 @@ from __future__ import annotations
 # For these it is enough that removed units are zero.
 ZERO_NEUTRAL = frozenset(
     """matmul mm bmm mv dot vdot einsum linear conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d
-    sum norm vector_norm linalg_vector_norm normalize _weight_norm cumsum cosine_similarity cdist bilinear""".split()
+    sum norm vector_norm linalg_norm linalg_vector_norm normalize _weight_norm cumsum cosine_similarity cdist
+    bilinear""".split()
 )
 # Of these functions every argument that has the units is masked: each is summed by itself as well.
 EACH_BY_ITSELF = frozenset("cosine_similarity cdist".split())
@@ -15,5 +16,5 @@ READING = ZERO_NEUTRAL | {"scaled_dot_product_attention"}
 # (`prunegate.gates.masked_functions`).
 MASKABLE = READING | frozenset(
     """layer_norm rms_norm group_norm batch_norm mean var std var_mean std_mean amax amin max min aminmax logsumexp
-    logcumsumexp prod softmax log_softmax pairwise_distance""".split()
+    logcumsumexp prod softmax softmin log_softmax pairwise_distance""".split()
 )

@@ -139,6 +139,20 @@ def _constant_pad(call: Call) -> list[Labels]:
     return [tuple(result)]
 
 
+def _channel_shuffle(call: Call) -> list[Labels]:
+    """Groups of channels interleaved: their number is told, so all of them lose the same places."""
+    groups = int(call["groups"])
+    result = []
+    for label in call.labels_of(call.inputs[0]):
+        if label.shape[1] > 1:
+            beside = (*label.shape[:1], groups, -1, *label.shape[2:])
+            places = call.constraints.tie_along(label.reshape(beside), 1)
+            shuffled = np.broadcast_to(places, (*label.shape[:1], groups, places.shape[2], *label.shape[2:]))
+            label = shuffled.swapaxes(1, 2).reshape(label.shape)
+        result.append(label)
+    return [call.keep(result)]
+
+
 def _patches(call: Call) -> list[Labels]:
     """`torch.nn.functional.unfold`: for each channel as many rows as the kernel has places, for each place a column."""
     source = call.inputs[0]
@@ -273,13 +287,14 @@ RULES: RuleTable = {
     **table(_roll, "roll"),
     **table(_unfold, "unfold unfold_copy"),
     **table(_constant_pad, "constant_pad_nd"),
+    **table(_channel_shuffle, "channel_shuffle native_channel_shuffle"),
     **table(_patches, "im2col"),
     **table(_from_patches, "col2im"),
     **table(_edge_pad, " ".join(f"{kind}_pad{n}d" for kind in ("reflection", "replication") for n in (1, 2, 3))),
     **table(_as_strided, "as_strided as_strided_copy"),
     **table(
         _same_operation,
-        """pixel_shuffle pixel_unshuffle channel_shuffle native_channel_shuffle diagonal
+        """pixel_shuffle pixel_unshuffle diagonal
         repeat_interleave rot90 movedim""",
     ),
     **table(_each_label(lambda call, label: label[..., None]), "view_as_real view_as_real_copy"),

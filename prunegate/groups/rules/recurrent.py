@@ -24,13 +24,16 @@ def recurrent(call: Call) -> list[Labels]:
     A hidden unit owns its row in every block of rows (one for each of the layer's inner gates) of the weights and
     biases, the column of the recurrent weight that reads it, and the column of whatever reads the layer's output. The
     layers and directions of one module have one hidden size, so unit k goes from all of them. The initial states are
-    zero unless the caller gives some.
+    zero unless the caller gives some. Where hidden units are projected they stay: torch's kernels tell a projection by
+    its being narrower than they are.
     """
     x, *states = _flat(call, "input"), *_flat_states(call)
     suffixes = sorted({name.removeprefix("weight_ih_l") for name in call.arguments if name.startswith("weight_ih_l")})
     directions = 2 if any(suffix.endswith("_reverse") for suffix in suffixes) else 1
     hidden = _hidden_units(call, suffixes)
     projected = _projected_units(call, suffixes)
+    if projected is not None:
+        call.pin(hidden, "hidden units of a projected layer have to be more than the projections")
     recurring = hidden if projected is None else projected  # what a step reads of the one before
     positions = math.prod(call.shape_of(x)[:-1])
     for suffix in suffixes:

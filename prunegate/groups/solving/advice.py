@@ -8,6 +8,7 @@ _ADVICE: tuple[tuple[str, str], ...] = (
     ("excluded by the pattern", "Drop the pattern from exclude."),
     ("a single unit", "Nothing to do: a layer cannot be empty."),
     ("no rule says", "If the operation keeps channels apart, say so with prunegate.register_rule."),
+    ("hidden units of a projected layer", "Nothing to do: what they are projected to is removed."),
     ("its state comes from outside", "Let the model start from zeros, or make the state by a layer of its own."),
     ("no layer produces", "Nothing to do: these are constants or inputs."),
     ("no weight reads", "Nothing to do: they reach the output without another layer."),
