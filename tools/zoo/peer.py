@@ -84,8 +84,8 @@ def _output_layers(model: nn.Module, inputs: Any) -> list[nn.Module]:
     made: dict[int, nn.Module] = {}
     ran: list[nn.Module] = []
 
-    def note(module: nn.Module, _: Any, output: torch.Tensor) -> None:
-        made[output.data_ptr()] = module
+    def note(module: nn.Module, _: Any, output: Any) -> None:
+        made.update({tensor.data_ptr(): module for tensor in tensors_of(output)})
         ran.append(module)
 
     hooks = [
