@@ -45,6 +45,7 @@ def row(status: str = "exact", **others: Any) -> dict[str, Any]:
         ({"limits": ["the model: runs only on inputs of the sizes of then"]}, "limited"),
         ({"differences": {}}, "vacuous"),
         ({"differences": {"training": 1e-7}, "notes": {"training": "rounding alone changes it by 1e-7"}}, "exact"),
+        ({"differences": {"training": 0.3}, "notes": {"training": "rounding alone changes it by 0.1"}}, "vacuous"),
     ],
 )
 def test_a_verdict_is_the_worst_that_was_seen(others: dict[str, Any], status: str) -> None:

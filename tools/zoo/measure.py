@@ -35,6 +35,8 @@ DENSITIES = (0.5, 0.25, 0.75)
 PEER_RATIO = 0.5
 # How a note begins that puts a difference down to rounding.
 ROUNDING = "rounding alone"
+# A difference above this shows nothing, even if rounding explains it.
+HIDES = 1e-3
 # What is in a limit on the size of inputs.
 _OF_SIZES = "of the sizes"
 PEER_SECONDS = 30
@@ -206,8 +208,11 @@ def _verdict(row: dict[str, Any], tolerance: float) -> tuple[str, str]:
         or (value is not None and not value <= tolerance and not notes.get(place, "").startswith(ROUNDING))
     ]
     refused = [place for place, value in row["differences"].items() if value is None and place not in wrong]
+    hidden = [p for p, value in row["differences"].items() if p not in wrong and value is not None and value > HIDES]
     if wrong:
         return "wrong", f"at: {', '.join(wrong)}"
+    if hidden:
+        return "vacuous", f"rounding hides it at: {', '.join(hidden)}"
     if refused or any(_OF_SIZES in limit for limit in row["limits"]):
         return "limited", "; ".join(f"{place}: {notes[place]}" for place in refused)
     return ("exact", "") if row["differences"] else ("vacuous", "nothing could be compared")

@@ -80,10 +80,16 @@ def _pruned(
 
 
 def _output_layers(model: nn.Module, inputs: Any) -> list[nn.Module]:
-    """The layers whose output the model returns, itself or reshaped."""
+    """The layers whose output the model returns, itself or reshaped; and the last that runs."""
     made: dict[int, nn.Module] = {}
+    ran: list[nn.Module] = []
+
+    def note(module: nn.Module, _: Any, output: Any) -> None:
+        made.update({tensor.data_ptr(): module for tensor in tensors_of(output)})
+        ran.append(module)
+
     hooks = [
-        module.register_forward_hook(lambda module, _, output: made.update({output.data_ptr(): module}))
+        module.register_forward_hook(note)
         for module in model.modules()
         if isinstance(module, (nn.Linear, nn.modules.conv._ConvNd))
     ]
@@ -92,7 +98,7 @@ def _output_layers(model: nn.Module, inputs: Any) -> list[nn.Module]:
     finally:
         for hook in hooks:
             hook.remove()
-    return [made[tensor.data_ptr()] for tensor in outputs if tensor.data_ptr() in made]
+    return [made[tensor.data_ptr()] for tensor in outputs if tensor.data_ptr() in made] + ran[-1:]
 
 
 def _last_layers(case: Case) -> list[nn.Module]:
