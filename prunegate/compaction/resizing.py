@@ -106,7 +106,9 @@ def call_changed(rule: SizeRule, func: Callable[..., Any], args: Any, kwargs: An
     args, kwargs = with_numbers((args, kwargs), iter(applied(change, given)))
     result = func(*args, **kwargs)
     if change.positions is not None:
-        result = result.index_select(change.dim, torch.tensor(change.positions, dtype=torch.int64, device=result.device))
+        result = result.index_select(
+            change.dim, torch.tensor(change.positions, dtype=torch.int64, device=result.device)
+        )
     return result
 
 
