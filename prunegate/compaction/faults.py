@@ -163,9 +163,10 @@ def _run(
     later: list[tuple[str, int, _Later]] = []
     fault: Fault | None = None
     device = inputs.tensors()[0].device
+    devices = [device] if device.type == "cuda" and torch.cuda.is_available() else []  # fake ones draw nothing
     try:
         with (
-            torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
+            torch.random.fork_rng(devices),
             _hooks(model, sizes, check, running, passed, later),
             torch.no_grad(),
         ):
