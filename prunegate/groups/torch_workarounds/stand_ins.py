@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from prunegate.groups.torch_workarounds.caches import caches_of
 from prunegate.groups.torch_workarounds.copies import copy_with
 from prunegate.groups.torch_workarounds.quick import Quickly
 
@@ -31,6 +32,7 @@ class StandIns:
     def __init__(self, kind: Kind) -> None:
         self.kind = kind
         self._mode = FakeTensorMode(allow_non_fake_inputs=True) if kind == "fake" else None
+        self._caches: list[Any] = []
 
     def __reduce__(self) -> tuple[Any, ...]:
         return StandIns, (self.kind,)
@@ -50,17 +52,33 @@ class StandIns:
         """A frozen copy of a model with its parameters and buffers replaced; shared ones stay shared."""
         if self.kind == "real":
             return copy_with(model).requires_grad_(False)
+        self._caches = caches_of(model)
         return copy_with(model, self.of)
 
     @contextlib.contextmanager
     def running(self) -> Iterator[None]:
         """What such a copy has to run under. Operations that fail are told of by their errors alone."""
-        with quiet(), self._mode or contextlib.nullcontext():
+        with quiet(), self._with_empty_caches(), self._mode or contextlib.nullcontext():
             yield
 
-    def running_unfollowed(self) -> contextlib.AbstractContextManager[object]:
+    @contextlib.contextmanager
+    def running_unfollowed(self) -> Iterator[None]:
         """The same for a run that only asks whether all shapes fit, which is quicker."""
-        return Quickly() if self.kind == "meta" else self.running()  # type: ignore[no-untyped-call]
+        quickly: Any = Quickly() if self.kind == "meta" else contextlib.nullcontext()  # type: ignore[no-untyped-call]
+        with self.running(), quickly:
+            yield
+
+    @contextlib.contextmanager
+    def _with_empty_caches(self) -> Iterator[None]:
+        """What the model's code keeps of real tensors is not met by a run without data, nor the reverse."""
+        caches = self._caches
+        for cache in caches:
+            cache.cache_clear()
+        try:
+            yield
+        finally:
+            for cache in caches:
+                cache.cache_clear()
 
 
 @contextlib.contextmanager
