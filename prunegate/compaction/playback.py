@@ -146,9 +146,15 @@ def _write_arguments(module: nn.Module, span: Span, writer: Writer) -> None:
     names = [p.name for p in known if p.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD]
     for place, argument in enumerate(span.args):
         name = names[place] if place < len(names) else f"argument_{place}"
-        _take_apart(writer, writer.graph.placeholder(name), argument)
+        _note_argument(writer, writer.graph.placeholder(name), argument)
     for name, argument in span.kwargs.items():
-        _take_apart(writer, writer.graph.placeholder(name, default_value=None), argument)
+        _note_argument(writer, writer.graph.placeholder(name, default_value=None), argument)
+
+
+def _note_argument(writer: Writer, node: fx.Node, argument: Any) -> None:
+    if isinstance(argument, torch.device):
+        writer.device_argument = node
+    _take_apart(writer, node, argument)
 
 
 def _take_apart(writer: Writer, node: fx.Node, tree: Any) -> None:

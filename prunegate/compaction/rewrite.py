@@ -65,6 +65,8 @@ def _typed_call(writer: Writer, func: torch._ops.OpOverload, args: Any, kwargs: 
     if "device" in kwargs:
         if writer.clock is not None:
             kwargs["device"] = writer.call(getattr, writer.clock[0], "device")
+        elif writer.device_argument is not None:
+            kwargs["device"] = writer.device_argument
         else:
             del kwargs["device"]
     makes = not any(isinstance(arg, fx.Node) for arg in args)

@@ -40,6 +40,7 @@ class Writer:
         clock_dtype: The dtype that tensor had in the run.
         literals: Tensors of the model's code that the graph needs, by the name of their buffer.
         device: Where the model is.
+        device_argument: The argument that tells a module where to make its tensors, if it has one.
     """
 
     graph: fx.Graph
@@ -50,6 +51,7 @@ class Writer:
     clock_dtype: torch.dtype | None = None
     literals: dict[str, torch.Tensor] = field(default_factory=dict)
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    device_argument: fx.Node | None = None
     _batch_sizes: dict[int, fx.Node] = field(default_factory=dict)
 
     def node(self, number: int) -> fx.Node:

@@ -7,6 +7,9 @@ from functools import lru_cache, wraps
 import torch
 from torch import nn
 
+import prunegate
+from prunegate.compaction import Mending, rebuild
+from prunegate.groups import ExampleInputs, copy_with
 from prunegate.groups.torch_workarounds.caches import caches_of
 from tests.wrapping.exactness import assert_exact, noise, units
 
@@ -57,3 +60,42 @@ def test_a_table_that_was_made_without_data_is_not_met_by_a_real_run() -> None:
     for found in (table(7), Shared.other(7)):
         assert type(found) is torch.Tensor
         assert found.device.type == "cpu"
+
+
+class Positions(nn.Module):
+    """Sines whose frequencies follow the width, so that a narrower table is another one: it is played back."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.width = width
+
+    def forward(self, length: int, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
+        frequencies = 1.0 / 100 ** (
+            torch.arange(self.width // 2, device=device, dtype=torch.float64) / (self.width // 2)
+        )
+        angles = torch.arange(length, device=device, dtype=torch.float64)[:, None] * frequencies[None]
+        return torch.cat([angles.sin(), angles.cos()], 1)[None].to(dtype)
+
+
+class Located(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.positions = nn.Linear(5, 12), nn.Linear(12, 3), Positions(12)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.a(x)
+        z: torch.Tensor = self.b(y * self.positions(y.shape[1], y.device, y.dtype))
+        return z
+
+
+def test_a_module_that_is_played_back_makes_tensors_where_it_is_told_to() -> None:
+    """It is given no tensor to take a device from; without data, and on a GPU, tensors of the CPU do not fit."""
+    model = Located().double().eval()
+    gated = prunegate.wrap(model, noise(2, 7, 5))
+    gated.set_masks({"a": torch.arange(6) % 3 == 0})
+    result = prunegate.compact(gated)
+    inputs = ExampleInputs.of(noise(2, 7, 5))
+    played = rebuild(copy_with(model), result.plan, Mending(replayed=("positions",)), inputs)
+    with torch.no_grad():
+        torch.testing.assert_close(played(noise(3, 7, 5)), gated.eval()(noise(3, 7, 5)), rtol=1e-9, atol=1e-12)
+    assert played.to("meta")(torch.empty(2, 7, 5, dtype=torch.float64, device="meta")).is_meta
