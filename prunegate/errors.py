@@ -9,6 +9,12 @@ import difflib
 from collections.abc import Iterable
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of what an error says, for messages: some errors are as long as a book, some say nothing."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else ""
+
+
 class PrunegateError(Exception):
     """Base of all errors that prunegate raises on purpose."""
 

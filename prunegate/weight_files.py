@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from prunegate.errors import PrunegateError, RecipeError
+from prunegate.errors import PrunegateError, RecipeError, first_line
 
 # How deep within a checkpoint the weights may lie: trainers keep them beside their own state.
 _DEPTH = 3
@@ -128,7 +128,7 @@ def _plain_types() -> list[Any]:
 
 
 def _first_line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0].rstrip(".") if str(error).strip() else type(error).__name__
+    return first_line(error).rstrip(".") or type(error).__name__
 
 
 def _states(held: Any, depth: int = 0, averaged: bool = False) -> Iterator[tuple[tuple[bool, int], State]]:

@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from prunegate.compaction import outputs_of
 from prunegate.groups import ExampleInputs, StandIns
-from prunegate.groups.torch_workarounds.stand_ins import KINDS, quiet
+from prunegate.groups.torch_workarounds.stand_ins import KINDS
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ def effort_of(model: nn.Module, inputs: ExampleInputs) -> Effort | None:
         largest, count = _Largest(), FlopCounterMode(display=False)
         try:
             copied = stand_ins.of_model(model).eval()
-            with quiet(), stand_ins.running(), count, largest:
+            with stand_ins.running(), count, largest:
                 outputs = outputs_of(copied, inputs.map(stand_ins.of))
         except Exception:  # a foreign forward may raise anything, and the next kind may serve
             continue

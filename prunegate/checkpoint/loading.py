@@ -18,7 +18,7 @@ from prunegate.checkpoint.origin import Origin, set_origin
 from prunegate.checkpoint.proof import check_fingerprint, check_same
 from prunegate.checkpoint.steps import StoredPlan
 from prunegate.compaction import Rebuilt
-from prunegate.errors import CheckpointError, ModelNameError
+from prunegate.errors import CheckpointError, ModelNameError, first_line
 
 logger = logging.getLogger(__name__)
 
@@ -115,7 +115,7 @@ def _check_place(device: torch.device | str | None, dtype: torch.dtype | None) -
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, TypeError, NotImplementedError) as error:
         known = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
-        said = str(error).splitlines()[0]
+        said = first_line(error)
         raise CheckpointError(
             f"load: device: found {str(device)!r}, expected one that this machine has, such as {' or '.join(known)}. "
             f"torch says: {said}"

@@ -6,11 +6,12 @@ from prunegate.compaction.cases import cases_of
 from prunegate.compaction.certificate import TOLERANCE, Certificate, certify
 from prunegate.compaction.cut_sizes import CutRuns, CutSizes
 from prunegate.compaction.equivalence import Difference, Side, gap, put_aside
+from prunegate.compaction.experts import modules_with_experts
 from prunegate.compaction.faults import Fault
 from prunegate.compaction.feature_sizes import feature_edits
 from prunegate.compaction.limits import Limit, limits_of
 from prunegate.compaction.made_with import made_with
-from prunegate.compaction.mending import Mending, UnplayableError, mend, modules_with_experts, settle
+from prunegate.compaction.mending import Mending, UnplayableError, mend, settle
 from prunegate.compaction.plan import Mask, Plan
 from prunegate.compaction.precision import Widely, evaluating, outputs_of
 from prunegate.compaction.rebuild import Rebuilt, rebuild, rebuild_checked

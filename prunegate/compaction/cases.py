@@ -10,7 +10,7 @@ from torch import nn
 
 from prunegate.compaction.equivalence import Difference, Found, Kept, Side, difference, put_aside, run
 from prunegate.compaction.precision import random_like
-from prunegate.errors import CompactionError
+from prunegate.errors import CompactionError, first_line
 from prunegate.groups import ExampleInputs
 from prunegate.groups.following.input_sizes import Variation
 
@@ -69,15 +69,14 @@ def compared(
             return apart, case, ""
     why = _why_not(gated.inner, case, inputs)
     if why and case.gradients:
-        return *compared(gated, compact, replace(case, gradients=False), inputs, kept, unexplained)[
-            :2
-        ], f"no gradients: {why}"
+        without = replace(case, gradients=False)
+        return *compared(gated, compact, without, inputs, kept, unexplained)[:2], f"no gradients: {why}"
     if why:
         return None, case, why
     raise CompactionError(
-        f"compaction: the compact model does not run ({case}): {_first_line(failed)}. The model's code may "
-        "branch on the number of channels, which the trial in wrap() need not meet. Exclude the channel "
-        "groups it looks at with wrap(..., exclude=[...]), or keep other units."
+        f"compaction: the compact model does not run ({case}): {type(failed).__name__}: {first_line(failed)}. The "
+        "model's code may branch on the number of channels, which the trial in wrap() need not meet. Exclude the "
+        "channel groups it looks at with wrap(..., exclude=[...]), or keep other units."
     ) from failed
 
 
@@ -108,7 +107,7 @@ def _why_not(dense: nn.Module, case: Case, inputs: ExampleInputs) -> str:
         try:
             run(Side.of(dense), inputs, case.training, case.gradients)
         except Exception as error:  # a foreign forward may raise anything
-            return f"the model does not run so ({_first_line(error)})"
+            return f"the model does not run so ({type(error).__name__}: {first_line(error)})"
     return ""
 
 
@@ -128,7 +127,3 @@ def cases_of(inputs: ExampleInputs, variations: Sequence[Variation]) -> list[Cas
 
 # So many samples say as much as more of them.
 _FEW = 2
-
-
-def _first_line(error: BaseException) -> str:
-    return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"

@@ -20,6 +20,7 @@ from torch import nn
 
 from prunegate.compaction.cut_sizes import CutSizes
 from prunegate.compaction.plan import kept_of
+from prunegate.errors import first_line
 from prunegate.groups import ExampleInputs, Span, map_tensors, values_in
 
 
@@ -175,9 +176,7 @@ def _run(
     except _FoundError as found:
         fault = found.fault
     except Exception as error:  # a foreign forward may raise anything
-        fault = Fault(
-            running[-1], f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}", passed[0]
-        )
+        fault = Fault(running[-1], f"{type(error).__name__}: {first_line(error)}", passed[0])
     for (blamed, position, _), wrong in zip(later, _told([one for _, _, one in later]), strict=True):
         if wrong is not None:  # what was met before comes first
             return Fault(blamed, wrong, position), passed[0]

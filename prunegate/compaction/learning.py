@@ -29,10 +29,9 @@ from prunegate.compaction.size_rules import (
 )
 from prunegate.groups import ExampleInputs, StandIns, Tape, Value, function_name, in_place_of, values_in
 from prunegate.groups.following.code_places import CodePlace, place_in_code
+from prunegate.groups.following.running import run_watched
 from prunegate.groups.following.size_calls import SIZED, SizeCall, is_scaled
-from prunegate.groups.following.trace import run_watched
 from prunegate.groups.following.watch import Watch
-from prunegate.groups.torch_workarounds.stand_ins import quiet
 
 logger = logging.getLogger(__name__)
 
@@ -80,7 +79,7 @@ def _observe(
         resize(copied.get_submodule(path), ())  # what its code does by itself is to be seen
     given = sizes.variation.of(inputs).map(stand_ins.of)
     learner = _Learner(sizes, frozenset(paths), seen)
-    with quiet(), run_watched(copied, learner, stand_ins):
+    with run_watched(copied, learner, stand_ins):
         try:
             copied(*given.args, **given.kwargs)
         except CannotRewriteError:

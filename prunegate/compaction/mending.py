@@ -11,10 +11,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
 from torch import nn
 
 from prunegate.compaction.cut_sizes import CutRuns, CutSizes
+from prunegate.compaction.experts import modules_with_experts
 from prunegate.compaction.faults import Fault
 from prunegate.compaction.learning import learned_rules
 from prunegate.compaction.playback import as_graph_module, play_back
@@ -24,7 +24,6 @@ from prunegate.compaction.size_rules import CannotRewriteError
 from prunegate.compaction.surgery import set_attributes
 from prunegate.compaction.writer import CannotReplayError
 from prunegate.errors import CompactionError
-from prunegate.groups import Tape
 from prunegate.groups.torch_workarounds.kernels import without_misled_kernels
 
 logger = logging.getLogger(__name__)
@@ -160,16 +159,6 @@ def _resize(model: nn.Module, runs: CutRuns, mending: Mending) -> None:
     for path, some in rules.items():
         if path not in paths or path in experts or not all(rule.change.is_none for rule in some):
             resize(model.get_submodule(path), some)
-
-
-def modules_with_experts(tape: Tape) -> list[str]:
-    """The modules whose own code multiplies by experts: the kernel of that takes some widths alone."""
-    found: dict[str, None] = {}
-    for place, operation in enumerate(tape.operations):
-        if operation.func is torch.ops.aten._grouped_mm.default:
-            around = [span.target for span in tape.spans if span.first <= place < span.last]
-            found[next(target for target in reversed(around) if isinstance(target, str))] = None
-    return list(found)
 
 
 def extended(mending: Mending, fault: Fault, model: nn.Module, sizes: CutSizes, unplayable: bool) -> Mending | None:

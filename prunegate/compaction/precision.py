@@ -14,6 +14,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from prunegate.compaction.equivalence import Side
+from prunegate.compaction.experts import BY_EXPERTS, in_double
 from prunegate.groups import ExampleInputs, copy_with, in_place_of
 from prunegate.groups.following.outputs import names_of_state, tensors_in
 from prunegate.groups.torch_workarounds.kernels import exact_arithmetic
@@ -74,24 +75,12 @@ class Widely(TorchFunctionMode):
         name = getattr(func, "__name__", "")
         if name in _CASTS:
             return args[0].to(self._dtype)
-        if name in _BY_EXPERTS and args[0].dtype is torch.float64:
-            return _by_experts(*args, **kwargs)
+        if name in BY_EXPERTS and args[0].dtype is torch.float64:
+            return in_double(*args, **kwargs)
         if any(_is_precision(a) for a in (*args, *kwargs.values())):
             args = tuple(self._dtype if _is_precision(a) else a for a in args)
             kwargs = {key: self._dtype if _is_precision(a) else a for key, a in kwargs.items()}
         return func(*args, **kwargs)
-
-
-# The kernels behind these take no double precision.
-_BY_EXPERTS = frozenset({"grouped_mm", "_grouped_mm"})
-
-
-def _by_experts(rows: torch.Tensor, weight: torch.Tensor, offs: torch.Tensor, **_: Any) -> torch.Tensor:
-    """`torch.nn.functional.grouped_mm` of sorted rows as its definition has it: each part times its own matrix."""
-    bounds = [0, *offs.tolist()]
-    parts = [rows[a:b] @ matrix for a, b, matrix in zip(bounds, bounds[1:], weight, strict=False)]
-    rest = rows.new_zeros(rows.shape[0] - bounds[-1], weight.shape[2])
-    return torch.cat([*parts, rest])
 
 
 def _is_precision(argument: Any) -> bool:

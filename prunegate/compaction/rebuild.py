@@ -17,7 +17,6 @@ from prunegate.compaction.plan import Plan
 from prunegate.compaction.surgery import apply, apply_checked, check_tensors
 from prunegate.errors import CompactionError, TraceError
 from prunegate.groups import ExampleInputs
-from prunegate.groups.torch_workarounds.stand_ins import quiet
 
 # As many as tell samples from a dimension of size one.
 _SAMPLES = 2
@@ -88,8 +87,7 @@ def _runs(dense: nn.Module, plan: Plan, mending: Mending, inputs: ExampleInputs 
         # How many samples there are matters to code that is written anew alone, and more take longer to follow.
         inputs = inputs.of_samples(_SAMPLES)
     try:
-        with quiet():
-            trace, analysis, keep = followed(dense, plan, mending, inputs)
+        trace, analysis, keep = followed(dense, plan, mending, inputs)
     except TraceError:
         if mending.is_plain:
             return None

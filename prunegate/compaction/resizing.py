@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from prunegate.compaction.derived_classes import derive
+from prunegate.compaction.experts import BY_EXPERTS, of_any_width
 from prunegate.compaction.size_rules import SizeRule, applied, first_tensor, numbers_in, shape_of, with_numbers
 from prunegate.gates import RunningMode, resume_in_recomputation, running_modes
 from prunegate.groups.following.size_calls import SCALED, SIZED
@@ -49,7 +50,7 @@ class RewriteSizes(RunningMode):
         name = _OPERATORS.get(name, name)
         kwargs = kwargs or {}
         if name in BY_EXPERTS and innermost() is self:
-            return by_experts(func, *args, **kwargs)
+            return of_any_width(func, *args, **kwargs)
         if name not in self.rules or innermost() is not self:
             return func(*args, **kwargs)
         given = numbers_in((args, kwargs))
@@ -64,25 +65,6 @@ class RewriteSizes(RunningMode):
     def again(self) -> RewriteSizes:
         """A mode to run the module's code under once more, in a backward pass."""
         return RewriteSizes([rule for rules in self.rules.values() for rule in rules], self.turns)
-
-
-# Products whose kernel takes rows of a multiple of 16 bytes alone.
-BY_EXPERTS = frozenset({"grouped_mm", "_grouped_mm"})
-
-
-def by_experts(func: Callable[..., Any], rows: torch.Tensor, weight: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-    """`torch.nn.functional.grouped_mm` of any widths: with zeros beside rows and matrices where it takes no others."""
-    step = max(16 // rows.element_size(), 1)
-    read, made = -weight.shape[-2] % step, -weight.shape[-1] % step
-    if not read and not made:
-        return func(rows, weight, *args, **kwargs)
-    # In the layout that the matrices have: some models keep them transposed.
-    transposed = weight.stride(-2) == 1
-    pad = (0, read, 0, made) if transposed else (0, made, 0, read)
-    matrices = nn.functional.pad(weight.transpose(-2, -1) if transposed else weight, pad)
-    matrices = matrices.transpose(-2, -1) if transposed else matrices
-    result = func(nn.functional.pad(rows, (0, read)), matrices, *args, **kwargs)
-    return result[..., : weight.shape[-1]]
 
 
 def innermost() -> RewriteSizes | None:

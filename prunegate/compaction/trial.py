@@ -25,7 +25,6 @@ from prunegate.compaction.surgery import cut
 from prunegate.gates import GateSites
 from prunegate.groups import Analysis, ExampleInputs, Pin, StandIns, Trace, copy_with, the_same
 from prunegate.groups.torch_workarounds.kernels import decomposed_attention, exact_arithmetic
-from prunegate.groups.torch_workarounds.stand_ins import quiet
 
 logger = logging.getLogger(__name__)
 
@@ -134,7 +133,7 @@ def shape_fault_of(model: nn.Module, runs: CutRuns, mending: Mending) -> Fault |
     mended: nn.Module | None = None
     for sizes in runs.at_given_sizes() if mending.plays_back else runs.runs:
         # The fused kernel of torch's encoder layers checks nothing on tensors without data.
-        with quiet(), decomposed_attention(), stand_ins.running_unfollowed(), torch.no_grad():
+        with decomposed_attention(), stand_ins.running_unfollowed(), torch.no_grad():
             if mended is None:
                 mended = stand_ins.of_model(model).eval()
                 cut(mended, Plan.of(sizes.analysis, sizes.keep))

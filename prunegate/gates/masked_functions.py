@@ -16,6 +16,7 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_map
 
+from prunegate.gates.masked_extremes import MASKED_EXTREMES
 from prunegate.gates.masked_norm import by_operations, masked_layer_norm
 from prunegate.gates.masked_query import masked_query
 from prunegate.gates.operations import are_followed
@@ -230,46 +231,6 @@ def _std_mean(
     return variance.sqrt(), mean
 
 
-def _lowest(x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    return torch.where(mask.bool(), x, torch.finfo(x.dtype).min)
-
-
-def _highest(x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    return torch.where(mask.bool(), x, torch.finfo(x.dtype).max)
-
-
-def _amin(x: torch.Tensor, mask: torch.Tensor, dim: Any = (), keepdim: bool = False) -> torch.Tensor:
-    return _highest(x, mask).amin(dim, keepdim=keepdim)
-
-
-def _max(x: torch.Tensor, mask: torch.Tensor, dim: Any = None, keepdim: bool = False) -> Any:
-    left = _lowest(x, mask)
-    return left.max() if dim is None else left.max(dim, keepdim)
-
-
-def _min(x: torch.Tensor, mask: torch.Tensor, dim: Any = None, keepdim: bool = False) -> Any:
-    left = _highest(x, mask)
-    return left.min() if dim is None else left.min(dim, keepdim)
-
-
-def _aminmax(x: torch.Tensor, mask: torch.Tensor, *, dim: Any = None, keepdim: bool = False) -> Any:
-    least = _highest(x, mask).aminmax(dim=dim, keepdim=keepdim)
-    return type(least)((least.min, _lowest(x, mask).aminmax(dim=dim, keepdim=keepdim).max))
-
-
-def _logsumexp(x: torch.Tensor, mask: torch.Tensor, dim: Any, keepdim: bool = False) -> torch.Tensor:
-    return _lowest(x, mask).logsumexp(dim, keepdim=keepdim)
-
-
-def _logcumsumexp(x: torch.Tensor, mask: torch.Tensor, dim: int) -> torch.Tensor:
-    return _lowest(x, mask).logcumsumexp(dim)
-
-
-def _prod(x: torch.Tensor, mask: torch.Tensor, dim: Any = None, keepdim: bool = False, dtype: Any = None) -> Any:
-    left = torch.where(mask.bool(), x, 1)
-    return left.prod(dtype=dtype) if dim is None else left.prod(dim, keepdim=keepdim, dtype=dtype)
-
-
 def _pairwise_distance(
     x: torch.Tensor,
     mask: torch.Tensor,
@@ -280,25 +241,6 @@ def _pairwise_distance(
 ) -> torch.Tensor:
     distance: torch.Tensor = torch.linalg.vector_norm((x - x2 + eps) * mask, p, -1, keepdim)
     return distance
-
-
-def _amax(x: torch.Tensor, mask: torch.Tensor, dim: Any = (), keepdim: bool = False) -> torch.Tensor:
-    return _lowest(x, mask).amax(dim, keepdim=keepdim)
-
-
-def _softmax(x: torch.Tensor, mask: torch.Tensor, dim: int, _stacklevel: int = 3, dtype: Any = None) -> torch.Tensor:
-    return nn.functional.softmax(_lowest(x, mask), dim, dtype=dtype)
-
-
-def _softmin(x: torch.Tensor, mask: torch.Tensor, dim: int, _stacklevel: int = 3, dtype: Any = None) -> torch.Tensor:
-    return nn.functional.softmin(_highest(x, mask), dim, dtype=dtype)
-
-
-def _log_softmax(
-    x: torch.Tensor, mask: torch.Tensor, dim: int, _stacklevel: int = 3, dtype: Any = None
-) -> torch.Tensor:
-    left = nn.functional.log_softmax(_lowest(x, mask), dim, dtype=dtype)
-    return torch.where(mask.bool(), left, 0)  # what is left out would be as good as minus infinity
 
 
 def _scaled_dot_product_attention(
@@ -320,6 +262,7 @@ def _scaled_dot_product_attention(
 
 
 MASKED_FUNCTIONS: Mapping[str, Masked] = {
+    **MASKED_EXTREMES,
     "layer_norm": _layer_norm,
     "rms_norm": _rms_norm,
     "group_norm": _group_norm,
@@ -329,18 +272,7 @@ MASKED_FUNCTIONS: Mapping[str, Masked] = {
     "std": _first("std", root=True),
     "var_mean": _var_mean,
     "std_mean": _std_mean,
-    "amax": _amax,
-    "amin": _amin,
-    "max": _max,
-    "min": _min,
-    "aminmax": _aminmax,
-    "logsumexp": _logsumexp,
-    "logcumsumexp": _logcumsumexp,
-    "prod": _prod,
     "pairwise_distance": _pairwise_distance,
-    "log_softmax": _log_softmax,
-    "softmax": _softmax,
-    "softmin": _softmin,
     "scaled_dot_product_attention": _scaled_dot_product_attention,
 }
 # Their parameters after the tensor and its mask.

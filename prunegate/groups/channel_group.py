@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -65,6 +66,10 @@ class ChannelGroup:
         more = f" and {len(self.members) - 4} more" if len(self.members) > 4 else ""
         members = ", ".join(map(repr, self.members[:4]))
         return f"ChannelGroup({self.name!r}, {self.num_units} units of {members}{more})"
+
+    def step(self, round_to: int) -> int:
+        """What kept counts are multiples of where a caller asks for multiples of ``round_to``."""
+        return math.lcm(round_to, self.multiple)
 
     @property
     def channels_per_unit(self) -> int:

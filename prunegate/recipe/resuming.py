@@ -8,7 +8,7 @@ from pathlib import Path
 import yaml
 from pydantic import ValidationError
 
-from prunegate.errors import RecipeError
+from prunegate.errors import RecipeError, first_line
 from prunegate.recipe import folder as files
 from prunegate.recipe.folder import RunFolder
 from prunegate.recipe.schema import Recipe
@@ -43,7 +43,7 @@ def _resolved(path: Path) -> Recipe:
     try:
         return Recipe.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
     except (OSError, yaml.YAMLError, ValidationError) as error:
-        short = str(error).splitlines()[0]
+        short = first_line(error)
         raise RecipeError(
             f"{path}: is not the recipe of a run: {short}. It was changed, or made by another version. Start the run "
             "again in another folder."

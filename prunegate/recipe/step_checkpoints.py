@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from prunegate.errors import RunFolderError
+from prunegate.errors import RunFolderError, first_line
 from prunegate.files import replacing
 from prunegate.recipe.schema import CheckpointSettings
 from prunegate.recipe.state import RunState
@@ -45,7 +45,7 @@ class StepCheckpoints:
                 torch.save(state.as_dict(), temporary)
         except (OSError, RuntimeError) as error:  # torch's writer gives its own for a full disk
             raise RunFolderError(
-                f"{path}: cannot be written: {str(error).splitlines()[0]}. Nothing there has changed"
+                f"{path}: cannot be written: {first_line(error)}. Nothing there has changed"
                 f"{self._newest_is()}. Make room, and resume."
             ) from error
         self._written = time.monotonic()
@@ -64,7 +64,7 @@ class StepCheckpoints:
             try:
                 return RunState.from_dict(torch.load(path, map_location="cpu", weights_only=True))
             except Exception as error:  # whatever a damaged file leads torch into
-                logger.warning("%s: cannot be read: %s. Trying the one before.", path, str(error).splitlines()[0])
+                logger.warning("%s: cannot be read: %s. Trying the one before.", path, first_line(error))
         if files:
             raise RunFolderError(
                 f"{self.folder}: found {len(files)} checkpoints, expected one that can be read. They are damaged, or "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
@@ -227,7 +226,7 @@ class GatedModel(nn.Module):
         costs = [(self._cost(metric), limit) for metric, limit in limits]
         steps: int | list[int] = self.round_to
         if any(group.multiple > 1 for group in self.groups):
-            steps = [math.lcm(self.round_to, group.multiple) for group in self.groups]
+            steps = [group.step(self.round_to) for group in self.groups]
         keep = keep_within(costs, logits, units, steps, allowed, [g.least for g in self.groups])
         if keep is None:
             metric, limit = next((one for one in limits if one[1] < self.least_cost(one[0])), limits[0])

@@ -11,7 +11,7 @@ from torch import nn
 from prunegate.errors import TraceError
 from prunegate.groups import ExampleInputs, StandIns
 from prunegate.groups.following.outputs import named_tensors, names_of_state, tensors_in
-from prunegate.groups.torch_workarounds.stand_ins import KINDS, quiet
+from prunegate.groups.torch_workarounds.stand_ins import KINDS
 
 
 def places_that_count(
@@ -68,7 +68,7 @@ def _returned(model: nn.Module, inputs: ExampleInputs) -> Any:
         stand_ins = StandIns(kind)
         given = inputs.map(stand_ins.of)
         try:
-            with stand_ins.running(), quiet(), torch.no_grad():
+            with stand_ins.running(), torch.no_grad():
                 return stand_ins.of_model(model).eval()(*given.args, **given.kwargs)
         except Exception as error:  # a foreign forward may raise anything
             reason = error

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -41,7 +40,7 @@ def fewest_units(analysis: Analysis, round_to: int) -> Mask:
     """A mask that keeps as few units of every group as may stay."""
     keep = np.zeros(analysis.num_units, dtype=bool)
     for group in analysis.groups:
-        step = math.lcm(round_to, group.multiple)
+        step = group.step(round_to)
         fewest = -(-group.least // step) * step
         keep[group.first_unit : group.first_unit + min(fewest, group.num_units)] = True
     return keep

@@ -30,5 +30,6 @@ def place_in_code(func: Any) -> CodePlace:
 _PASSING_ON = frozenset(
     """torch.overrides torch._tensor torch.functional torch.utils._device prunegate.groups.following.watch
     prunegate.groups.torch_workarounds.kernels prunegate.gates.call_sites prunegate.compaction.resizing
-    prunegate.compaction.learning prunegate.compaction.equivalence prunegate.compaction.precision""".split()
+    prunegate.compaction.learning prunegate.compaction.equivalence prunegate.compaction.precision
+    prunegate.compaction.experts""".split()
 )

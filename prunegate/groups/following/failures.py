@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from prunegate.errors import first_line
+
 # So many characters of a foreign error's first line.
 _LONGEST = 300
 
 
 def why_it_failed(module: str, error: Exception) -> str:
     """What to tell of an error that a model's forward raised: its first line, as some are as long as a book."""
-    first = str(error).strip().splitlines()[0] if str(error).strip() else ""
+    first = first_line(error)
     told = f"{type(error).__name__}: {first[:_LONGEST]}{' ...' if len(first) > _LONGEST else ''}"
     if type(error).__module__.startswith("torch._dynamo") or "HigherOrderOperator" in first:
         return (

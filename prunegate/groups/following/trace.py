@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
-import gc
 import logging
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -20,6 +18,7 @@ from prunegate.groups.following.input_sizes import Variation, other_sizes
 from prunegate.groups.following.inputs import ExampleInputs
 from prunegate.groups.following.outputs import names_of_state, tensors_in
 from prunegate.groups.following.own_training import differs_in_training
+from prunegate.groups.following.running import no_collection, run_watched, stored_tensors
 from prunegate.groups.following.size_calls import OF_LAYERS
 from prunegate.groups.following.tape import Source, Tape
 from prunegate.groups.following.tracer import Tracer
@@ -30,9 +29,9 @@ from prunegate.groups.solving.choices import usual
 from prunegate.groups.solving.constraints import Constraints, Pin
 from prunegate.groups.solving.solve import solve
 from prunegate.groups.solving.united import united_by, ways_of
-from prunegate.groups.torch_workarounds.copies import copy_with, modules_by_path, the_same
+from prunegate.groups.torch_workarounds.copies import copy_with, the_same
 from prunegate.groups.torch_workarounds.kernels import decomposed_attention
-from prunegate.groups.torch_workarounds.stand_ins import KINDS, Kind, StandIns, quiet
+from prunegate.groups.torch_workarounds.stand_ins import KINDS, Kind, StandIns
 
 logger = logging.getLogger(__name__)
 
@@ -85,7 +84,7 @@ class Trace:
             self.runs, self.not_followed = [], ()
             self._stand_ins = StandIns(kind)
             try:
-                with _no_collection(unless=kind == "real"):
+                with no_collection(unless=kind == "real"):
                     self._follow(model, inputs)
             except TraceError as reason:
                 if kind == "real":  # kernels without data may be stricter than real ones: these have the last word
@@ -171,7 +170,7 @@ class Trace:
         """Whether torch's own kernels take such sizes: what follows a run is quicker, and asks less."""
         inputs = inputs.map(self._stand_ins.of)
         try:
-            with self._stand_ins.running_unfollowed(), quiet(), decomposed_attention(), torch.no_grad():
+            with self._stand_ins.running_unfollowed(), decomposed_attention(), torch.no_grad():
                 model.train(training)(*inputs.args, **inputs.kwargs)
         except Exception as error:  # a foreign forward may raise anything
             raise TraceError(f"the model does not take them: {type(error).__name__}: {error}") from error
@@ -280,7 +279,7 @@ class Trace:
                 itself, as in files of format 1.1 and before.
         """
         refused = refused or {}
-        with _no_collection():
+        with no_collection():
             ways = self._ways(whole_heads) if finest else usual(self.constraints, whole_heads)
             return solve(
                 self.constraints, self._shapes, self._parameters, self._batch_size, self._unused(), refused, ways,
@@ -291,48 +290,3 @@ class Trace:
         if whole_heads not in self._chosen:
             self._chosen[whole_heads] = ways_of(self.constraints, self._united, whole_heads)
         return self._chosen[whole_heads]
-
-
-@contextlib.contextmanager
-def _no_collection(unless: bool = False) -> Iterator[None]:
-    """Without Python's search for cyclic garbage: there is none among the many small objects that are made here.
-
-    It would take a tenth of the time. Where tensors hold data, ``unless`` keeps it on, since a model's own
-    garbage may be large.
-    """
-    enabled = gc.isenabled() and not unless
-    if enabled:
-        gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
-
-
-def stored_tensors(model: nn.Module) -> list[tuple[Literal["parameter", "buffer"], str, torch.Tensor]]:
-    """Parameters, then buffers, each once, by the first name it has: as torch lists them, in one walk."""
-    parameters: dict[int, tuple[Literal["parameter", "buffer"], str, torch.Tensor]] = {}
-    buffers = parameters.copy()
-    for path, module in modules_by_path(model):
-        prefix = f"{path}." if path else ""
-        for name, parameter in module._parameters.items():
-            if parameter is not None and id(parameter) not in parameters:
-                parameters[id(parameter)] = ("parameter", prefix + name, parameter)
-        for name, buffer in module._buffers.items():
-            if buffer is not None and id(buffer) not in buffers:
-                buffers[id(buffer)] = ("buffer", prefix + name, buffer)
-    return [*parameters.values(), *buffers.values()]
-
-
-@contextlib.contextmanager
-def run_watched(model: nn.Module, watch: Watch, stand_ins: StandIns) -> Iterator[None]:
-    """The modes under which a model is followed, without the mode that follows its operations."""
-    with (
-        watch.modules_of(model),
-        decomposed_attention(),
-        torch.no_grad(),
-        stand_ins.running(),
-        watch,
-    ):
-        yield

@@ -98,6 +98,25 @@ class Call:
         self.constraints.consumed.append((name, ids.reshape(-1)))
         return True
 
+    def read(self, weight: torch.Tensor, own: Ids | None, given: Ids | None, why: str) -> None:
+        """Have a weight read channels: tie its axis to them, and leave out what is removed.
+
+        Args:
+            own: The ids along the weight's axis, None if it has none.
+            given: The label of what is read; it broadcasts against ``own``.
+            why: The reason for which one of them is pinned where there is not the other.
+        """
+        if own is None or given is None:
+            self.pin_present(why, own, given)
+            return
+        self.constraints.tie(given, own)
+        if not (self.consume(weight, own) or self.mask(own, reads=True) or self.mask(given, reads=True)):
+            self.pin(own, "read by a weight that is computed, not stored")
+
+    def pin_present(self, why: str, *labels: Ids | None) -> None:
+        """Pin those of some labels that there are."""
+        self.pin(tuple([label for label in labels if label is not None]), why)
+
     def mask(self, label: Ids, reads: bool = False, repeated: bool = False) -> bool:
         """Ask that the running function leave the label's removed units out of the argument that has them.
 

@@ -12,6 +12,8 @@ from prunegate.groups.solving.constraints import Contraction
 from prunegate.groups.solving.labels import Labels, Shape, along, on_axis, varying
 from prunegate.groups.solving.partition import Ids
 
+UNREMOVABLE = "summed against channels that cannot be removed"
+
 
 def contract(call: Call, left: torch.Tensor, right: torch.Tensor) -> Labels:
     """Labels of ``left @ right`` with shapes (b, n, k) and (b, k, m), or without b; the product's cost is noted."""
@@ -83,7 +85,7 @@ def _sum_away(
         return ()
     if a is None or b is None:
         given = [label for label in (a, b) if label is not None]
-        return call.clear_of(given, (2,), "summed against channels that cannot be removed")
+        return call.clear_of(given, (2,), UNREMOVABLE)
     call.constraints.tie(a, b)
     wide = a if a.shape[0] >= b.shape[0] else b
     if wide.shape[0] > 1:
@@ -173,9 +175,7 @@ def _only(call: Call, vector: torch.Tensor) -> Ids | None:
 def _sum_with_vector(call: Call, left: tuple[torch.Tensor, Ids | None], right: tuple[torch.Tensor, Ids | None]) -> None:
     (left_tensor, a), (right_tensor, b) = left, right
     if a is None or b is None:
-        for ids in (a, b):
-            if ids is not None:
-                call.pin(ids, "summed against channels that cannot be removed")
+        call.pin_present(UNREMOVABLE, a, b)
         return
     call.constraints.tie(a, b)
     if any(call.values.is_zeroed(tensor) for tensor in (left_tensor, right_tensor)):

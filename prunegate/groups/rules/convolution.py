@@ -39,7 +39,7 @@ def _convolution(call: Call) -> list[Labels]:
     call.constraints.contractions.append(Contraction(call.module, call.name, sizes, tuple(labels)))
 
     if groups == 1:
-        _consume_channels(call, channel_labels, in_ids)
+        call.read(weight, in_ids, channel_labels, _FIXED)
         produced = out_ids
     elif transposed:
         produced = _grouped_transposed(call, channel_labels, in_ids, out_ids, groups)
@@ -73,17 +73,6 @@ def _input_labels(call: Call) -> tuple[Ids | None, Labels]:
     return (None if channels is None else channels.reshape(channels.shape[:2])), tuple(batch)
 
 
-def _consume_channels(call: Call, channels: Ids | None, in_ids: Ids | None) -> None:
-    if channels is not None and in_ids is not None:
-        call.constraints.tie(channels, in_ids[None])
-        if not (call.consume(call.tensor("weight"), in_ids) or call.mask(in_ids, reads=True)):
-            call.pin(in_ids, "read by a weight that is computed, not stored")
-    else:
-        for ids in (channels, in_ids):
-            if ids is not None:
-                call.pin(ids, _FIXED)
-
-
 def _grouped(call: Call, channels: Ids | None, in_ids: Ids | None, out_ids: Ids | None, groups: int) -> Ids | None:
     """Units of a grouped convolution: whole groups, or one place in every group.
 
@@ -96,22 +85,19 @@ def _grouped(call: Call, channels: Ids | None, in_ids: Ids | None, out_ids: Ids 
     tie_along = call.constraints.tie_along
 
     def whole() -> None:
-        if in_ids is not None:
-            call.pin(in_ids, _WIDTH_STAYS)
+        call.pin_present(_WIDTH_STAYS, in_ids)
         if inputs is not None and outputs is not None:
             call.constraints.tie(tie_along(inputs.reshape(groups, -1), 1), outputs)
             return
-        for ids in (inputs, outputs):
-            if ids is not None:
-                call.pin(ids, _FIXED)
+        call.pin_present(_FIXED, inputs, outputs)
 
     def places() -> None:
         if outputs is not None:
             tie_along(outputs, 0)
         if inputs is not None:
-            _consume_channels(call, tie_along(inputs.reshape(groups, width_in), 0), in_ids)
-        elif in_ids is not None:
-            call.pin(in_ids, _FIXED)
+            call.read(call.tensor("weight"), in_ids, tie_along(inputs.reshape(groups, width_in), 0), _FIXED)
+        else:
+            call.pin_present(_FIXED, in_ids)
 
     if width_in * width_out == 1:
         whole()
@@ -131,12 +117,9 @@ def _grouped_transposed(
     tie_along = call.constraints.tie_along
 
     def whole() -> None:
-        if out_ids is not None:
-            call.pin(out_ids, _WIDTH_STAYS)
+        call.pin_present(_WIDTH_STAYS, out_ids)
         if inputs is None or in_ids is None:
-            for ids in (inputs, in_ids, made):
-                if ids is not None:
-                    call.pin(ids, _FIXED)
+            call.pin_present(_FIXED, inputs, in_ids, made)
             return
         call.constraints.tie(inputs, in_ids)
         call.constraints.tie(tie_along(in_ids.reshape(groups, -1), 1), outputs)
@@ -148,7 +131,7 @@ def _grouped_transposed(
             call.constraints.tie(out_ids[None], outputs)
         if inputs is not None and in_ids is not None:
             tie_along(in_ids.reshape(groups, width_in), 0)
-        _consume_channels(call, None if inputs is None else inputs[None], in_ids)
+        call.read(call.tensor("weight"), in_ids, inputs, _FIXED)
 
     if width_in * width_out == 1:
         whole()

@@ -153,30 +153,6 @@ def _channel_shuffle(call: Call) -> list[Labels]:
     return [call.keep(result)]
 
 
-def _patches(call: Call) -> list[Labels]:
-    """`torch.nn.functional.unfold`: for each channel as many rows as the kernel has places, for each place a column."""
-    source = call.inputs[0]
-    channel = source.dim() - 3
-    width = math.prod(call["kernel_size"])
-    kept = call.clear_of(call.labels_of(source), (channel + 1, channel + 2), "unfolded along the channels")
-    rows = [np.repeat(label, width, axis=channel) if label.shape[channel] > 1 else label for label in kept]
-    return [tuple(row.reshape(*row.shape[: channel + 1], 1) for row in rows)]
-
-
-def _from_patches(call: Call) -> list[Labels]:
-    """`torch.nn.functional.fold`: the rows of a channel are added up at its positions."""
-    source = call.inputs[0]
-    row = source.dim() - 2
-    width = math.prod(call["kernel_size"])
-    result = []
-    for label in call.clear_of(call.labels_of(source), (row + 1,), "folded along the channels"):
-        if label.shape[row] > 1:
-            rows = label.reshape(*label.shape[:row], label.shape[row] // width, width)
-            label = call.constraints.tie_along(rows, row + 1)
-        result.append(label.reshape(*label.shape[: row + 1], 1, 1))
-    return [call.keep(result)]
-
-
 def _edge_pad(call: Call) -> list[Labels]:
     """Reflection and replication padding: dimensions that are padded cannot be labelled."""
     source = call.inputs[0]
@@ -288,8 +264,6 @@ RULES: RuleTable = {
     **table(_unfold, "unfold unfold_copy"),
     **table(_constant_pad, "constant_pad_nd"),
     **table(_channel_shuffle, "channel_shuffle native_channel_shuffle"),
-    **table(_patches, "im2col"),
-    **table(_from_patches, "col2im"),
     **table(_edge_pad, " ".join(f"{kind}_pad{n}d" for kind in ("reflection", "replication") for n in (1, 2, 3))),
     **table(_as_strided, "as_strided as_strided_copy"),
     **table(

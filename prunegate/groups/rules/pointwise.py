@@ -42,9 +42,10 @@ def unite_operands(call: Call, operands: Sequence[Operand], ndim: int, places: I
             for dim in bare:  # a head whose width meets a table over that width: the head goes as a whole
                 label = call.constraints.tie_along(label, dim)
             left.append((dims - bare, label))
-    for pair in _with_parts(left):
-        _choose_dimension(call, *pair, places)
-        left = [one for one in left if not any(one[1] is part for part in pair[1])]
+    wide, parts = _with_parts(left)
+    if wide is not None and parts:
+        _choose_dimension(call, wide, parts, places)
+        left = [one for one in left if not any(one[1] is part for part in parts)]
 
     clusters: list[tuple[set[int], list[Ids]]] = []
     for dims, label in left:
@@ -66,13 +67,12 @@ def unite_operands(call: Call, operands: Sequence[Operand], ndim: int, places: I
     return tuple(result)
 
 
-def _with_parts(labels: Sequence[tuple[set[int], Ids]]) -> list[tuple[Ids, list[Ids]]]:
+def _with_parts(labels: Sequence[tuple[set[int], Ids]]) -> tuple[Ids | None, list[Ids]]:
     """A label over two dimensions, such as heads and their width, with the other operands' labels over one of them."""
     wide = next((one for one in labels if len(one[0]) == 2), None)
     if wide is None or any(len(dims | wide[0]) > 2 and dims & wide[0] for dims, _ in labels):
-        return []
-    parts = [label for dims, label in labels if dims < wide[0]]
-    return [(wide[1], parts)] if parts else []
+        return None, []
+    return wide[1], [label for dims, label in labels if dims < wide[0]]
 
 
 def _choose_dimension(call: Call, wide: Ids, parts: Sequence[Ids], places: Ids | None) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from prunegate.groups.rules.call import Call, RuleTable, table
-from prunegate.groups.rules.contraction import column
+from prunegate.groups.rules.contraction import UNREMOVABLE, column
 from prunegate.groups.rules.pointwise import Operand, unite_operands
 from prunegate.groups.solving.constraints import Contraction
 from prunegate.groups.solving.labels import Labels, align, on_axis, varying
@@ -24,14 +24,7 @@ def _by_experts(call: Call) -> list[Labels]:
         if label.shape[0] > 1:
             call.pin(label, "experts are picked by the router, so all of them stay")
     given = column(call.labels_of(rows), 1, read)
-    if own is not None and given is not None:
-        call.constraints.tie(own, given)
-        if not (call.consume(weight, own) or call.mask(given, reads=True)):
-            call.pin(own, "read by a weight that is computed, not stored")
-    else:
-        for ids in (own, given):
-            if ids is not None:
-                call.pin(ids, "summed against channels that cannot be removed")
+    call.read(weight, own, given, UNREMOVABLE)
     sizes = (call.shape[0], read, made)
     summed = () if own is None else (on_axis(own, 1, 3),)
     kept = () if produced is None else (on_axis(produced, 2, 3),)
@@ -91,17 +84,12 @@ def _bilinear(call: Call) -> list[Labels]:
     for axis, x in ((1, first), (2, second)):
         own = column(labels, axis, shape[axis])
         given = column(call.labels_of(x), x.dim() - 1, shape[axis])
-        beside = call.clear_of(call.labels_of(x), (x.dim() - 1,), "one unit lies on a summed dimension") if (
-            given is None) else tuple(label for label in call.labels_of(x) if label.shape[-1] == 1)  # fmt: skip
+        if given is None:
+            beside = call.clear_of(call.labels_of(x), (x.dim() - 1,), "one unit lies on a summed dimension")
+        else:
+            beside = tuple(label for label in call.labels_of(x) if label.shape[-1] == 1)
         rows.append((beside, (*call.shape_of(x)[:-1], 1)))
-        if own is None or given is None:
-            for ids in (own, given):
-                if ids is not None:
-                    call.pin(ids, "summed against channels that cannot be removed")
-            continue
-        call.constraints.tie(own, given)
-        if not (call.consume(weight, own) or call.mask(given, reads=True)):
-            call.pin(own, "read by a weight that is computed, not stored")
+        call.read(weight, own, given, UNREMOVABLE)
     sizes = (math.prod(call.shape[:-1]), *shape)
     nest = tuple(label[None] for label in labels if len(varying(label)) == 1)
     call.constraints.contractions.append(Contraction(call.module, call.name, sizes, nest))

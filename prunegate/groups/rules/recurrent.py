@@ -44,9 +44,8 @@ def recurrent(call: Call) -> list[Labels]:
         ):
             weight = call.tensor(name + suffix)
             own = _of(call, weight, 1)
-            if own is not None and read is not None:
-                call.constraints.tie(own, read)
-                call.consume(weight, own)
+            if read is not None:
+                call.read(weight, own, read, _STATE)
             _note_cost(call, weight, positions)
         if projected is not None:
             _note_cost(call, call.tensor("weight_hr_l" + suffix), positions)
@@ -116,14 +115,7 @@ def _read_input(call: Call, x: torch.Tensor, suffixes: Sequence[str]) -> None:
         channels = label.reshape(-1) if varying(label) == (last,) else channels
     for suffix in suffixes:
         weight = call.tensor("weight_ih_l" + suffix)
-        columns = _of(call, weight, 1)
-        if channels is not None and columns is not None:
-            call.constraints.tie(channels, columns)
-            call.consume(weight, columns)
-        else:
-            for ids in (channels, columns):
-                if ids is not None:
-                    call.pin(ids, "its input channels cannot be removed")
+        call.read(weight, _of(call, weight, 1), channels, "its input channels cannot be removed")
 
 
 def _take_state(call: Call, state: torch.Tensor, units: Ids) -> None:

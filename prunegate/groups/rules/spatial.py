@@ -1,9 +1,11 @@
-"""Pooling and resizing: every channel by itself, positions mixed."""
+"""Pooling, resizing and the like: every channel by itself, positions mixed."""
 
 from __future__ import annotations
 
+import math
 import re
 
+import numpy as np
 import torch
 
 from prunegate.groups.rules.call import Call, RuleTable, table
@@ -49,6 +51,30 @@ def _sampled(call: Call) -> list[Labels]:
     return call.all_outputs(tied)
 
 
+def _patches(call: Call) -> list[Labels]:
+    """`torch.nn.functional.unfold`: for each channel as many rows as the kernel has places, for each place a column."""
+    source = call.inputs[0]
+    channel = source.dim() - 3
+    width = math.prod(call["kernel_size"])
+    kept = call.clear_of(call.labels_of(source), (channel + 1, channel + 2), "unfolded along the channels")
+    rows = [np.repeat(label, width, axis=channel) if label.shape[channel] > 1 else label for label in kept]
+    return [tuple(row.reshape(*row.shape[: channel + 1], 1) for row in rows)]
+
+
+def _from_patches(call: Call) -> list[Labels]:
+    """`torch.nn.functional.fold`: the rows of a channel are added up at its positions."""
+    source = call.inputs[0]
+    row = source.dim() - 2
+    width = math.prod(call["kernel_size"])
+    result = []
+    for label in call.clear_of(call.labels_of(source), (row + 1,), "folded along the channels"):
+        if label.shape[row] > 1:
+            rows = label.reshape(*label.shape[:row], label.shape[row] // width, width)
+            label = call.constraints.tie_along(rows, row + 1)
+        result.append(label.reshape(*label.shape[: row + 1], 1, 1))
+    return [call.keep(result)]
+
+
 def _roi(call: Call) -> list[Labels]:
     """Regions of interest: (images, channels, height, width) to (regions, channels, height, width)."""
     source = call.inputs[0]
@@ -69,6 +95,8 @@ RULES: RuleTable = {
     **table(_spatial, " ".join(_POOLS + _RESIZES)),
     **table(_spatial, "max_pool2d_with_indices max_pool3d_with_indices"),
     **table(_unpooled, "max_unpool2d max_unpool3d"),
+    **table(_patches, "im2col"),
+    **table(_from_patches, "col2im"),
     **table(_transformed, "_fft_r2c _fft_c2r _fft_c2c"),
     **table(_sampled, "grid_sampler_2d grid_sampler_3d"),
     **table(_roi, "roi_align roi_pool ps_roi_align"),

@@ -53,8 +53,7 @@ class Choice:
     def allowed(self, whole_heads: frozenset[str] | None) -> list[int]:
         """The numbers of its ways, without those that a caller forbids (None: whole heads everywhere)."""
         whole = self.kind == "heads" and (whole_heads is None or self.module in whole_heads)
-        numbers = [number for number, way in enumerate(self.ways) if not (whole and way.is_inner)]
-        return numbers or list(range(len(self.ways)))
+        return [number for number, way in enumerate(self.ways) if not (whole and way.is_inner)]
 
 
 @dataclass

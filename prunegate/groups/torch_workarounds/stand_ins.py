@@ -58,7 +58,7 @@ class StandIns:
     @contextlib.contextmanager
     def running(self) -> Iterator[None]:
         """What such a copy has to run under. Operations that fail are told of by their errors alone."""
-        with quiet(), self._with_empty_caches(), self._mode or contextlib.nullcontext():
+        with _quiet(), self._with_empty_caches(), self._mode or contextlib.nullcontext():
             yield
 
     @contextlib.contextmanager
@@ -82,7 +82,7 @@ class StandIns:
 
 
 @contextlib.contextmanager
-def quiet() -> Iterator[None]:
+def _quiet() -> Iterator[None]:
     """Without torch's own report of every operation that fails on fake tensors: here some may."""
     log = logging.getLogger("torch._subclasses.fake_tensor")
     level = log.level
