@@ -12,8 +12,8 @@ field                     meaning
 ``class``                 qualified name of the dense model's class, for people; never imported
 ``steps``                 list of one or more compactions, first to last, each of them
   ``.plan``               `Plan.as_dict`: kept units, kept positions of every cut axis, size attributes
-  ``.mending``            `Mending.as_dict`: modules whose calls are given other sizes, those that are played
-                          back, and attention that lost whole heads; or null where the code serves and there is none
+  ``.mending``            `FixUps.as_dict`: modules whose calls are given other sizes, those that are
+                          replayed, and attention that lost whole heads; or null where the model's code serves as it is
   ``.inputs``             form of the example inputs, `ExampleInputs.describe`, or null
 ``aliases``               for each name that shares a tensor, the name it is stored under
 ``certificate``           `Certificate.as_dict`: measured differences to the gated model, or null
@@ -23,7 +23,7 @@ field                     meaning
 ``weights_sha256``        SHA-256 of the header's entries for tensors, as JSON with sorted keys and without
                           spaces, followed by all bytes after the header
 ``structure_sha256``      `structure_of` the compact model: its modules' classes, plain attributes, shapes, and
-                          what mending made of their forwards (since 1.1)
+                          what the fix-ups made of their forwards (since 1.1)
 ``versions``              of torch, prunegate and the model's library, which the structure depends on (since 1.1)
 ``document_sha256``       SHA-256 of this document without this entry, as JSON with sorted keys, without spaces
                           and in ASCII (since 1.1)
@@ -32,7 +32,7 @@ field                     meaning
 Fields that a newer minor version added are kept as they are (`Document.unknown`) and written back.
 
 Reading executes nothing from the file. The builder is one of timm's, torchvision's or our own model names;
-plans are masks and sizes, which may only make a model smaller; what modules that are mended run is found again by
+plans are masks and sizes, which may only make a model smaller; what modules that are fixed up run is found again by
 tracing the dense model, by the same deterministic analysis.
 
 What the file says is not taken on trust, whatever its hashes say. The dense model is built without data and traced

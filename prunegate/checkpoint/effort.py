@@ -13,8 +13,8 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from prunegate.compaction import outputs_of
-from prunegate.groups import ExampleInputs, StandIns
-from prunegate.groups.torch_workarounds.stand_ins import KINDS
+from prunegate.groups import ExampleInputs, FakeTensors
+from prunegate.groups.torch_workarounds.fake_tensors import KINDS
 
 
 @dataclass(frozen=True)
@@ -49,12 +49,12 @@ class _Largest(TorchDispatchMode):
 def effort_of(model: nn.Module, inputs: ExampleInputs) -> Effort | None:
     """The cost of a model's run on inputs of a form; None where that depends on values."""
     for kind in KINDS[:2]:
-        stand_ins = StandIns(kind)
+        fake_tensors = FakeTensors(kind)
         largest, count = _Largest(), FlopCounterMode(display=False)
         try:
-            copied = stand_ins.of_model(model).eval()
-            with stand_ins.running(), count, largest:
-                outputs = outputs_of(copied, inputs.map(stand_ins.of))
+            copied = fake_tensors.of_model(model).eval()
+            with fake_tensors.running(), count, largest:
+                outputs = outputs_of(copied, inputs.map(fake_tensors.of))
         except Exception:  # a foreign forward may raise anything, and the next kind may serve
             continue
         shapes = tuple(tuple(output.shape) for output in outputs)

@@ -129,7 +129,7 @@ def _load_built(
     most = len(tensors) + len(document.aliases)
     try:
         model = document.builder.on_meta(most)
-        if strict and not any(step.mending.plays_back for step in document.steps):  # which adds literals
+        if strict and not any(step.fix_ups.replays for step in document.steps):  # which adds literals
             _compare_names(path, document, model, {*tensors, *document.aliases}, strict)
         compare_sizes(path, model, document, {name: tuple(tensor.shape) for name, tensor in tensors.items()})
         filled, is_whole = _fill(path, model, document, tensors, strict)

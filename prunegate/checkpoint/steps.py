@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from prunegate.compaction import Mending, Plan, Rebuilt, rebuild_checked
+from prunegate.compaction import FixUps, Plan, Rebuilt, rebuild_checked
 from prunegate.errors import CheckpointError, CompactionError
 from prunegate.groups import ExampleInputs, copy_with, the_same
 
@@ -19,29 +19,29 @@ class Step:
 
     Attributes:
         plan: What was removed.
-        mending: Which modules are played back.
+        fix_ups: Which modules are replayed.
         inputs: Form of the example inputs, by which the dense model is traced again; None if it has no plain form.
     """
 
     plan: Plan
-    mending: Mending
+    fix_ups: FixUps
     inputs: Any = None
 
     def apply(self, model: nn.Module) -> Rebuilt:
         """Make the compaction again, in place; what it says is compared with a fresh analysis.
 
         Raises:
-            CompactionError: The plan or the mending does not fit the model.
+            CompactionError: the plan or the fix-ups do not fit the model.
             ValueError: The form of the inputs is none.
         """
         inputs = None if self.inputs is None else ExampleInputs.of_form(self.inputs)
-        return rebuild_checked(model, self.plan, self.mending, inputs)
+        return rebuild_checked(model, self.plan, self.fix_ups, inputs)
 
     def as_dict(self) -> dict[str, Any]:
         return {
             "plan": self.plan.as_dict(),
-            # Attention that lost whole heads is told of where nothing is played back as well.
-            "mending": None if self.mending.is_plain and not self.mending.whole_heads else self.mending.as_dict(),
+            # Attention that lost whole heads is told of where nothing is replayed as well.
+            "mending": None if self.fix_ups.is_plain and not self.fix_ups.whole_heads else self.fix_ups.as_dict(),
             "inputs": self.inputs,
         }
 
@@ -55,10 +55,10 @@ class Step:
         if not isinstance(data, dict):
             raise ValueError(f"{where}: found {type(data).__name__}, expected an object")
         try:
-            mending, inputs = Mending.from_dict(data.get("mending")), data.get("inputs")
-            if inputs is not None or not mending.is_plain:
+            fix_ups, inputs = FixUps.from_dict(data.get("mending")), data.get("inputs")
+            if inputs is not None or not fix_ups.is_plain:
                 ExampleInputs.of_form(inputs)
-            return cls(Plan.from_dict(data.get("plan")), mending, inputs)
+            return cls(Plan.from_dict(data.get("plan")), fix_ups, inputs)
         except ValueError as error:
             raise ValueError(f"{where}.{error}") from error
 

@@ -38,7 +38,7 @@ exit codes:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; 0 if it went well, 2 for a mistake the user can mend, 128 + its number after a signal."""
+    """Run one command; 0 if it went well, 2 for a mistake the user can correct, 128 + its number after a signal."""
     arguments = _parser().parse_args(argv)
     level = logging.INFO if arguments.verbose else logging.ERROR if arguments.quiet else logging.WARNING
     logging.basicConfig(level=level, format="%(name)s: %(message)s")
@@ -56,7 +56,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         if error.filename is None:  # no file the user named: a defect, which deserves its traceback
             raise
-        sys.stderr.write(f"prunegate: {error.filename}: {error.strerror}. Choose another place, or mend it.\n")
+        sys.stderr.write(
+            f"prunegate: {error.filename}: {error.strerror}. Choose another path, or correct its permissions.\n"
+        )
         return 2
     except KeyboardInterrupt:
         sys.stderr.write("prunegate: interrupted\n")

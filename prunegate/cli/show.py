@@ -63,12 +63,12 @@ def _print(file: Path, document: Document, stored: int) -> None:
             total = step.plan.num_units[name]
             kept.add_row(name, str(len(units)), str(total), f"{len(units) / total:.1%}")
         console().print(kept)
-        if not step.mending.is_plain:
-            played = "the whole model, as a graph" if step.mending.graph else ", ".join(step.mending.replayed)
+        if not step.fix_ups.is_plain:
+            played = "the whole model, as a graph" if step.fix_ups.graph else ", ".join(step.fix_ups.replayed)
             if played:
-                say(f"played back: {played}")
-            if step.mending.resized:
-                say(f"sizes rewritten in the calls of: {', '.join(step.mending.resized)}")
+                say(f"replayed: {played}")
+            if step.fix_ups.resized:
+                say(f"sizes rewritten in the calls of: {', '.join(step.fix_ups.resized)}")
 
 
 def _differences(certificate: Any) -> list[str]:
@@ -94,9 +94,9 @@ def _as_json(document: Document, sizes: dict[str, tuple[str, tuple[int, ...]]]) 
         "steps": [
             {
                 "kept": {name: [len(units), step.plan.num_units[name]] for name, units in step.plan.kept.items()},
-                "backend": step.mending.backend,
-                "resized": list(step.mending.resized),
-                "replayed": list(step.mending.replayed),
+                "backend": step.fix_ups.backend,
+                "resized": list(step.fix_ups.resized),
+                "replayed": list(step.fix_ups.replayed),
             }
             for step in document.steps
         ],

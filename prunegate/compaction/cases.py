@@ -75,7 +75,7 @@ def compared(
         return None, case, why
     raise CompactionError(
         f"compaction: the compact model does not run ({case}): {type(failed).__name__}: {first_line(failed)}. The "
-        "model's code may branch on the number of channels, which the trial in wrap() need not meet. Exclude the "
+        "model's code may branch on the number of channels, which the dry run in wrap() need not meet. Exclude the "
         "channel groups it looks at with wrap(..., exclude=[...]), or keep other units."
     ) from failed
 

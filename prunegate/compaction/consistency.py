@@ -9,14 +9,14 @@ from torch import nn
 
 from prunegate.compaction.cut_sizes import CutSizes
 from prunegate.compaction.feature_sizes import TOLD
-from prunegate.compaction.mending import Mending
+from prunegate.compaction.fix_ups import FixUps
 from prunegate.compaction.plan import AttributeValue, Mask, Plan
 from prunegate.compaction.size_attributes import follows
 from prunegate.errors import CompactionError
 from prunegate.groups import Analysis, ExampleInputs, Trace
 
 
-def followed(dense: nn.Module, plan: Plan, mending: Mending, inputs: ExampleInputs) -> tuple[Trace, Analysis, Mask]:
+def followed(dense: nn.Module, plan: Plan, fix_ups: FixUps, inputs: ExampleInputs) -> tuple[Trace, Analysis, Mask]:
     """A fresh analysis of the dense model, and the units in it that the plan keeps.
 
     Raises:
@@ -24,7 +24,7 @@ def followed(dense: nn.Module, plan: Plan, mending: Mending, inputs: ExampleInpu
         CompactionError: The plan removes something else than whole units of it.
     """
     trace = Trace(dense, inputs)
-    whole_heads = None if mending.whole_heads is None else frozenset(mending.whole_heads)
+    whole_heads = None if fix_ups.whole_heads is None else frozenset(fix_ups.whole_heads)
     analysis = trace.analysis(whole_heads=whole_heads)
     try:
         return trace, analysis, kept_units(analysis, plan)
@@ -35,7 +35,7 @@ def followed(dense: nn.Module, plan: Plan, mending: Mending, inputs: ExampleInpu
     split = trace.split_heads(analysis, whole_heads)
     otherwise = frozenset(module for module, names in split.items() if not _has_units(analysis, plan, names))
     others = [(whole_heads, False)]
-    if mending.is_plain and not mending.whole_heads:
+    if fix_ups.is_plain and not fix_ups.whole_heads:
         others += [(heads, finest) for heads in (otherwise, trace.attentions()) for finest in (True, False)]
     for heads, finest in dict.fromkeys(others):
         analysis = trace.analysis(whole_heads=heads, finest=finest)

@@ -12,7 +12,7 @@ from prunegate.errors import CompactionError
 from prunegate.groups import Analysis, ExampleInputs, Tape, Trace
 from prunegate.groups.following.input_sizes import Variation
 from prunegate.groups.solving.labels import Shape, collapse, varying
-from prunegate.groups.torch_workarounds.stand_ins import Kind
+from prunegate.groups.torch_workarounds.fake_tensors import Kind
 
 KeptByDim: TypeAlias = tuple["Mask | None", ...]
 

@@ -1,4 +1,4 @@
-"""Subclasses of a module's class with another forward, made while a model is mended.
+"""Subclasses of a module's class with another forward, made while a model is fixed up.
 
 No module holds such a class, so its instances are pickled as those of the class it is made from.
 """

@@ -27,7 +27,7 @@ from prunegate.compaction.size_rules import (
     rules_for,
     shape_of,
 )
-from prunegate.groups import ExampleInputs, StandIns, Tape, Value, function_name, in_place_of, values_in
+from prunegate.groups import ExampleInputs, FakeTensors, Tape, Value, function_name, in_place_of, values_in
 from prunegate.groups.following.code_places import CodePlace, place_in_code
 from prunegate.groups.following.running import run_watched
 from prunegate.groups.following.size_calls import SIZED, SizeCall, is_scaled
@@ -73,13 +73,13 @@ def _reached(path: str, places: Iterable[Sequence[Observed]], rules: Mapping[str
 def _observe(
     model: nn.Module, paths: Collection[str], sizes: CutSizes, inputs: ExampleInputs, kind: Any, seen: _Seen
 ) -> None:
-    stand_ins = StandIns(kind)
-    copied = _as_traced(stand_ins.of_model(model).train(sizes.training), sizes.tape)
+    fake_tensors = FakeTensors(kind)
+    copied = _as_traced(fake_tensors.of_model(model).train(sizes.training), sizes.tape)
     for path in paths:
         resize(copied.get_submodule(path), ())  # what its code does by itself is to be seen
-    given = sizes.variation.of(inputs).map(stand_ins.of)
+    given = sizes.variation.of(inputs).map(fake_tensors.of)
     learner = _Learner(sizes, frozenset(paths), seen)
-    with run_watched(copied, learner, stand_ins):
+    with run_watched(copied, learner, fake_tensors):
         try:
             copied(*given.args, **given.kwargs)
         except CannotRewriteError:

@@ -1,4 +1,4 @@
-"""What is played back refuses calls that differ from those it was written from, and says so."""
+"""What is replayed refuses calls that differ from those it was written from, and says so."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class LimitCheck:
 
 
 def check_calls(module: nn.Module, path: str, span: Span, sizes: CutSizes) -> None:
-    """Let a module that is played back refuse what it cannot serve."""
+    """Let a module that is replayed refuse what it cannot serve."""
     for key, hook in list(module._forward_pre_hooks.items()):
         if isinstance(hook, LimitCheck):  # of an earlier compaction
             del module._forward_pre_hooks[key], module._forward_pre_hooks_with_kwargs[key]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from prunegate.compaction.mending import Mending
+from prunegate.compaction.fix_ups import FixUps
 from prunegate.groups import ExampleInputs, Trace
 
 
@@ -24,14 +24,14 @@ class Limit:
         return f"{self.module or 'the model'}: {self.what}"
 
 
-def limits_of(mending: Mending, trace: Trace, inputs: ExampleInputs) -> tuple[Limit, ...]:
+def limits_of(fix_ups: FixUps, trace: Trace, inputs: ExampleInputs) -> tuple[Limit, ...]:
     """The limits of what `wrap` found."""
     shapes = ", ".join(str(tuple(tensor.shape)) for tensor in inputs.tensors())
     played = (
         f"runs only on inputs of the sizes that it was traced with ({shapes}; the number of samples is free) and with "
-        "the arguments that it was given then, for it is played back"
+        "the arguments that it was given then, for it is replayed"
     )
-    found = [Limit(path, played) for path in (("",) if mending.graph else mending.replayed)]
+    found = [Limit(path, played) for path in (("",) if fix_ups.graph else fix_ups.replayed)]
     if inputs.outputs is not None:
         counted = ", ".join(place.lstrip(".") or "the output" for place in inputs.outputs)
         found.append(Limit("", f"only {counted} is what it was; other outputs may be narrower, or others"))

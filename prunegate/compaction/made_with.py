@@ -1,4 +1,4 @@
-"""What decides the forward of a module whose class was made while a model was mended: plain data, for comparison."""
+"""What decides the forward of a module whose class was made while a model was fixed up: plain data, for comparison."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from prunegate.compaction.resizing import rules_of
 
 
 def made_with(module: nn.Module) -> dict[str, Any]:
-    """The code that is played back, the heads of narrow attention and the rules for sizes in calls.
+    """The code that is replayed, the heads of narrow attention and the rules for sizes in calls.
 
     It is JSON-ready, equal in every process where they are, and empty for a module with the forward of its own class.
     """

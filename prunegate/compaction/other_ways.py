@@ -1,4 +1,4 @@
-"""A trial of what decides about training, gradients and other sizes: where that is not torch alone."""
+"""A dry run of what decides about training, gradients and other sizes: where that is not torch alone."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from prunegate.compaction.cases import cases_of, compared
 from prunegate.compaction.cut_sizes import CutRuns
 from prunegate.compaction.equivalence import Side
 from prunegate.compaction.faults import Fault
-from prunegate.compaction.mending import Mending, UnplayableError, mend
+from prunegate.compaction.fix_ups import CannotBeReplayedError, FixUps, fix_up
 from prunegate.compaction.plan import Plan
 from prunegate.compaction.precision import Widely
 from prunegate.compaction.surgery import cut
 from prunegate.errors import CompactionError
 from prunegate.gates import GateSites
-from prunegate.groups import Analysis, StandIns, Trace, copy_with
+from prunegate.groups import Analysis, FakeTensors, Trace, copy_with
 from prunegate.groups.following.outputs import tensors_in
 from prunegate.groups.torch_workarounds.kernels import exact_arithmetic, layers_by_parts
 
@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 _SUSPECT = 1e-6
 
 
-def other_fault_of(model: nn.Module, runs: CutRuns, mending: Mending, dtype: torch.dtype) -> Fault | None:
+def other_fault_of(model: nn.Module, runs: CutRuns, fix_ups: FixUps, dtype: torch.dtype) -> Fault | None:
     """Whether a cut copy of a model differs from the masked one in training, in gradients or at another size."""
     sizes = runs.main
     masked, compact = (copy_with(model, _own_state).eval() for _ in range(2))
@@ -36,10 +36,10 @@ def other_fault_of(model: nn.Module, runs: CutRuns, mending: Mending, dtype: tor
     plan = Plan.of(sizes.analysis, sizes.keep)
     first = _Masked(masked, sizes.analysis, keep)
     cut(compact, plan)
-    variations = [] if mending.plays_back else [run.variation for run in runs.runs]
+    variations = [] if fix_ups.replays else [run.variation for run in runs.runs]
     try:
-        sides = Side(first, masked), Side.of(mend(compact, runs, mending))
-    except UnplayableError as error:
+        sides = Side(first, masked), Side.of(fix_up(compact, runs, fix_ups))
+    except CannotBeReplayedError as error:
         return error.fault
     with Widely(dtype), exact_arithmetic(keep.device):
         for case in cases_of(runs.inputs, variations)[1:]:
@@ -93,15 +93,15 @@ _DROPPING = frozenset(
 
 def has_own_backward(model: nn.Module, runs: CutRuns) -> bool:
     """Whether anything the model computes has a backward that is not torch's own, seen without arithmetic."""
-    stand_ins = StandIns(runs.kind)
-    copied = stand_ins.of_model(model).eval()
+    fake_tensors = FakeTensors(runs.kind)
+    copied = fake_tensors.of_model(model).eval()
     try:
-        with stand_ins.running(), torch.enable_grad():
+        with fake_tensors.running(), torch.enable_grad():
             for name, _ in model.named_parameters():
                 tensor = _stored(copied, name)
                 if tensor.is_floating_point():
                     tensor.requires_grad_()
-            inputs = runs.inputs.map(stand_ins.of)
+            inputs = runs.inputs.map(fake_tensors.of)
             outputs = tensors_in(copied(*inputs.args, **inputs.kwargs))
     except Exception as reason:  # a foreign forward may raise anything
         logger.info("how gradients are computed could not be seen: %s", reason)

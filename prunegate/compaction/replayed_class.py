@@ -15,7 +15,7 @@ _SOURCE = "_prunegate_source"
 
 
 def source_of(module: nn.Module) -> str | None:
-    """The code that is played back in place of the forward of a module's own class; None if that runs."""
+    """The code that is replayed in place of the forward of a module's own class; None if that runs."""
     found = getattr(type(module), _SOURCE, None)  # a class may have been derived from the replayed one
     return found if isinstance(found, str) else None
 

@@ -206,11 +206,11 @@ def _strided(writer: Writer, operation: Operation, bound: Bound, again: Operatio
 
 
 def _never(writer: Writer, operation: Operation, bound: Bound, again: Operation | None) -> fx.Node:
-    raise CannotReplayError(f"{operation.func} cannot be played back")
+    raise CannotReplayError(f"{operation.func} cannot be replayed")
 
 
 def write_function(writer: Writer, function: Callable[..., Any], args: Any, kwargs: Any, again: Any) -> fx.Node:
-    """Write a function that is played back whole: fused attention, or a dropout, which training turns on."""
+    """Write a function that is replayed whole: fused attention, or a dropout, which training turns on."""
     again_args, again_kwargs = again if again is not None else (None, None)
     name = getattr(function, "__name__", "")
     filled = list(writer.filled(args, again_args))

@@ -2,7 +2,7 @@
 
 Which attribute follows which channels is written nowhere. Candidates are the whole numbers of a module that
 equal the dense size of a dimension that is cut, in a tensor its own code handles; whether one serves is
-found by running (`prunegate.compaction.mending.settle`).
+found by running (`prunegate.compaction.fix_ups.settle`).
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def follows(sizes: CutSizes, path: str, old: int, new: int) -> bool:
 def candidates(
     model: nn.Module, sizes: CutSizes, path: str, taken: Iterable[SizeAttribute]
 ) -> Iterator[tuple[SizeAttribute, ...]]:
-    """Attributes that may mend a fault at ``path``, each with its like in all modules of the same class."""
+    """Attributes that may cure a fault at ``path``, each with its like in all modules of the same class."""
     module = model.get_submodule(path)
     places = _cut_places(sizes, path)
     known = {(attribute.module, attribute.name) for attribute in taken}

@@ -49,12 +49,12 @@ def apply(model: nn.Module, plan: Plan) -> nn.Module:
 
 
 def apply_checked(
-    model: nn.Module, plan: Plan, is_played_back: Callable[[str], bool] = lambda path: False
+    model: nn.Module, plan: Plan, is_replayed: Callable[[str], bool] = lambda path: False
 ) -> dict[str, dict[str, AttributeValue]]:
     """The same.
 
     Args:
-        is_played_back: Whether the module at a path is to be played back, or taken apart in one that is. Torch's
+        is_replayed: Whether the module at a path is to be replayed, or taken apart in one that is. Torch's
             attention needs no other forward then, and plans of before there was one have none of its sizes.
 
     Returns:
@@ -68,7 +68,7 @@ def apply_checked(
     derived: dict[str, dict[str, AttributeValue]] = {}
     for path, masks in _by_module(model, plan).items():
         module, given = model.get_submodule(path), plan.attributes.get(path, {})
-        fits = "num_heads" in given or not is_played_back(path)
+        fits = "num_heads" in given or not is_replayed(path)
         sizes: dict[str, AttributeValue] = {**fit_attention(module, masks)} if fits else {}
         derived[path] = sizes or sizes_after_slicing(module, masks)
         for name, value in derived[path].items():

@@ -23,7 +23,7 @@ from prunegate.groups import map_values
 
 
 class CannotReplayError(Exception):
-    """Why a stretch of a run cannot be played back with other sizes."""
+    """Why a stretch of a run cannot be replayed with other sizes."""
 
 
 @dataclass

@@ -63,9 +63,9 @@ def keep_within(
     low, high = 0, len(order)  # blocks known to fit, and first number that may not
     while low < high:
         middle = (low + high + 1) // 2
-        trial = keep.copy()
-        trial[np.concatenate(order[:middle])] = True
-        if fits(trial):
+        candidate = keep.copy()
+        candidate[np.concatenate(order[:middle])] = True
+        if fits(candidate):
             low = middle
         else:
             high = middle - 1

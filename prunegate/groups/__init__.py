@@ -21,7 +21,7 @@ from prunegate.groups.following.watch import CallAddress, function_name
 from prunegate.groups.rules import Call, register_rule
 from prunegate.groups.solving.constraints import Pin
 from prunegate.groups.torch_workarounds.copies import copy_with, in_place_of, on_meta, the_same
-from prunegate.groups.torch_workarounds.stand_ins import StandIns
+from prunegate.groups.torch_workarounds.fake_tensors import FakeTensors
 
 __all__ = [
     "Analysis",
@@ -29,6 +29,7 @@ __all__ = [
     "CallAddress",
     "ChannelGroup",
     "ExampleInputs",
+    "FakeTensors",
     "LoopNest",
     "MaskedCall",
     "Member",
@@ -38,7 +39,6 @@ __all__ = [
     "Record",
     "Source",
     "Span",
-    "StandIns",
     "Tape",
     "Trace",
     "Value",

@@ -141,7 +141,7 @@ class RunFolder:
             yield
         except (OSError, SafetensorError) as error:
             raise RunFolderError(
-                f"{self.file(name)}: cannot be written: {error}. Make room or mend it, and resume."
+                f"{self.file(name)}: cannot be written: {error}. Make room or set the permissions right, and resume."
             ) from error
 
 

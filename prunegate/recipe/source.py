@@ -80,7 +80,7 @@ def read_source(path: Path) -> Source:
         mark = getattr(error, "problem_mark", None)
         line = f":{mark.line + 1}" if mark is not None else ""
         problem = getattr(error, "problem", None) or str(error)
-        raise RecipeError(f"{path}{line}: is not valid YAML: {problem}. Mend the syntax there.") from error
+        raise RecipeError(f"{path}{line}: is not valid YAML: {problem}. Correct the syntax there.") from error
     source = Source(str(path), data, {(): f"{path}:1"}, [])
     if root is not None:
         for key_path, node, twice in _walk(root, (), set()):

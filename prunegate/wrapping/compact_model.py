@@ -18,8 +18,8 @@ from prunegate.builders import Builder
 from prunegate.compaction import (
     Certificate,
     CutRuns,
+    FixUps,
     Mask,
-    Mending,
     Plan,
     Side,
     attribute_edits,
@@ -27,8 +27,8 @@ from prunegate.compaction import (
     certify,
     cut,
     feature_edits,
+    fix_up,
     limits_of,
-    mend,
     outputs_of,
     put_aside,
     set_attributes,
@@ -55,7 +55,7 @@ class Compaction:
         certificate: How close it is to the gated model, measured before it was handed out.
         backend: The back-end that made it.
         costs: Dense and compact MACs per sample and parameters.
-        mending: Which modules are played back.
+        fix_ups: Which modules are replayed.
     """
 
     model: nn.Module
@@ -63,7 +63,7 @@ class Compaction:
     certificate: Certificate
     backend: str
     costs: dict[str, dict[str, int]]
-    mending: Mending
+    fix_ups: FixUps
     _origin: checkpoint.Origin = field(repr=False)
     _example_inputs: ExampleInputs = field(repr=False)
 
@@ -176,16 +176,16 @@ def compact(gated: GatedModel) -> Compaction:
     refuse_uncompactable(gated)
     keep = gated.gates.hard_mask().cpu().numpy()
     try:
-        return _compact(gated, keep, *_mending_for(gated, keep, gated.mending))
+        return _compact(gated, keep, *_fix_ups_for(gated, keep, gated.fix_ups))
     except CompactionError:
-        # An attribute may have equalled a size by chance in the trial; what is played back needs no guess.
-        safer = gated.mending.without_attributes()
-        if safer == gated.mending:
+        # An attribute may have equalled a size by chance in the dry run; what is replayed needs no guess.
+        safer = gated.fix_ups.without_attributes()
+        if safer == gated.fix_ups:
             raise
-    return _compact(gated, keep, *_mending_for(gated, keep, safer))
+    return _compact(gated, keep, *_fix_ups_for(gated, keep, safer))
 
 
-def _compact(gated: GatedModel, keep: Mask, mending: Mending, runs: CutRuns) -> Compaction:
+def _compact(gated: GatedModel, keep: Mask, fix_ups: FixUps, runs: CutRuns) -> Compaction:
     # The copy shares the gated model's weights until they are cut, so that no second full set is ever held.
     dense = gated.dense_copy(share_weights=True)
     training = {path: module.training for path, module in dense.named_modules()}
@@ -194,45 +194,45 @@ def _compact(gated: GatedModel, keep: Mask, mending: Mending, runs: CutRuns) -> 
     shared = {id(tensor) for tensor in (*dense.parameters(), *dense.buffers())}
     plan = cut(dense, Plan.of(gated.analysis, keep))
     dense = copy_with(dense, lambda tensor: _own(tensor) if id(tensor) in shared else tensor)
-    model = mend(dense, runs, mending)
-    plan = plan.with_attributes(attribute_edits(runs.main, mending.attributes))
+    model = fix_up(dense, runs, fix_ups)
+    plan = plan.with_attributes(attribute_edits(runs.main, fix_ups.attributes))
     told = feature_edits(skeleton, model, gated.example_inputs)
     set_attributes(model, told)
     plan = plan.with_attributes(told)
     for path, module in model.named_modules():
         module.training = training.get(path, module.training)
-    certificate = _certified(gated, model, plan, mending)
+    certificate = _certified(gated, model, plan, fix_ups)
     costs = {
         metric: {"dense": gated.dense_cost(metric), "compact": gated.realised_cost(metric)}
         for metric in ("macs", "params")
     }
-    origin = _origin(skeleton, plan, mending, gated.example_inputs, costs)
+    origin = _origin(skeleton, plan, fix_ups, gated.example_inputs, costs)
     checkpoint.set_origin(model, origin)
-    return Compaction(model, plan, certificate, gated.backend, costs, mending, origin, gated.example_inputs)
+    return Compaction(model, plan, certificate, gated.backend, costs, fix_ups, origin, gated.example_inputs)
 
 
-def _certified(gated: GatedModel, model: nn.Module, plan: Plan, mending: Mending) -> Certificate:
+def _certified(gated: GatedModel, model: nn.Module, plan: Plan, fix_ups: FixUps) -> Certificate:
     gates = [*gated.gates.parameters(), *gated.gates.buffers()]
     runs = gated.trace.runs
-    cases = cases_of(gated.example_inputs, [] if mending.plays_back else [run.variation for run in runs])
+    cases = cases_of(gated.example_inputs, [] if fix_ups.replays else [run.variation for run in runs])
     with put_aside(gated.gates):
         gated.set_masks(gated.masks())  # in training they would be drawn
         sides = Side(gated, gated.model), Side.of(model)
         found = certify(*sides, cases, plan.tensors, gates, decides_by_value=not gated.trace.is_fake)
-    return dataclasses.replace(found, limits=tuple(map(str, limits_of(mending, gated.trace, gated.example_inputs))))
+    return dataclasses.replace(found, limits=tuple(map(str, limits_of(fix_ups, gated.trace, gated.example_inputs))))
 
 
 def _origin(
-    skeleton: nn.Module, plan: Plan, mending: Mending, inputs: ExampleInputs, costs: Mapping[str, Mapping[str, int]]
+    skeleton: nn.Module, plan: Plan, fix_ups: FixUps, inputs: ExampleInputs, costs: Mapping[str, Mapping[str, int]]
 ) -> checkpoint.Origin:
     """Where the compact model comes from: the dense model, or what that was made from if it was compact itself."""
     try:
         form = inputs.describe()
     except TraceError:
-        if not mending.is_plain:
+        if not fix_ups.is_plain:
             raise
         form = None
-    step = checkpoint.Step(plan, mending, form)
+    step = checkpoint.Step(plan, fix_ups, form)
     before = checkpoint.origin_of(skeleton)
     if before is not None:
         return dataclasses.replace(before, steps=(*before.steps, step))
@@ -241,37 +241,37 @@ def _origin(
     return checkpoint.Origin((step,), class_name, None, skeleton, dense_costs)
 
 
-def _runs(gated: GatedModel, keep: Mask, mending: Mending) -> CutRuns:
+def _runs(gated: GatedModel, keep: Mask, fix_ups: FixUps) -> CutRuns:
     model = gated.dense_copy(share_weights=True)
-    again = gated.trace.with_more_samples(model, gated.example_inputs) if mending.plays_back else None
+    again = gated.trace.with_more_samples(model, gated.example_inputs) if fix_ups.replays else None
     return CutRuns.of(gated.trace, gated.analysis, keep, gated.example_inputs, again)
 
 
-def _mending_for(gated: GatedModel, keep: Mask, mending: Mending) -> tuple[Mending, CutRuns]:
-    """The mending these very masks need, for code may go wrong on some sizes only; and the runs that show it.
+def _fix_ups_for(gated: GatedModel, keep: Mask, fix_ups: FixUps) -> tuple[FixUps, CutRuns]:
+    """The fix-ups that these very masks need, for code may go wrong on some sizes only; and the runs that show it.
 
     Raises:
-        CompactionError: No mending serves.
+        CompactionError: No fix-up serves.
     """
     model = gated.dense_copy(share_weights=True)
 
     known: dict[bool, CutRuns] = {}
 
-    def runs_for(mending: Mending) -> CutRuns:
-        if mending.plays_back not in known:
-            known[mending.plays_back] = _runs(gated, keep, mending)
-        return known[mending.plays_back]
+    def runs_for(fix_ups: FixUps) -> CutRuns:
+        if fix_ups.replays not in known:
+            known[fix_ups.replays] = _runs(gated, keep, fix_ups)
+        return known[fix_ups.replays]
 
-    mending, fault = settle(
-        mending, model, runs_for(mending).main, lambda mending: shape_fault_of(model, runs_for(mending), mending)
+    fix_ups, fault = settle(
+        fix_ups, model, runs_for(fix_ups).main, lambda fix_ups: shape_fault_of(model, runs_for(fix_ups), fix_ups)
     )
     if fault is not None:
         raise CompactionError(
             f"compaction: {fault.module or 'the model'}: {fault.error}. Its code does not follow the channels that "
-            "are left, although the trial in wrap() found no fault with other masks. Exclude the channel groups "
+            "are left, although the dry run in wrap() found no fault with other masks. Exclude the channel groups "
             "it looks at with wrap(..., exclude=[...]), or keep other units."
         )
-    return mending, runs_for(mending)
+    return fix_ups, runs_for(fix_ups)
 
 
 def _own(tensor: torch.Tensor) -> torch.Tensor:

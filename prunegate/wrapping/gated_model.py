@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from prunegate.compaction import Limit, Mending, limits_of
+from prunegate.compaction import FixUps, Limit, limits_of
 from prunegate.costs import CostModel, keep_within
 from prunegate.errors import BudgetError, DivergedError, nearest
 from prunegate.gates import Gates, GateSites, remove_call_sites, standardised_magnitudes
@@ -42,7 +42,7 @@ class GatedModel(nn.Module):
         example_inputs: The inputs it was traced with.
         round_to: Kept counts are multiples of this when masks are hardened.
         trace: The run it was found by.
-        mending: How the compact model will be made to run.
+        fix_ups: How the compact model will be made to run.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class GatedModel(nn.Module):
         analysis: Analysis,
         example_inputs: ExampleInputs,
         round_to: int,
-        mending: Mending,
+        fix_ups: FixUps,
         other_reach: Mapping[str, Reach] | None = None,
     ) -> None:
         super().__init__()
@@ -62,7 +62,7 @@ class GatedModel(nn.Module):
         self.example_inputs = example_inputs
         self.round_to = round_to
         self.trace = trace
-        self.mending = mending
+        self.fix_ups = fix_ups
         self._other_reach = dict(other_reach or {})
         self._costs = cost_models(analysis)
         device = next(iter(model.parameters())).device
@@ -79,7 +79,7 @@ class GatedModel(nn.Module):
     @property
     def backend(self) -> str:
         """The compaction back-end the gates were chosen for: ``"module"`` or ``"graph"``."""
-        return self.mending.backend
+        return self.fix_ups.backend
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         with torch._C.DisableTorchFunction():  # gates are no part of the model that a function mode watches
@@ -102,7 +102,7 @@ class GatedModel(nn.Module):
     @property
     def limits(self) -> tuple[Limit, ...]:
         """Conditions outside of which it is not shown that the compact model computes what this one does."""
-        return limits_of(self.mending, self.trace, self.example_inputs)
+        return limits_of(self.fix_ups, self.trace, self.example_inputs)
 
     @property
     def tau(self) -> float:

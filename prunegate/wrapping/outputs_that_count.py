@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from prunegate.errors import TraceError
-from prunegate.groups import ExampleInputs, StandIns
+from prunegate.groups import ExampleInputs, FakeTensors
 from prunegate.groups.following.outputs import named_tensors, names_of_state, tensors_in
-from prunegate.groups.torch_workarounds.stand_ins import KINDS
+from prunegate.groups.torch_workarounds.fake_tensors import KINDS
 
 
 def places_that_count(
@@ -65,11 +65,11 @@ def _returned(model: nn.Module, inputs: ExampleInputs) -> Any:
     """What the model returns on tensors without data, or on real ones where it needs these."""
     reason: Exception | None = None
     for kind in KINDS:
-        stand_ins = StandIns(kind)
-        given = inputs.map(stand_ins.of)
+        fake_tensors = FakeTensors(kind)
+        given = inputs.map(fake_tensors.of)
         try:
-            with stand_ins.running(), torch.no_grad():
-                return stand_ins.of_model(model).eval()(*given.args, **given.kwargs)
+            with fake_tensors.running(), torch.no_grad():
+                return fake_tensors.of_model(model).eval()(*given.args, **given.kwargs)
         except Exception as error:  # a foreign forward may raise anything
             reason = error
     raise TraceError(

@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.parameter import is_lazy
 
-from prunegate.compaction import Mending, Trial, modules_with_experts
+from prunegate.compaction import DryRun, FixUps, modules_with_experts
 from prunegate.errors import NothingToPruneError, TraceError
 from prunegate.groups import Analysis, ExampleInputs, Pin, Trace, copy_with
 from prunegate.modes import eval_mode
@@ -53,7 +53,7 @@ def wrap(
         round_to: Kept counts become multiples of this when masks are hardened; less than the units of the largest
             channel group.
         backend: How the compact model will be made. ``"module"`` keeps the model's class; modules within it
-            whose code cannot follow smaller tensors are played back from the traced run. ``"graph"`` makes
+            whose code cannot follow smaller tensors are replayed from the traced run. ``"graph"`` makes
             an `torch.fx.GraphModule`. ``"auto"`` takes the graph only where it can cut more.
         attention: What an attention loses. ``"heads"``: whole heads. ``"finest"``: places of the width of its heads,
             the same in each, where these are more than the heads and the model's code allows it, as few small heads
@@ -92,16 +92,16 @@ def wrap(
     trace = Trace(model, inputs)
     whole_heads = trace.attentions() if attention == "heads" else frozenset()
     analysis, refused = _without(trace, whole_heads, patterns)
-    trial = _tried(model, inputs, trace, analysis, whole_heads, graph=backend == "graph")
+    dry_run = _tried(model, inputs, trace, analysis, whole_heads, graph=backend == "graph")
     split = trace.split_heads(analysis, whole_heads)
-    unsplit = {module for module, groups in split.items() if groups & trial.refused.keys()}
+    unsplit = {module for module, groups in split.items() if groups & dry_run.refused.keys()}
     if unsplit:  # heads whose code cannot do with fewer places within them may still go as wholes
         whole_heads |= unsplit
         analysis, refused = _without(trace, whole_heads, patterns)
-        trial = _tried(model, inputs, trace, analysis, whole_heads, graph=backend == "graph")
-    trial, *others = _best_first(trial, whole_heads) if backend == "auto" else (trial,)
-    if trial.refused:
-        analysis = trace.analysis({**refused, **trial.refused}, whole_heads)
+        dry_run = _tried(model, inputs, trace, analysis, whole_heads, graph=backend == "graph")
+    dry_run, *others = _best_first(dry_run, whole_heads) if backend == "auto" else (dry_run,)
+    if dry_run.refused:
+        analysis = trace.analysis({**refused, **dry_run.refused}, whole_heads)
     if not analysis.groups:
         _refuse_inputs_that_do_not_fit(model, inputs)
         raise NothingToPruneError(_nothing_left(analysis))
@@ -114,10 +114,10 @@ def wrap(
     logger.info("%d channel groups with %d units, %d pinned", len(analysis.groups), analysis.num_units,
                 len(analysis.pinned))  # fmt: skip
     reach = {
-        other.mending.backend: Reach.of(trace.analysis({**refused, **other.refused}, whole_heads), round_to)
+        other.fix_ups.backend: Reach.of(trace.analysis({**refused, **other.refused}, whole_heads), round_to)
         for other in others
     }
-    return GatedModel(copy_with(model), trace, analysis, inputs, round_to, trial.mending, reach)
+    return GatedModel(copy_with(model), trace, analysis, inputs, round_to, dry_run.fix_ups, reach)
 
 
 def _patterns(exclude: str | Sequence[str]) -> tuple[str, ...]:
@@ -205,23 +205,23 @@ def _without(trace: Trace, whole_heads: frozenset[str], exclude: Sequence[str]) 
 
 def _tried(
     model: nn.Module, inputs: ExampleInputs, trace: Trace, analysis: Analysis, whole_heads: frozenset[str], graph: bool
-) -> Trial:
+) -> DryRun:
     # Experts may keep widths that the kernel of their products does not take as they are.
     experts = () if graph else tuple(modules_with_experts(trace.tape))
-    mending = Mending(graph, resized=experts, whole_heads=tuple(sorted(whole_heads)))
-    trial = Trial(model, inputs, trace, analysis, mending)
-    trial.run()
-    return trial
+    fix_ups = FixUps(graph, resized=experts, whole_heads=tuple(sorted(whole_heads)))
+    dry_run = DryRun(model, inputs, trace, analysis, fix_ups)
+    dry_run.run()
+    return dry_run
 
 
-def _best_first(trial: Trial, whole_heads: frozenset[str]) -> tuple[Trial, ...]:
-    """A trial of the module back-end; where it refuses units one of the graph as well, the better one first."""
-    if not trial.refused or not trial.trace.is_fake:
-        return (trial,)
-    graph = _tried(trial.model, trial.inputs, trial.trace, trial.analysis, whole_heads, graph=True)
-    sizes = {group.name: group.num_units for group in trial.analysis.groups}
-    lost, lost_by_graph = (sum(sizes[name] for name in one.refused) for one in (trial, graph))
-    return (graph, trial) if lost_by_graph < lost else (trial, graph)
+def _best_first(dry_run: DryRun, whole_heads: frozenset[str]) -> tuple[DryRun, ...]:
+    """A dry run of the module back-end; where it refuses units one of the graph as well, the better one first."""
+    if not dry_run.refused or not dry_run.trace.is_fake:
+        return (dry_run,)
+    graph = _tried(dry_run.model, dry_run.inputs, dry_run.trace, dry_run.analysis, whole_heads, graph=True)
+    sizes = {group.name: group.num_units for group in dry_run.analysis.groups}
+    lost, lost_by_graph = (sum(sizes[name] for name in one.refused) for one in (dry_run, graph))
+    return (graph, dry_run) if lost_by_graph < lost else (dry_run, graph)
 
 
 def _excluded(analysis: Analysis, patterns: Sequence[str]) -> dict[str, Pin]:

@@ -147,15 +147,15 @@ def the_builder(document: dict[str, Any], honest: Honest, rng: random.Random) ->
     document["builder"]["arguments"][name] = rng.choice(ARGUMENTS[name])
 
 
-def what_is_played_back(document: dict[str, Any], honest: Honest, rng: random.Random) -> None:
+def what_is_replayed(document: dict[str, Any], honest: Honest, rng: random.Random) -> None:
     step = document["steps"][0]
-    mending = step["mending"] or {"graph": False, "replayed": [], "apart": [], "whole_heads": []}
+    fix_ups = step["mending"] or {"graph": False, "replayed": [], "apart": [], "whole_heads": []}
     what = rng.choice(["graph", "replayed", "apart", "whole_heads", "nothing"])
     if what == "graph":
-        mending["graph"] = not mending["graph"]
+        fix_ups["graph"] = not fix_ups["graph"]
     elif what != "nothing":
-        mending[what] = [*mending.get(what, []), rng.choice(list(honest.modules))]
-    step["mending"] = None if what == "nothing" else mending
+        fix_ups[what] = [*fix_ups.get(what, []), rng.choice(list(honest.modules))]
+    step["mending"] = None if what == "nothing" else fix_ups
 
 
 def the_inputs(document: dict[str, Any], honest: Honest, rng: random.Random) -> None:
@@ -180,7 +180,7 @@ def what_is_compared(document: dict[str, Any], honest: Honest, rng: random.Rando
 
 WAYS: list[Callable[[dict[str, Any], Honest, random.Random], None]] = [
     *[anywhere, in_the_plan, in_the_attributes] * 3,
-    *[another_attribute, a_mask, two_swapped, the_builder, what_is_played_back, the_inputs, what_is_compared],
+    *[another_attribute, a_mask, two_swapped, the_builder, what_is_replayed, the_inputs, what_is_compared],
 ]
 
 

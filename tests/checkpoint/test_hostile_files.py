@@ -184,7 +184,7 @@ HANDMADE: dict[str, tuple[Callable[[bytes], bytes], str]] = {
     "endless inputs": (
         whole(
             lambda d: d["steps"][0].update(
-                mending={"graph": True, "replayed": [], "apart": []},
+                fix_ups={"graph": True, "replayed": [], "apart": []},
                 inputs={"list": [{"list": [{"tensor": [1 << 24] * 4, "dtype": "float32"}]}, {"dict": {}}]},
             )
         ),

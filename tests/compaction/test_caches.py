@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import prunegate
-from prunegate.compaction import Mending, rebuild
+from prunegate.compaction import FixUps, rebuild
 from prunegate.groups import ExampleInputs, copy_with
 from prunegate.groups.torch_workarounds.caches import caches_of
 from tests.wrapping.exactness import assert_exact, noise, units
@@ -63,7 +63,7 @@ def test_a_table_that_was_made_without_data_is_not_met_by_a_real_run() -> None:
 
 
 class Positions(nn.Module):
-    """Sines whose frequencies follow the width, so that a narrower table is another one: it is played back."""
+    """Sines whose frequencies follow the width, so that a narrower table is another one: it is replayed."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -88,14 +88,14 @@ class Located(nn.Module):
         return z
 
 
-def test_a_module_that_is_played_back_makes_tensors_where_it_is_told_to() -> None:
+def test_a_module_that_is_replayed_makes_tensors_where_it_is_told_to() -> None:
     """It is given no tensor to take a device from; without data, and on a GPU, tensors of the CPU do not fit."""
     model = Located().double().eval()
     gated = prunegate.wrap(model, noise(2, 7, 5))
     gated.set_masks({"a": torch.arange(6) % 3 == 0})
     result = prunegate.compact(gated)
     inputs = ExampleInputs.of(noise(2, 7, 5))
-    played = rebuild(copy_with(model), result.plan, Mending(replayed=("positions",)), inputs)
+    played = rebuild(copy_with(model), result.plan, FixUps(replayed=("positions",)), inputs)
     with torch.no_grad():
         torch.testing.assert_close(played(noise(3, 7, 5)), gated.eval()(noise(3, 7, 5)), rtol=1e-9, atol=1e-12)
     assert played.to("meta")(torch.empty(2, 7, 5, dtype=torch.float64, device="meta")).is_meta

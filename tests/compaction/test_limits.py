@@ -15,10 +15,10 @@ from tests.conftest import random_masks, randomise
 from tests.wrapping.test_own_code import Branches, Literals, Model, tokens
 
 
-def played_back(block: nn.Module) -> prunegate.GatedModel:
-    """A gated model whose block will be played back, though its own code would serve."""
+def replayed(block: nn.Module) -> prunegate.GatedModel:
+    """A gated model whose block will be replayed, though its own code would serve."""
     gated = prunegate.wrap(randomise(Model(block)).double().eval(), tokens())
-    gated.mending = replace(gated.mending, resized=(), replayed=gated.mending.resized)
+    gated.fix_ups = replace(gated.fix_ups, resized=(), replayed=gated.fix_ups.resized)
     gated.set_masks(random_masks(gated.groups, 0.5, 0))
     return gated
 
@@ -34,8 +34,8 @@ def test_a_model_whose_own_code_runs_has_no_limits() -> None:
     assert any("training mode" in way and "gradients" in way for way in result.certificate.checked)
 
 
-def test_what_is_played_back_is_a_limit_that_is_told_everywhere() -> None:
-    gated = played_back(Literals())
+def test_what_is_replayed_is_a_limit_that_is_told_everywhere() -> None:
+    gated = replayed(Literals())
     (limit,) = gated.limits
     assert limit.module == "block"
     assert str(limit) in str(gated.explain())
@@ -46,7 +46,7 @@ def test_what_is_played_back_is_a_limit_that_is_told_everywhere() -> None:
 
 
 def test_a_call_outside_of_the_limits_names_them() -> None:
-    model = prunegate.compact(played_back(Literals())).model.eval()
+    model = prunegate.compact(replayed(Literals())).model.eval()
     for again in (model, pickle.loads(pickle.dumps(model))):
         with torch.no_grad():
             assert again(tokens(5)).shape == (5, 7, 3)
@@ -69,4 +69,4 @@ def test_an_argument_that_was_not_there_is_refused() -> None:
 
 def test_what_training_does_otherwise_cannot_be_played_back() -> None:
     with pytest.raises(prunegate.CompactionError, match="differs from the gated one"):
-        prunegate.compact(played_back(Branches()))
+        prunegate.compact(replayed(Branches()))

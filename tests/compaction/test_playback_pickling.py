@@ -1,4 +1,4 @@
-"""A compact model can be copied, pickled and sent to another process, whatever in it is mended."""
+"""A compact model can be copied, pickled and sent to another process, whatever in it is fixed up."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Output:
 
 
 class Heads(nn.Module):
-    """Attention heads whose sizes are numbers in the code, which has to be mended."""
+    """Attention heads whose sizes are numbers in the code, which has to be fixed up."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -140,7 +140,7 @@ def compacted(name: str, backend: str = "module", replayed: bool = False) -> pru
     model = randomise(MODELS[name]()).double().eval()
     gated = prunegate.wrap(model, X[:2], backend=backend)
     if replayed:  # the last resort, where the module's own code would serve
-        gated.mending = replace(gated.mending, replayed=gated.mending.resized, resized=())
+        gated.fix_ups = replace(gated.fix_ups, replayed=gated.fix_ups.resized, resized=())
     gated.set_masks(random_masks(gated.groups, 0.5, 0))
     return prunegate.compact(gated)
 
@@ -179,10 +179,10 @@ def check(model: nn.Module) -> None:
 
 @pytest.mark.parametrize("replayed", [False, True], ids=["resized", "replayed"])
 @pytest.mark.parametrize("name", [name for name in MODELS if name not in ("whole", "grouped query")])
-def test_a_mended_model_computes_bitwise_the_same_when_copied_or_pickled(name: str, replayed: bool) -> None:
+def test_a_fixed_up_model_computes_bitwise_the_same_when_copied_or_pickled(name: str, replayed: bool) -> None:
     result = compacted(name, replayed=replayed)
     if name != "torch's encoder layer":  # its attention has a form of its own
-        assert result.mending.replayed if replayed else not result.mending.is_plain
+        assert result.fix_ups.replayed if replayed else not result.fix_ups.is_plain
     check(result.model.eval())
     assert isinstance(pickled(result.model), type(MODELS[name]()))
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prunegate.compaction.trial import _kind_of, _largest_working
+from prunegate.compaction.dry_run import _kind_of, _largest_working
 
 NAMES = [f"blocks.{i}.{layer}" for i in range(12) for layer in ("attention", "mlp")] + ["stem", "head"]
 

@@ -137,17 +137,17 @@ def test_masks_of_evaluation_stay_on_the_device(name: str) -> None:
 def test_the_dry_run_of_wrap_stays_on_the_device(name: str) -> None:
     """What failed for every model on a GPU: a mask made on the CPU. Reading the comparison's numbers comes after it."""
     from prunegate.compaction import CutRuns
-    from prunegate.compaction.trial import _halves, telling_copy, value_fault_of
+    from prunegate.compaction.dry_run import _halves, randomised_copy, value_fault_of
 
     plain, _ = wrapped(name)
     keep, _ = _halves(plain.analysis, frozenset(group.name for group in plain.groups))
     runs = CutRuns.of(plain.trace, plain.analysis, keep, plain.example_inputs)
-    dense = telling_copy(plain.dense_copy(), plain.example_inputs)
+    dense = randomised_copy(plain.dense_copy(), plain.example_inputs)
     with FakeTensorMode(allow_non_fake_inputs=True):
         model = copy_with(dense, lambda t: in_place_of(t, torch.empty_like(t, device="cuda")))
         inputs = plain.example_inputs.map(lambda t: torch.empty_like(t, device="cuda"))
         with pytest.raises(DataDependentOutputException):
-            value_fault_of(model, replace(runs, inputs=inputs), plain.mending, torch.float32)
+            value_fault_of(model, replace(runs, inputs=inputs), plain.fix_ups, torch.float32)
 
 
 def test_inputs_elsewhere_than_the_model_are_refused() -> None:

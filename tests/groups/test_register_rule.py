@@ -83,7 +83,7 @@ def test_a_module_class_has_a_rule_of_its_own() -> None:
 
 
 def test_a_wrong_rule_is_found_out_and_refused() -> None:
-    """The trial in `wrap` compares, so that nobody's rule can make a compact model that computes otherwise."""
+    """The dry run in `wrap` compares, so that nobody's rule can make a compact model that computes otherwise."""
 
     class Mixing(nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:

@@ -218,7 +218,7 @@ def test_heads_that_only_training_runs_are_honoured() -> None:
 
 
 def test_wrong_channels_behind_a_zero_scale_are_found() -> None:
-    """Fresh models scale residual branches by zero; the trial must not be fooled by that."""
+    """Fresh models scale residual branches by zero; the dry run must not be fooled by that."""
     net = Net(
         lambda m, x: m.c(x) + m.s(m.b(torch.ops.aten.slice(m.a(x), 1, 2, 6))),
         a=conv(3, 8),

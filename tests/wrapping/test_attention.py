@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import prunegate
-from prunegate.compaction import Mending, rebuild
+from prunegate.compaction import FixUps, rebuild
 from prunegate.errors import TraceError
 from prunegate.gates.masked_functions import call_masked
 from prunegate.groups import ExampleInputs, copy_with, on_meta
@@ -95,7 +95,7 @@ def test_one_optimisation_step_changes_both_alike(backend: str, attention: str) 
 
 @pytest.mark.parametrize("backend", ["module", "graph"])
 @both_units
-def test_what_is_played_back_is_saved_as_a_plan_and_loaded(backend: str, attention: str, tmp_path: Path) -> None:
+def test_what_is_replayed_is_saved_as_a_plan_and_loaded(backend: str, attention: str, tmp_path: Path) -> None:
     result = prunegate.compact(gated_transformer(backend, attention))
     result.save(tmp_path / "compact.safetensors")
     loaded: Any = prunegate.load(tmp_path / "compact.safetensors", model=Transformer().double())
@@ -127,9 +127,9 @@ def test_a_position_in_the_code_is_honoured_by_the_graph() -> None:
 
 def test_what_was_saved_before_there_was_a_choice_has_whole_heads() -> None:
     result = prunegate.compact(gated_transformer("module", "heads"))
-    stored = result.mending.as_dict()
+    stored = result.fix_ups.as_dict()
     assert stored.pop("whole_heads") == ["attention"]
-    before = Mending.from_dict(stored)
+    before = FixUps.from_dict(stored)
     loaded = rebuild(copy_with(Transformer().double(), on_meta), result.plan, before, ExampleInputs.of(tokens(2)))
     loaded.load_state_dict(result.model.state_dict(), assign=True)
     with torch.no_grad():
@@ -152,7 +152,7 @@ def test_heads_go_as_wholes_where_something_else_needs_their_width() -> None:
 
 def test_heads_go_as_wholes_where_the_code_cannot_do_without_their_width() -> None:
     class Stubborn(Transformer):
-        """Its block is the model itself, which cannot be played back, and it calls an operation by itself."""
+        """Its block is the model itself, which cannot be replayed, and it calls an operation by itself."""
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             view = torch.ops.aten._unsafe_view
@@ -162,7 +162,7 @@ def test_heads_go_as_wholes_where_the_code_cannot_do_without_their_width() -> No
             return self.head(self.attention.out(x.flatten(2)).mean(1))
 
     gated = prunegate.wrap(randomise(Stubborn(), 0).double().eval(), tokens(2), backend="module")
-    assert gated.mending.whole_heads == ("",)
+    assert gated.fix_ups.whole_heads == ("",)
     assert next(group.num_units for group in gated.groups if group.name == "attention.qkv") == 4
     gated.set_masks(random_masks(gated.groups, 0.5, 1))
     with torch.no_grad():
@@ -211,7 +211,7 @@ class SeparateAttention(nn.Module):
 
 def test_queries_keys_and_values_keep_one_width_that_the_models_code_can_follow() -> None:
     gated = prunegate.wrap(randomise(SeparateAttention(), 0).double().eval(), tokens(2))
-    assert gated.mending.is_plain
+    assert gated.fix_ups.is_plain
     group = next(group for group in gated.groups if group.name == "query")
     assert group.num_units == 6
     assert {"query", "key", "value", "out"} == {member.module for member in group.members}

@@ -12,7 +12,7 @@ from torch import nn
 
 import prunegate
 from prunegate.compaction.consistency import followed
-from prunegate.compaction.mending import Mending
+from prunegate.compaction.fix_ups import FixUps
 from prunegate.compaction.plan import Plan
 from prunegate.groups import ExampleInputs, Trace
 from prunegate.groups.solving.choices import finest
@@ -159,7 +159,7 @@ def test_what_was_compacted_with_units_chosen_one_by_one_is_loaded() -> None:
     assert [g.num_units for g in alone.groups] != [g.num_units for g in together.groups]
     keep = np.arange(alone.num_units) % 3 > 0
     plan = Plan.of(alone, keep)
-    _, analysis, kept = followed(model, plan, Mending(), ExampleInputs.of(IMAGE))
+    _, analysis, kept = followed(model, plan, FixUps(), ExampleInputs.of(IMAGE))
     assert np.array_equal(kept, keep)
     assert analysis.num_units == alone.num_units
 

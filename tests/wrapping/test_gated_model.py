@@ -185,7 +185,7 @@ def test_compact_model_can_be_trained_and_wrapped_again(gated: prunegate.GatedMo
 
 def test_code_that_branches_on_the_number_of_channels_is_refused_by_name() -> None:
     class Few(nn.Module):
-        """Goes wrong where less is left than the trial in `wrap` leaves."""
+        """Goes wrong where less is left than the dry run in wrap() leaves."""
 
         def __init__(self) -> None:
             super().__init__()

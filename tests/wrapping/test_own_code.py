@@ -252,7 +252,7 @@ def apart(gated: prunegate.GatedModel, result: prunegate.Compaction, x: torch.Te
 def test_own_code_is_exact_in_either_mode_at_any_size(name: str) -> None:
     gated, result = cut(name)
     assert any(member.tensor == "block.q.weight" for group in gated.groups for member in group.members)
-    assert not result.mending.plays_back
+    assert not result.fix_ups.replays
     assert not gated.limits
     for batch, length in ((2, 7), (3, 7), (2, 11), (1, 5), (5, 20)):
         for training in (False, True):
@@ -287,9 +287,9 @@ def test_it_is_saved_as_a_plan_and_cut_again(name: str, tmp_path: Path) -> None:
     again = prunegate.wrap(result.model.eval(), tokens())
     again.set_masks(random_masks(again.groups, 0.7, 1))
     twice = prunegate.compact(again)
-    # What was picked from a table is not picked from again: such a block is played back, and says so.
-    assert not twice.mending.plays_back or (name == "Tables" and again.limits)
-    for length in (7,) if twice.mending.plays_back else (7, 12):
+    # What was picked from a table is not picked from again: such a block is replayed, and says so.
+    assert not twice.fix_ups.replays or (name == "Tables" and again.limits)
+    for length in (7,) if twice.fix_ups.replays else (7, 12):
         assert apart(again, twice, tokens(3, length), training=False) <= 1e-9
 
 

@@ -243,9 +243,9 @@ def check(width: int, pieces: list[tuple[str, int]], density: float, seed: int) 
     gated.set_masks(random_masks(gated.groups, density, seed))
     result = prunegate.compact(gated)
     sides = Side(gated, gated.model), Side.of(result.model)
-    # What is played back keeps the image size of the traced run, and says so; the model's own code takes any.
-    assert bool(gated.limits) == gated.mending.plays_back
-    size, scale = ((5, 5), {}) if result.mending.plays_back else ((6, 4), {"scale": 0.7})
+    # What is replayed keeps the image size of the traced run, and says so; the model's own code takes any.
+    assert bool(gated.limits) == gated.fix_ups.replays
+    size, scale = ((5, 5), {}) if result.fix_ups.replays else ((6, 4), {"scale": 0.7})
     for training in (False, True):
         other = torch.randn(3, 3, *size, dtype=torch.float64, generator=torch.Generator().manual_seed(seed + 1))
         with put_aside(gated, result.model):
@@ -263,7 +263,7 @@ def check(width: int, pieces: list[tuple[str, int]], density: float, seed: int) 
     [
         # The halves of a shuffle, whose count is a number in the code: a mistake that deep layers shrink.
         (8, [(k, 0) for k in ("shuffle", "reuse", "depthwise", "reuse", "grouped", "conv", "conv")], 0.3, 0),
-        # Heads and width that by chance fit torch's attention layer in the trial, and not with these masks.
+        # Heads and width that by chance fit torch's attention layer in the dry run, and not with these masks.
         (12, [("conv", 0), ("activation", 3), ("multihead", 0)], 0.3, 0),
         # Two splits that look the same, of channels that go apart from each other.
         (6, [("split", 0), ("split", 0)], 0.6, 0),

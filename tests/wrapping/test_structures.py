@@ -208,14 +208,14 @@ def test_a_model_whose_shapes_depend_on_values_is_followed_on_real_tensors() -> 
 
 @pytest.mark.parametrize(("attention", "attribute"), [("finest", "head_dim"), ("heads", "num_heads")])
 def test_size_attributes_keep_a_models_own_code(attention: str, attribute: str) -> None:
-    """A transformer that holds its sizes as attributes needs no playing back, and takes other images then."""
+    """A transformer that holds its sizes as attributes needs no replay, and takes other images then."""
     import timm
 
     gated = prunegate.wrap(timm.create_model("test_vit", dynamic_img_size=True).double().eval(),
                            torch.randn(2, 3, 160, 160, dtype=torch.float64), attention=attention)  # fmt: skip
     gated.set_masks(random_masks(gated.groups, 0.5, 1))
     result = prunegate.compact(gated)
-    assert result.mending.is_plain
+    assert result.fix_ups.is_plain
     kept = int(gated.masks()["blocks.0.attn.qkv"].sum())
     assert result.plan.attributes["blocks.0.attn"][attribute] == kept
     x = torch.randn(1, 3, 128, 96, dtype=torch.float64)

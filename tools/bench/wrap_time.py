@@ -4,7 +4,7 @@
 
 Each model runs in a process of its own, on one thread. Our analysis and the peer's graph are made in turn,
 several times; the shortest time of each counts, in seconds of processor time, which other work on the machine
-disturbs less than the clock. The trial of the surgery, which the peer does not make, is reported apart. So is the
+disturbs less than the clock. The dry run of the surgery, which the peer does not make, is reported apart. So is the
 peak of memory above what the process held before, in copies of the parameters: of the analysis, and of the whole
 `wrap`, which holds the gated copy, a copy for the trial and the activations of two samples.
 """
@@ -51,7 +51,7 @@ def main() -> int:
     sys.path.append(str(CHECKOUT))
     if options.child:
         what, name = options.child
-        print(json.dumps({"times": _times, "trial": _trial, "meta": _on_meta}[what](name, options.repeats)))
+        print(json.dumps({"times": _times, "trial": _dry_run, "meta": _on_meta}[what](name, options.repeats)))
         return 0
     lines = [
         "| model | parameters (M) | analysis (s) | Torch-Pruning (s) | ratio | whole wrap (s) | of it trial (s) "
@@ -124,7 +124,7 @@ def _times(name: str, repeats: int) -> dict[str, Any]:
     return {"params": sum(p.numel() for p in model.parameters()), "ours": min(ours), "peer": min(peer)}
 
 
-def _trial(name: str, repeats: int) -> dict[str, Any]:
+def _dry_run(name: str, repeats: int) -> dict[str, Any]:
     """A whole wrap, and its peak of memory above what was there before."""
     import torch
 

@@ -83,7 +83,7 @@ class Row:
     groups: int = 0
     macs_left: float = 0.0
     differences: dict[str, float | str] = field(default_factory=dict)
-    mended: dict[str, int] = field(default_factory=dict)
+    fixed_up: dict[str, int] = field(default_factory=dict)
     limits: list[str] = field(default_factory=list)
     error: str = ""
 
@@ -108,7 +108,7 @@ def seen(name: str, case: PackageCase, dtype: torch.dtype) -> Row:
         result = prunegate.compact(gated)
         row.limits += result.certificate.not_checked
         row.macs_left = round(result.costs["macs"]["compact"] / max(result.costs["macs"]["dense"], 1), 3)
-        row.mended = {what: len(getattr(result.mending, what)) for what in ("attributes", "resized", "replayed")}
+        row.fixed_up = {what: len(getattr(result.fix_ups, what)) for what in ("attributes", "resized", "replayed")}
         _compare(case, gated, result, dtype, row)
     except Exception as error:
         row.error = f"{type(error).__name__}: {str(error)[:400]}"
@@ -200,11 +200,11 @@ _COLUMNS = ("other batch", "other size", "training", "training, other", "pickled
 
 def table(rows: list[dict[str, Any]]) -> str:
     """The rows as a table in Markdown: relative differences, float64 and float32 side by side."""
-    lines = [f"| model | dtype | groups | MACs left | wrap, s | mended | {' | '.join(_COLUMNS)} | limits |",
+    lines = [f"| model | dtype | groups | MACs left | wrap, s | fixed_up | {' | '.join(_COLUMNS)} | limits |",
              f"|---|---|---:|---:|---:|---|{'---|' * len(_COLUMNS)}---|"]  # fmt: skip
     for row in rows:
         cells = [row["name"], row["dtype"], str(row["groups"]), f"{row['macs_left']:.2f}", f"{row['seconds']:.0f}"]
-        cells.append(", ".join(f"{count} {what}" for what, count in row["mended"].items() if count) or "nothing")
+        cells.append(", ".join(f"{count} {what}" for what, count in row["fixed_up"].items() if count) or "nothing")
         cells += [_cell(row["differences"].get(column)) for column in _COLUMNS]
         lines.append(f"| {' | '.join(cells)} | {'; '.join(row['limits']) or row['error']} |".replace("\n", " "))
     return "\n".join(lines)

@@ -12,8 +12,8 @@ from torch import nn
 
 from prunegate.groups.following.watch import Watch
 from prunegate.groups.torch_workarounds.copies import modules_by_path
+from prunegate.groups.torch_workarounds.fake_tensors import FakeTensors
 from prunegate.groups.torch_workarounds.kernels import decomposed_attention
-from prunegate.groups.torch_workarounds.stand_ins import StandIns
 
 
 @contextlib.contextmanager
@@ -49,13 +49,13 @@ def stored_tensors(model: nn.Module) -> list[tuple[Literal["parameter", "buffer"
 
 
 @contextlib.contextmanager
-def run_watched(model: nn.Module, watch: Watch, stand_ins: StandIns) -> Iterator[None]:
+def run_watched(model: nn.Module, watch: Watch, fake_tensors: FakeTensors) -> Iterator[None]:
     """The modes under which a model is followed, without the mode that follows its operations."""
     with (
         watch.modules_of(model),
         decomposed_attention(),
         torch.no_grad(),
-        stand_ins.running(),
+        fake_tensors.running(),
         watch,
     ):
         yield

@@ -1,7 +1,7 @@
 """The tape: every operation of one run, in order, with tensors replaced by numbers.
 
 Compaction plays parts of it back with other sizes where a module's own code cannot follow its smaller
-tensors (`prunegate.compaction.playback`).
+tensors (`prunegate.compaction.replaying`).
 """
 
 from __future__ import annotations

@@ -30,8 +30,8 @@ from prunegate.groups.solving.constraints import Constraints, Pin
 from prunegate.groups.solving.solve import solve
 from prunegate.groups.solving.united import united_by, ways_of
 from prunegate.groups.torch_workarounds.copies import copy_with, the_same
+from prunegate.groups.torch_workarounds.fake_tensors import KINDS, FakeTensors, Kind
 from prunegate.groups.torch_workarounds.kernels import decomposed_attention
-from prunegate.groups.torch_workarounds.stand_ins import KINDS, Kind, StandIns
 
 logger = logging.getLogger(__name__)
 
@@ -82,7 +82,7 @@ class Trace:
             self.constraints = Constraints()
             self._values = Values(self.constraints)
             self.runs, self.not_followed = [], ()
-            self._stand_ins = StandIns(kind)
+            self._fake_tensors = FakeTensors(kind)
             try:
                 with no_collection(unless=kind == "real"):
                     self._follow(model, inputs)
@@ -102,7 +102,7 @@ class Trace:
     @property
     def is_fake(self) -> bool:
         """Whether the run went without data."""
-        return self._stand_ins.kind != "real"
+        return self._fake_tensors.kind != "real"
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Trace:
         """Itself: what a run said does not change."""
@@ -111,7 +111,7 @@ class Trace:
     @property
     def kind(self) -> Kind:
         """What stood in for the model's tensors."""
-        return self._stand_ins.kind
+        return self._fake_tensors.kind
 
     @property
     def tape(self) -> Tape:
@@ -119,7 +119,7 @@ class Trace:
         return self.runs[0].tape
 
     def _follow(self, model: nn.Module, inputs: ExampleInputs) -> None:
-        copied = self._stand_ins.of_model(model)
+        copied = self._fake_tensors.of_model(model)
         self._parameters, self._shapes = [], {}
         for kind, name, tensor in stored_tensors(copied):
             if kind == "parameter":
@@ -168,9 +168,9 @@ class Trace:
 
     def _check(self, model: nn.Module, inputs: ExampleInputs, training: bool) -> None:
         """Whether torch's own kernels take such sizes: what follows a run is quicker, and asks less."""
-        inputs = inputs.map(self._stand_ins.of)
+        inputs = inputs.map(self._fake_tensors.of)
         try:
-            with self._stand_ins.running_unfollowed(), decomposed_attention(), torch.no_grad():
+            with self._fake_tensors.running_unfollowed(), decomposed_attention(), torch.no_grad():
                 model.train(training)(*inputs.args, **inputs.kwargs)
         except Exception as error:  # a foreign forward may raise anything
             raise TraceError(f"the model does not take them: {type(error).__name__}: {error}") from error
@@ -185,12 +185,12 @@ class Trace:
             tape.add(tensor, self._values.labels(tensor), Source("stored", name))
         watch = Watch(tape, module_rule, FUNCTION_RULES)
         costs = len(self.constraints.contractions)
-        inputs = variation.of(inputs).map(self._stand_ins.of)
+        inputs = variation.of(inputs).map(self._fake_tensors.of)
         for tensor in inputs.tensors():
             self._values.set(tensor, ())
             tape.add(tensor, (), Source("input"))
         try:
-            with run_watched(model.train(training), watch, self._stand_ins), Tracer(self._values, watch, tape):
+            with run_watched(model.train(training), watch, self._fake_tensors), Tracer(self._values, watch, tape):
                 outputs = model(*inputs.args, **inputs.kwargs)
         except Exception as error:
             raise TraceError(why_it_failed(watch.module or "the model", error)) from error
@@ -228,16 +228,16 @@ class Trace:
         return self._again[0]
 
     def _follow_again(self, model: nn.Module, inputs: ExampleInputs) -> Tape | None:
-        stand_ins, tape = StandIns(self._stand_ins.kind), Tape()
-        copied = stand_ins.of_model(model).eval()
+        fake_tensors, tape = FakeTensors(self._fake_tensors.kind), Tape()
+        copied = fake_tensors.of_model(model).eval()
         for _, _, tensor in stored_tensors(copied):
             tape.add(tensor)
-        inputs = inputs.map(stand_ins.of)
+        inputs = inputs.map(fake_tensors.of)
         for tensor in inputs.tensors():
             tape.add(tensor)
         watch = Watch(tape, module_rule, FUNCTION_RULES)
         try:
-            with run_watched(copied, watch, stand_ins), Tracer(None, watch, tape):
+            with run_watched(copied, watch, fake_tensors), Tracer(None, watch, tape):
                 copied(*inputs.args, **inputs.kwargs)
         except Exception as reason:  # a foreign forward may raise anything
             logger.info("the run with more samples failed: %s", reason)

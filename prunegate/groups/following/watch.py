@@ -65,7 +65,7 @@ class Frame:
         return SizeCallKey(self.path, self.number, place, repetition)
 
 
-# Functions that are played back whole: they take no sizes, and what they do in training or by a fused
+# Functions that are replayed whole: they take no sizes, and what they do in training or by a fused
 # kernel would be lost if they were taken apart.
 _WHOLE = frozenset(
     """_weight_norm scaled_dot_product_attention dropout dropout1d dropout2d dropout3d alpha_dropout

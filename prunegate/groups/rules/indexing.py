@@ -65,7 +65,7 @@ def _gather(call: Call) -> list[Labels]:
     """``gather`` and the kinds of ``scatter``: the index has an entry for each entry that is moved.
 
     Where the index has no units it has been spread over channels, and the code that did so will find as many as there
-    are. Were these other numbers for each channel, the trial would tell.
+    are. Were these other numbers for each channel, the dry run would tell.
     """
     target, index = call.inputs[0], call.tensor("index")
     ndim = target.dim()

@@ -205,7 +205,7 @@ def _spread(call: Call) -> Labels:
     """Labels along the dimensions on which one entry becomes many: those may follow the channels they meet.
 
     As when an operation broadcasts: ``x / count.expand_as(x)`` is ``x / count``. Where the code gives a number of its
-    own instead, the trial tells.
+    own instead, the dry run tells.
     """
     before = call.shape_of(call.inputs[0])
     before = (1,) * (len(call.shape) - len(before)) + before

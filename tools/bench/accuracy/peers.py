@@ -102,7 +102,7 @@ def prune(model: nn.Module, pruner: Any, method: str, task: Task, seed: int, lim
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             pruner.step()
-        _mend_heads(model, pruner)
+        _fix_heads(model, pruner)
         steps += 1
         found = macs_of(model, task)
     model.zero_grad()
@@ -117,7 +117,7 @@ def _accumulate_gradients(model: nn.Module, task: Task, seed: int) -> None:
         F.cross_entropy(model(images), labels).backward()
 
 
-def _mend_heads(model: nn.Module, pruner: Any) -> None:
+def _fix_heads(model: nn.Module, pruner: Any) -> None:
     """timm's attention keeps its sizes as numbers; Torch-Pruning's example for it sets them in the same way."""
     for module in model.modules():
         if hasattr(module, "qkv") and module.qkv in pruner.num_heads:

@@ -1,4 +1,4 @@
-"""Files of models whose modules run with another forward: narrow attention, sizes in calls, what is played back."""
+"""Files of models whose modules run with another forward: narrow attention, sizes in calls, what is replayed."""
 
 from __future__ import annotations
 
@@ -62,22 +62,22 @@ class Sized(nn.Module):
 ATTENTION = [f"encoder.layers.{number}.self_attn" for number in range(2)]
 
 
-def made(kind: type[nn.Module], share: float = 0.5, **mending: Any) -> tuple[prunegate.Compaction, torch.Tensor]:
+def made(kind: type[nn.Module], share: float = 0.5, **fix_ups: Any) -> tuple[prunegate.Compaction, torch.Tensor]:
     torch.manual_seed(0)
     x = torch.randn(2, 6, 10)
     gated = prunegate.wrap(randomise(kind()).eval(), x)
-    gated.mending = replace(gated.mending, **mending)
+    gated.fix_ups = replace(gated.fix_ups, **fix_ups)
     gated.set_masks(random_masks(gated.groups, share, 0))
     return prunegate.compact(gated), x
 
 
 @pytest.mark.parametrize("kind", [Encoder, Sized])
 @pytest.mark.parametrize("verify", [False, True])
-def test_a_mended_model_is_loaded_bit_for_bit_and_with_its_structure(
+def test_a_fixed_up_model_is_loaded_bit_for_bit_and_with_its_structure(
     tmp_path: Path, kind: type[nn.Module], verify: bool
 ) -> None:
     result, x = made(kind)
-    assert not result.mending.plays_back
+    assert not result.fix_ups.replays
     file = tmp_path / "c.safetensors"
     result.save(file)
     loaded = prunegate.load(file, model=kind, verify=verify)
@@ -86,7 +86,7 @@ def test_a_mended_model_is_loaded_bit_for_bit_and_with_its_structure(
 
 
 @pytest.mark.parametrize("kind", [Encoder, Sized])
-def test_a_mended_model_that_was_cut_again_is_loaded_bit_for_bit(tmp_path: Path, kind: type[nn.Module]) -> None:
+def test_a_fixed_up_model_that_was_cut_again_is_loaded_bit_for_bit(tmp_path: Path, kind: type[nn.Module]) -> None:
     """Of the attention that is left, places within heads go then."""
     once, x = made(kind)
     gated = prunegate.wrap(once.model.eval(), x)
@@ -140,7 +140,7 @@ def test_sizes_of_attention_that_its_weights_do_not_have_are_refused(
 
 
 def _as_of_1_0(document: dict[str, Any]) -> None:
-    """Before torch's attention had a forward for fewer heads, its sizes stayed and it was played back."""
+    """Before torch's attention had a forward for fewer heads, its sizes stayed and it was replayed."""
     document["version"] = "1.0"
     for since in ("document_sha256", "structure_sha256", "versions"):
         del document[since]
@@ -152,9 +152,9 @@ def _as_of_1_0(document: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("mending", [{"replayed": tuple(ATTENTION)}, {"graph": True}], ids=["module", "graph"])
-def test_files_of_1_0_that_play_attention_back_are_loaded(tmp_path: Path, mending: dict[str, Any]) -> None:
-    result, x = made(Encoder, **mending)
-    assert result.mending.plays_back
+def test_files_of_1_0_that_replay_attention_are_loaded(tmp_path: Path, fix_ups: dict[str, Any]) -> None:
+    result, x = made(Encoder, **fix_ups)
+    assert result.fix_ups.replays
     file = tmp_path / "c.safetensors"
     result.save(file)
     expected = result.model.eval()(x)
@@ -162,7 +162,7 @@ def test_files_of_1_0_that_play_attention_back_are_loaded(tmp_path: Path, mendin
     rewritten(file, _as_of_1_0, reseal=False)
     loaded = prunegate.load(file, model=Encoder)
     assert torch.equal(loaded(x), expected)
-    if not result.mending.graph:
+    if not result.fix_ups.graph:
         assert loaded.get_submodule(ATTENTION[1]).num_heads == 4
 
 
@@ -183,7 +183,7 @@ def test_the_structure_covers_what_a_forward_was_made_with(kind: type[nn.Module]
 def test_the_structure_is_the_same_in_another_process() -> None:
     code = (
         "import json; from prunegate.checkpoint.structure import structure_of; "
-        "from tests.checkpoint.test_mended_files import *; "
+        "from tests.checkpoint.test_fixed_up_files import *; "
         "print(json.dumps([structure_of(made(k)[0].model) for k in (Encoder, Sized)]))"
     )
     done = subprocess.run(

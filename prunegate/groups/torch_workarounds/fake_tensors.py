@@ -22,7 +22,7 @@ Kind: TypeAlias = Literal["meta", "fake", "real"]
 KINDS: tuple[Kind, ...] = ("meta", "fake", "real")
 
 
-class StandIns:
+class FakeTensors:
     """Tensors without data in place of a model's own; or, of kind ``"real"``, its own.
 
     Attributes:
@@ -35,7 +35,7 @@ class StandIns:
         self._caches: list[Any] = []
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return StandIns, (self.kind,)
+        return FakeTensors, (self.kind,)
 
     def of(self, tensor: torch.Tensor) -> torch.Tensor:
         """A tensor of the same form. A fake one for the meta device is on the CPU, so that both can meet."""

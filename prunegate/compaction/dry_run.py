@@ -1,4 +1,4 @@
-"""A trial of the surgery before any training: how each model is made to run, and which groups cannot be cut."""
+"""A dry run of the surgery before any training: how each model is made to run, and which groups cannot be cut."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from torch import nn
 
 from prunegate.compaction.cut_sizes import CutRuns
 from prunegate.compaction.faults import Fault, shape_fault, value_fault
-from prunegate.compaction.mending import Mending, mend, settle
+from prunegate.compaction.fix_ups import FixUps, fix_up, settle
 from prunegate.compaction.other_ways import has_own_backward, other_fault_of, trains_otherwise, under_mask
 from prunegate.compaction.plan import Mask, Plan
 from prunegate.compaction.precision import Widely, converted, outputs_of, random_like
 from prunegate.compaction.surgery import cut
 from prunegate.gates import GateSites
-from prunegate.groups import Analysis, ExampleInputs, Pin, StandIns, Trace, copy_with, the_same
+from prunegate.groups import Analysis, ExampleInputs, FakeTensors, Pin, Trace, copy_with, the_same
 from prunegate.groups.torch_workarounds.kernels import decomposed_attention, exact_arithmetic
 
 logger = logging.getLogger(__name__)
@@ -35,14 +35,14 @@ _SUSPECT = {torch.float32: 1e-3, torch.float64: 1e-8}
 
 
 @dataclass
-class Trial:
+class DryRun:
     """Cuts copies of a model and runs them, to find out what compaction can honour.
 
     A random half of all units is cut and the copy is run: on fake tensors, to see that all shapes fit, and then
     on noise of the inputs' form, to compare every module with the masked model's; there the other half is
     tried as well, so that every unit has been out once. Values are compared under random weights, since a
     branch that a fresh model scales by zero or 1e-6 hides every mistake inside it. Modules whose code does
-    not serve are played back. If that cannot help, halves of the list of groups are added to what works as
+    not serve are replayed. If that cannot help, halves of the list of groups are added to what works as
     long as it keeps working, so that few runs find the culprits.
     """
 
@@ -50,13 +50,13 @@ class Trial:
     inputs: ExampleInputs
     trace: Trace
     analysis: Analysis
-    mending: Mending
+    fix_ups: FixUps
     refused: dict[str, Pin] = field(default_factory=dict)
-    _telling: nn.Module | None = None
+    _randomised: nn.Module | None = None
     _known: dict[Any, CutRuns] = field(default_factory=dict)
 
     def run(self) -> None:
-        """Find the mending, and fill `refused` with the groups that cannot be cut."""
+        """Find the fix-ups, and fill `refused` with the groups that cannot be cut."""
         checks: list[Callable[[Sequence[str]], Fault | None]] = [self._shapes]
         if not self._has_no_values():
             checks += [self._values, self._other_ways]
@@ -68,31 +68,31 @@ class Trial:
             logger.info("searching for the groups that cannot be cut: %s: %s", fault.module, fault.error)
             _, errors = _largest_working(names, partial(_error_of, check), _kind_of)
             self.refused.update({name: Pin(f"cutting it breaks the model: {e}") for name, e in errors.items()})
-        self._telling, self._known = None, {}  # as large as the model
+        self._randomised, self._known = None, {}  # as large as the model
         if self.refused:
             logger.info("%d channel groups cannot be cut and are pinned", len(self.refused))
 
     def _runs(self, keep: Mask) -> CutRuns:
-        key = (keep.tobytes(), self.mending.plays_back)
+        key = (keep.tobytes(), self.fix_ups.replays)
         if key not in self._known:
-            again = self.trace.with_more_samples(self.model, self.inputs) if self.mending.plays_back else None
+            again = self.trace.with_more_samples(self.model, self.inputs) if self.fix_ups.replays else None
             self._known = {key: CutRuns.of(self.trace, self.analysis, keep, self.inputs, again)}
         return self._known[key]
 
-    def _settled(self, keep: Mask, fault_of: Callable[[CutRuns, Mending], Fault | None]) -> Fault | None:
-        def attempt(mending: Mending) -> Fault | None:
-            self.mending = mending
-            return fault_of(self._runs(keep), mending)
+    def _settled(self, keep: Mask, fault_of: Callable[[CutRuns, FixUps], Fault | None]) -> Fault | None:
+        def attempt(fix_ups: FixUps) -> Fault | None:
+            self.fix_ups = fix_ups
+            return fault_of(self._runs(keep), fix_ups)
 
-        before = self.mending
-        self.mending, fault = settle(before, self.model, self._runs(keep).main, attempt)
+        before = self.fix_ups
+        self.fix_ups, fault = settle(before, self.model, self._runs(keep).main, attempt)
         if fault is not None:  # what did not help these groups is no help to others
-            self.mending = before
+            self.fix_ups = before
         return fault
 
     def _shapes(self, chosen: Sequence[str]) -> Fault | None:
         keep, _ = _halves(self.analysis, frozenset(chosen))
-        return self._settled(keep, lambda runs, mending: shape_fault_of(self.model, runs, mending))
+        return self._settled(keep, lambda runs, fix_ups: shape_fault_of(self.model, runs, fix_ups))
 
     def _values(self, chosen: Sequence[str]) -> Fault | None:
         for keep in _halves(self.analysis, frozenset(chosen)):
@@ -105,41 +105,41 @@ class Trial:
         """Training mode, gradients and other sizes, where more than torch's own functions decides about them."""
         keep, _ = _halves(self.analysis, frozenset(chosen))
         runs = self._runs(keep)
-        if self.mending.is_plain and not trains_otherwise(self.trace) and not has_own_backward(self.model, runs):
+        if self.fix_ups.is_plain and not trains_otherwise(self.trace) and not has_own_backward(self.model, runs):
             return None
-        if self._telling is None:
-            self._telling = telling_copy(self.model, self.inputs)
+        if self._randomised is None:
+            self._randomised = randomised_copy(self.model, self.inputs)
         # Gradients round more than outputs: in single precision little would be sure.
-        return other_fault_of(copy_with(self._telling, _doubled), runs, self.mending, torch.float64)
+        return other_fault_of(copy_with(self._randomised, _doubled), runs, self.fix_ups, torch.float64)
 
-    def _value_fault(self, runs: CutRuns, mending: Mending) -> Fault | None:
-        if self._telling is None:
-            self._telling = telling_copy(self.model, self.inputs)
-        fault = value_fault_of(self._telling, runs, mending, torch.float32)
+    def _value_fault(self, runs: CutRuns, fix_ups: FixUps) -> Fault | None:
+        if self._randomised is None:
+            self._randomised = randomised_copy(self.model, self.inputs)
+        fault = value_fault_of(self._randomised, runs, fix_ups, torch.float32)
         if fault is None:
             return None
         # Single precision may only have rounded differently.
-        return value_fault_of(copy_with(self._telling, _doubled), runs, mending, torch.float64)
+        return value_fault_of(copy_with(self._randomised, _doubled), runs, fix_ups, torch.float64)
 
     def _has_no_values(self) -> bool:
         tensors = (*self.model.parameters(), *self.model.buffers(), *self.inputs.tensors())
         return any(t.is_meta for t in tensors)
 
 
-def shape_fault_of(model: nn.Module, runs: CutRuns, mending: Mending) -> Fault | None:
+def shape_fault_of(model: nn.Module, runs: CutRuns, fix_ups: FixUps) -> Fault | None:
     """The first fault of a cut copy of ``model`` in any of the runs, seen without arithmetic where that is possible."""
-    stand_ins = StandIns(runs.kind)
+    fake_tensors = FakeTensors(runs.kind)
     passed = 0
-    mended: nn.Module | None = None
-    for sizes in runs.at_given_sizes() if mending.plays_back else runs.runs:
+    fixed_up: nn.Module | None = None
+    for sizes in runs.at_given_sizes() if fix_ups.replays else runs.runs:
         # The fused kernel of torch's encoder layers checks nothing on tensors without data.
-        with decomposed_attention(), stand_ins.running_unfollowed(), torch.no_grad():
-            if mended is None:
-                mended = stand_ins.of_model(model).eval()
-                cut(mended, Plan.of(sizes.analysis, sizes.keep))
-                mended = mend(mended, runs, mending)
-            one = copy_with(mended, the_same) if len(runs.runs) > 1 else mended
-            inputs = sizes.variation.of(runs.inputs).map(stand_ins.of)
+        with decomposed_attention(), fake_tensors.running_unfollowed(), torch.no_grad():
+            if fixed_up is None:
+                fixed_up = fake_tensors.of_model(model).eval()
+                cut(fixed_up, Plan.of(sizes.analysis, sizes.keep))
+                fixed_up = fix_up(fixed_up, runs, fix_ups)
+            one = copy_with(fixed_up, the_same) if len(runs.runs) > 1 else fixed_up
+            inputs = sizes.variation.of(runs.inputs).map(fake_tensors.of)
             fault, count = shape_fault(one.train(sizes.training), inputs, sizes)
         if fault is not None:
             return replace(fault, position=fault.position + passed)
@@ -147,7 +147,7 @@ def shape_fault_of(model: nn.Module, runs: CutRuns, mending: Mending) -> Fault |
     return None
 
 
-def value_fault_of(model: nn.Module, runs: CutRuns, mending: Mending, dtype: torch.dtype) -> Fault | None:
+def value_fault_of(model: nn.Module, runs: CutRuns, fix_ups: FixUps, dtype: torch.dtype) -> Fault | None:
     """The first module of a cut copy that computes something else than it does in the masked model."""
     sizes = runs.main
     masked, compact = (copy_with(model, the_same).eval() for _ in range(2))
@@ -156,9 +156,11 @@ def value_fault_of(model: nn.Module, runs: CutRuns, mending: Mending, dtype: tor
     keep = torch.from_numpy(sizes.keep).to(device, torch.float32)
     cut(compact, Plan.of(sizes.analysis, sizes.keep))
     arguments = random_like(runs.inputs).map(lambda t: t.to(dtype) if t.is_floating_point() else t)
-    mended = mend(compact, runs, mending)
+    fixed_up = fix_up(compact, runs, fix_ups)
     with Widely(dtype), exact_arithmetic(device):
-        return value_fault(masked, partial(under_mask, sites, masked, keep), mended, arguments, sizes, _SUSPECT[dtype])
+        return value_fault(
+            masked, partial(under_mask, sites, masked, keep), fixed_up, arguments, sizes, _SUSPECT[dtype]
+        )
 
 
 def _doubled(tensor: torch.Tensor) -> torch.Tensor:
@@ -226,7 +228,7 @@ def _halves(analysis: Analysis, chosen: frozenset[str]) -> tuple[Mask, Mask]:
     return one, other
 
 
-def telling_copy(model: nn.Module, inputs: ExampleInputs) -> nn.Module:
+def randomised_copy(model: nn.Module, inputs: ExampleInputs) -> nn.Module:
     """A copy in which a wrong channel shows: random weights of ordinary size, or its own if those overflow."""
     copied = copy_with(model).eval()
     generator = torch.Generator().manual_seed(0)

@@ -1,7 +1,7 @@
 """How a cut model is made to run: found by running it, one fault after the other.
 
 A module whose code goes wrong gets, in this order: other values for the sizes that it keeps as attributes; a forward
-under which the sizes that it hands to functions are rewritten; and as a last resort a forward that is played back.
+under which the sizes that it hands to functions are rewritten; and as a last resort a forward that is replayed.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from prunegate.compaction.cut_sizes import CutRuns, CutSizes
 from prunegate.compaction.experts import modules_with_experts
 from prunegate.compaction.faults import Fault
 from prunegate.compaction.learning import learned_rules
-from prunegate.compaction.playback import as_graph_module, play_back
+from prunegate.compaction.replaying import as_graph_module, replay
 from prunegate.compaction.resizing import resize
 from prunegate.compaction.size_attributes import SizeAttribute, attribute_edits, candidates
 from prunegate.compaction.size_rules import CannotRewriteError
@@ -30,16 +30,16 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Mending:
+class FixUps:
     """How a cut model is made to run.
 
     Attributes:
         graph: The whole model becomes a graph; else it keeps its class.
         resized: Modules whose own code runs with other sizes in its calls.
-        replayed: Modules whose forward is played back.
-        apart: Modules that are taken apart within a played-back one, or within the graph.
+        replayed: Modules whose forward is replayed.
+        apart: Modules that are taken apart within a replayed one, or within the graph.
         attributes: Sizes that modules keep as attributes, and what they follow. The plan stores what they
-            become, so they are not stored with the mending.
+            become, so they are not stored with the fix-ups.
         whole_heads: Modules whose attention loses whole heads although places within them would be finer units;
             None for all, as in files of before there was a choice.
     """
@@ -51,7 +51,7 @@ class Mending:
     attributes: tuple[SizeAttribute, ...] = ()
     whole_heads: tuple[str, ...] | None = ()
 
-    def without_attributes(self) -> Mending:
+    def without_attributes(self) -> FixUps:
         """The same with the sizes in the calls of those modules rewritten whose attributes are set."""
         modules = dict.fromkeys(a.module for a in self.attributes)
         resized = (*self.resized, *(path for path in modules if path not in self.resized))
@@ -63,19 +63,19 @@ class Mending:
         return "graph" if self.graph else "module"
 
     @property
-    def plays_back(self) -> bool:
+    def replays(self) -> bool:
         """Whether anything runs as it ran on the example inputs, in eval mode: only the number of samples is free."""
         return self.graph or bool(self.replayed)
 
-    def is_played_back(self, path: str) -> bool:
-        """Whether a module's forward is played back, or the module is taken apart within one that is."""
+    def is_replayed(self, path: str) -> bool:
+        """Whether a module's forward is replayed, or the module is taken apart within one that is."""
         names = {*self.replayed, *self.apart}
         return self.graph or any(path == name or path.startswith(f"{name}.") or name == "" for name in names)
 
     @property
     def is_plain(self) -> bool:
         """Whether the model's own code serves."""
-        return not self.plays_back and not self.resized
+        return not self.replays and not self.resized
 
     def as_dict(self) -> dict[str, Any]:
         lists = {
@@ -87,7 +87,7 @@ class Mending:
         return {"graph": self.graph, **{name: list(some) for name, some in lists.items() if some is not None}}
 
     @classmethod
-    def from_dict(cls, data: Any) -> Mending:
+    def from_dict(cls, data: Any) -> FixUps:
         """Read what `as_dict` wrote, trusting nothing.
 
         Raises:
@@ -110,81 +110,81 @@ def _module_names(data: dict[str, Any], key: str) -> tuple[str, ...]:
     return tuple(value)
 
 
-class UnplayableError(Exception):
-    """A module that was to be played back, and cannot be."""
+class CannotBeReplayedError(Exception):
+    """A module that was to be replayed, and cannot be."""
 
     def __init__(self, fault: Fault) -> None:
         super().__init__(fault.error)
         self.fault = fault
 
 
-def mend(model: nn.Module, runs: CutRuns, mending: Mending) -> nn.Module:
-    """Set sizes, in attributes and in calls, and play back what the mending lists, in place.
+def fix_up(model: nn.Module, runs: CutRuns, fix_ups: FixUps) -> nn.Module:
+    """Set sizes, in attributes and in calls, and replay what the fix-ups list, in place.
 
     Returns:
         The model; with ``graph``, as a graph.
 
     Raises:
-        UnplayableError: A module's sizes cannot be rewritten, or it cannot be played back.
+        CannotBeReplayedError: A module's sizes cannot be rewritten, or it cannot be replayed.
     """
     sizes = runs.main
-    set_attributes(model, attribute_edits(sizes, mending.attributes))
-    _resize(model, runs, mending)
-    for path in mending.replayed:
+    set_attributes(model, attribute_edits(sizes, fix_ups.attributes))
+    _resize(model, runs, fix_ups)
+    for path in fix_ups.replayed:
         try:
-            play_back(model, path, sizes, mending.apart)
+            replay(model, path, sizes, fix_ups.apart)
         except CannotReplayError as error:
-            raise UnplayableError(Fault(path, str(error))) from error
+            raise CannotBeReplayedError(Fault(path, str(error))) from error
     without_misled_kernels(model)
-    if not mending.graph:
+    if not fix_ups.graph:
         return model
     try:
-        return as_graph_module(model, sizes, mending.apart)
+        return as_graph_module(model, sizes, fix_ups.apart)
     except CannotReplayError as error:
-        raise UnplayableError(Fault("", str(error))) from error
+        raise CannotBeReplayedError(Fault("", str(error))) from error
 
 
-def _resize(model: nn.Module, runs: CutRuns, mending: Mending) -> None:
-    paths = mending.resized
+def _resize(model: nn.Module, runs: CutRuns, fix_ups: FixUps) -> None:
+    paths = fix_ups.resized
     if not paths:
         return
-    known = (paths, mending.attributes, mending.replayed)
+    known = (paths, fix_ups.attributes, fix_ups.replayed)
     try:
         if known not in runs.learned:
             runs.learned[known] = learned_rules(model, paths, runs.runs, runs.inputs, runs.kind)
         rules = runs.learned[known]
     except CannotRewriteError as error:
-        raise UnplayableError(Fault(paths[-1], str(error))) from error
+        raise CannotBeReplayedError(Fault(paths[-1], str(error))) from error
     experts = modules_with_experts(runs.main.tape)
     for path, some in rules.items():
         if path not in paths or path in experts or not all(rule.change.is_none for rule in some):
             resize(model.get_submodule(path), some)
 
 
-def extended(mending: Mending, fault: Fault, model: nn.Module, sizes: CutSizes, unplayable: bool) -> Mending | None:
-    """A mending that covers one more fault; None if there is none.
+def extended(fix_ups: FixUps, fault: Fault, model: nn.Module, sizes: CutSizes, impossible: bool) -> FixUps | None:
+    """The fix-ups with one more that covers a fault; None if there is none.
 
-    All modules of the faulty one's class are played back with it: where one block's code derives a wrong
+    All modules of the faulty one's class are replayed with it: where one block's code derives a wrong
     size, the others' does too.
     """
     called = called_in(sizes)
     path = fault.module
-    if mending.graph:
-        if path == "" or path in mending.apart or path not in called:
+    if fix_ups.graph:
+        if path == "" or path in fix_ups.apart or path not in called:
             return None
-        return replace(mending, apart=(*mending.apart, *_alike(model, path, called)))
-    apart = set(mending.apart)
-    while path in mending.replayed:  # playing it back was not enough
+        return replace(fix_ups, apart=(*fix_ups.apart, *_alike(model, path, called)))
+    apart = set(fix_ups.apart)
+    while path in fix_ups.replayed:  # replaying it was not enough
         apart.add(path)
         path = path.rpartition(".")[0]
         while path and path not in called:
             path = path.rpartition(".")[0]
     if path == "":
         return None
-    alike = [path] if unplayable or path in apart else _alike(model, path, called)
-    replayed = [p for p in dict.fromkeys((*mending.replayed, *alike)) if p not in apart]
-    resized = tuple(p for p in mending.resized if p not in replayed)
-    return replace(mending, resized=resized, replayed=tuple(replayed), apart=tuple(sorted(apart)))
+    alike = [path] if impossible or path in apart else _alike(model, path, called)
+    replayed = [p for p in dict.fromkeys((*fix_ups.replayed, *alike)) if p not in apart]
+    resized = tuple(p for p in fix_ups.resized if p not in replayed)
+    return replace(fix_ups, resized=resized, replayed=tuple(replayed), apart=tuple(sorted(apart)))
 
 
 def _alike(model: nn.Module, path: str, called: set[str]) -> list[str]:
@@ -192,30 +192,30 @@ def _alike(model: nn.Module, path: str, called: set[str]) -> list[str]:
     return [p for p, module in model.named_modules() if type(module) is cls and p in called]
 
 
-def _options(mending: Mending, fault: Fault, model: nn.Module, sizes: CutSizes) -> Iterator[Mending]:
-    """Mendings that may help with a fault, those that change least first."""
+def _options(fix_ups: FixUps, fault: Fault, model: nn.Module, sizes: CutSizes) -> Iterator[FixUps]:
+    """FixUps that may help with a fault, those that change least first."""
     path = fault.module
-    if mending.graph or path in mending.replayed:
+    if fix_ups.graph or path in fix_ups.replayed:
         return
-    if path not in mending.resized:
-        for attributes in candidates(model, sizes, path, mending.attributes):
-            yield replace(mending, attributes=(*mending.attributes, *attributes))
-        alike = [path, *(p for p in _alike(model, path, called_in(sizes)) if p not in (path, *mending.resized))]
-        left = tuple(a for a in mending.attributes if a.module not in alike)
-        option = replace(mending, resized=(*mending.resized, *alike), attributes=left)
+    if path not in fix_ups.resized:
+        for attributes in candidates(model, sizes, path, fix_ups.attributes):
+            yield replace(fix_ups, attributes=(*fix_ups.attributes, *attributes))
+        alike = [path, *(p for p in _alike(model, path, called_in(sizes)) if p not in (path, *fix_ups.resized))]
+        left = tuple(a for a in fix_ups.attributes if a.module not in alike)
+        option = replace(fix_ups, resized=(*fix_ups.resized, *alike), attributes=left)
         yield option
         for attributes in candidates(model, sizes, path, left):  # code may hand sizes on and check them as well
             yield replace(option, attributes=(*left, *attributes))
 
 
 def _better(
-    mending: Mending, fault: Fault, model: nn.Module, sizes: CutSizes, fault_of: Callable[[Mending], Fault | None]
-) -> Mending | None:
-    """The first mending that lets the model run on beyond the fault with its own code, if one does."""
-    for option in _options(mending, fault, model, sizes):
+    fix_ups: FixUps, fault: Fault, model: nn.Module, sizes: CutSizes, fault_of: Callable[[FixUps], Fault | None]
+) -> FixUps | None:
+    """The first fix-ups that let the model run on beyond the fault with its own code, if one does."""
+    for option in _options(fix_ups, fault, model, sizes):
         try:
             found = fault_of(option)
-        except (UnplayableError, CompactionError) as error:  # an attribute that only looks like a size
+        except (CannotBeReplayedError, CompactionError) as error:  # an attribute that only looks like a size
             logger.debug("%s: %s", fault.module, error)
             continue
         if found is None or found.position > fault.position:
@@ -229,36 +229,36 @@ def called_in(sizes: CutSizes) -> set[str]:
 
 
 def settle(
-    mending: Mending,
+    fix_ups: FixUps,
     model: nn.Module,
     sizes: CutSizes,
-    fault_of: Callable[[Mending], Fault | None],
-) -> tuple[Mending, Fault | None]:
-    """Extend a mending until no fault is left.
+    fault_of: Callable[[FixUps], Fault | None],
+) -> tuple[FixUps, Fault | None]:
+    """Add fix-ups until no fault is left.
 
     Returns:
-        The mending, the last one that could be played back; and the fault that it leaves, if one was met.
+        The fix-ups, the last ones that could be replayed; and the fault that they leave, if one was met.
     """
     seen: dict[str, str] = {}
-    playable = mending
+    playable = fix_ups
     while True:
-        unplayable = False
+        impossible = False
         try:
-            fault = fault_of(mending)
-        except UnplayableError as found:
-            fault, unplayable = found.fault, True
+            fault = fault_of(fix_ups)
+        except CannotBeReplayedError as found:
+            fault, impossible = found.fault, True
             if fault.module in seen:  # what is wrong there says more than why that cannot be helped
-                fault = replace(fault, error=f"{seen[fault.module]}, and cannot be played back: {fault.error}")
+                fault = replace(fault, error=f"{seen[fault.module]}, and cannot be replayed: {fault.error}")
         if fault is None:
-            return mending, None
-        if not unplayable:
+            return fix_ups, None
+        if not impossible:
             seen.setdefault(fault.module, fault.error)
-            playable = mending
-            better = _better(mending, fault, model, sizes, fault_of)
+            playable = fix_ups
+            better = _better(fix_ups, fault, model, sizes, fault_of)
             if better is not None:
-                mending = better
+                fix_ups = better
                 continue
-        more = extended(mending, fault, model, sizes, unplayable)
-        if more is None or more == mending:
+        more = extended(fix_ups, fault, model, sizes, impossible)
+        if more is None or more == fix_ups:
             return playable, fault
-        mending = more
+        fix_ups = more

@@ -1,4 +1,4 @@
-"""Modules whose forward is played back from the run, because their own code cannot follow smaller tensors.
+"""Modules whose forward is replayed from the run, because their own code cannot follow smaller tensors.
 
 Code that derives a size from another one (``C // num_heads``), or holds it as a number, breaks or goes
 wrong when channels are cut. Such a module keeps its parameters, children, names and class hierarchy; only
@@ -26,7 +26,7 @@ from prunegate.groups import Record, Span, Value, values_in
 _PLAIN = (bool, int, float, str, type(None), torch.dtype, torch.device, torch.layout, torch.memory_format, slice, range)
 
 
-def play_back(model: nn.Module, path: str, sizes: CutSizes, apart: Collection[str]) -> None:
+def replay(model: nn.Module, path: str, sizes: CutSizes, apart: Collection[str]) -> None:
     """Replace the forward of the module at ``path`` of a cut model.
 
     Args:
@@ -130,7 +130,7 @@ def _refuse_what_cannot_be_written(tree: Any) -> None:
 
 
 def _write_call(writer: Writer, span: Span, again: Span | None, prefix: str) -> None:
-    """Write a call of a child module, or of a function that is played back whole."""
+    """Write a call of a child module, or of a function that is replayed whole."""
     more = (None, None) if again is None else (again.args, again.kwargs)
     if isinstance(span.target, str):
         args, kwargs = writer.filled(span.args, more[0]), writer.filled(span.kwargs, more[1])
