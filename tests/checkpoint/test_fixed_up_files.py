@@ -151,7 +151,7 @@ def _as_of_1_0(document: dict[str, Any]) -> None:
             del step["mending"]["resized"]
 
 
-@pytest.mark.parametrize("mending", [{"replayed": tuple(ATTENTION)}, {"graph": True}], ids=["module", "graph"])
+@pytest.mark.parametrize("fix_ups", [{"replayed": tuple(ATTENTION)}, {"graph": True}], ids=["module", "graph"])
 def test_files_of_1_0_that_replay_attention_are_loaded(tmp_path: Path, fix_ups: dict[str, Any]) -> None:
     result, x = made(Encoder, **fix_ups)
     assert result.fix_ups.replays
