@@ -153,4 +153,4 @@ def test_place_that_cannot_be_written_is_named(
 ) -> None:
     message = refused(folder, capsys, "export", "done", "--out", "tiny.yaml/x.safetensors")
     assert message.startswith("prunegate: tiny.yaml")
-    assert "Choose another place" in message
+    assert "Choose another path" in message
