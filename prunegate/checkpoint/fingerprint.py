@@ -130,7 +130,7 @@ def _made(form: Any, integers: tuple[tuple[int, ...], ...]) -> ExampleInputs:
             return torch.randn(tensor.shape, generator=generator, dtype=torch.float64)
         return torch.tensor(next(entries), dtype=tensor.dtype).reshape(tensor.shape)
 
-    return ExampleInputs.of_form(form).map(filled)
+    return ExampleInputs.of_form(form).alone().map(filled)
 
 
 def _numbers(model: nn.Module, inputs: ExampleInputs) -> tuple[tuple[tuple[int, ...], tuple[float, float, float]], ...]:

@@ -112,17 +112,31 @@ def _why_not(dense: nn.Module, case: Case, inputs: ExampleInputs) -> str:
 
 
 def cases_of(inputs: ExampleInputs, variations: Sequence[Variation]) -> list[Case]:
-    """The ways in which a compact model is compared: as given; at another size, with gradients; and in training."""
+    """The ways in which a compact model is compared.
+
+    As given; at another size, with gradients; in training; and at the other calls that the user gave.
+    """
     noise = random_like(inputs)
-    taken = next((v for v in variations if v.layout is not None), None)
+    taken = next((v for v in variations if v.layout is not None and v.other is None), None)
     other = noise.of_samples(_FEW + 1) if inputs.batch_size() > _FEW else noise.doubled()
     cases = [Case("as given", inputs)]
     if taken is not None:
         cases.append(Case("another number of samples and another size", taken.of(noise.of_samples(_FEW)), False, True))
     else:
         cases.append(Case("another number of samples", other, False, True))
-    few = noise.of_samples(_FEW) if inputs.batch_size() > 1 else noise.doubled()
-    return [*cases, Case("random inputs", few, True, True)]
+    cases.append(Case("random inputs", _few(noise), True, True))
+    for number in sorted({v.other for v in variations if v.other is not None}):
+        call, name = _few(noise.others[number]), f"other_calls[{number}]"
+        cases += [Case(name, call, training, gradients=True) for training in (False, True)]
+        resized = next((v for v in variations if v.layout is not None and v.other == number), None)
+        if resized is not None:
+            cases.append(Case(f"{name} at another size", resized.of(noise), False, True))
+    return cases
+
+
+def _few(inputs: ExampleInputs) -> ExampleInputs:
+    """A few samples: more than one, since BatchNorm refuses to train on a single value."""
+    return inputs.of_samples(_FEW) if inputs.batch_size() > 1 else inputs.doubled()
 
 
 # So many samples say as much as more of them.

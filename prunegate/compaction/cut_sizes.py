@@ -122,7 +122,8 @@ class CutRuns:
 
     def at_given_sizes(self) -> tuple[CutSizes, ...]:
         """Those in eval mode that differ from the first in the number of samples alone."""
-        return tuple(run for run in self.runs if run.variation.layout is None and not run.training)
+        varied = (run.variation.layout is not None or run.variation.other is not None for run in self.runs)
+        return tuple(run for run, other in zip(self.runs, varied, strict=True) if not other and not run.training)
 
     @property
     def main(self) -> CutSizes:

@@ -105,7 +105,9 @@ class DryRun:
         """Training mode, gradients and other sizes, where more than torch's own functions decides about them."""
         keep, _ = _halves(self.analysis, frozenset(chosen))
         runs = self._runs(keep)
-        if self.fix_ups.is_plain and not trains_otherwise(self.trace) and not has_own_backward(self.model, runs):
+        plain = self.fix_ups.is_plain and not (self.inputs.others or self.trace.untaken)
+        plain = plain and not trains_otherwise(self.trace)
+        if plain and not has_own_backward(self.model, runs):
             return None
         if self._randomised is None:
             self._randomised = randomised_copy(self.model, self.inputs)

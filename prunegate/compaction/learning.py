@@ -29,6 +29,7 @@ from prunegate.compaction.size_rules import (
 )
 from prunegate.groups import ExampleInputs, FakeTensors, Tape, Value, function_name, in_place_of, values_in
 from prunegate.groups.following.code_places import CodePlace, place_in_code
+from prunegate.groups.following.input_sizes import sizes_of
 from prunegate.groups.following.running import run_watched
 from prunegate.groups.following.size_calls import SIZED, SizeCall, is_scaled
 from prunegate.groups.following.watch import Watch
@@ -78,7 +79,7 @@ def _observe(
     for path in paths:
         resize(copied.get_submodule(path), ())  # what its code does by itself is to be seen
     given = sizes.variation.of(inputs).map(fake_tensors.of)
-    learner = _Learner(sizes, frozenset(paths), seen)
+    learner = _Learner(sizes, frozenset(paths), seen, sizes_of(given))
     with run_watched(copied, learner, fake_tensors):
         try:
             copied(*given.args, **given.kwargs)
@@ -110,10 +111,9 @@ class _Learner(Watch):
         failed: Why a call could not be corrected, if one could not.
     """
 
-    def __init__(self, sizes: CutSizes, paths: frozenset[str], seen: _Seen) -> None:
+    def __init__(self, sizes: CutSizes, paths: frozenset[str], seen: _Seen, at: tuple[Any, Any]) -> None:
         super().__init__(None)
-        self._sizes, self._paths, self._seen = sizes, paths, seen
-        self._at = (sizes.variation.doubled, sizes.variation.layout is not None)
+        self._sizes, self._paths, self._seen, self._at = sizes, paths, seen, at
         self.failed: Exception | None = None
 
     def __torch_function__(
@@ -160,7 +160,7 @@ class _Learner(Watch):
                 raise self.failed
 
 
-def _as_it_is(name: str, shape: tuple[int, ...] | None, given: tuple[Number, ...], at: tuple[bool, bool]) -> Observed:
+def _as_it_is(name: str, shape: tuple[int, ...] | None, given: tuple[Number, ...], at: tuple[Any, Any]) -> Observed:
     return Observed(name, shape, (False,) * len(shape or ()), given, given, at=at)
 
 

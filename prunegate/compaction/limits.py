@@ -36,4 +36,5 @@ def limits_of(fix_ups: FixUps, trace: Trace, inputs: ExampleInputs) -> tuple[Lim
         counted = ", ".join(place.lstrip(".") or "the output" for place in inputs.outputs)
         found.append(Limit("", f"only {counted} is what it was; other outputs may be narrower, or others"))
     found += [Limit("", f"{what} could not be followed: {why}") for what, why in trace.not_followed]
+    found += [Limit(branch.module, str(branch)) for branch in trace.untaken]
     return tuple(found)

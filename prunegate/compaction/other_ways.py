@@ -131,7 +131,7 @@ def _own_state(tensor: torch.Tensor) -> torch.Tensor:
     return tensor if isinstance(tensor, nn.Parameter) else tensor.detach().clone()
 
 
-def under_mask(sites: GateSites, model: nn.Module, mask: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+def under_mask(sites: GateSites, model: nn.Module, mask: torch.Tensor, /, *args: Any, **kwargs: Any) -> Any:
     """Run a model under one mask, shape (units,)."""
     with layers_by_parts():
         return sites.run(model, mask, args, kwargs)

@@ -146,7 +146,7 @@ class Observed:
     Attributes:
         cut: The dimensions of the tensor it works on that channels were cut from.
         needed: The numbers it has to be handed.
-        at: By what the inputs of its run differed from the example inputs: in samples, in size.
+        at: On what its run was: the number of samples, and all other sizes of the inputs.
     """
 
     function: str
@@ -157,7 +157,7 @@ class Observed:
     sections: tuple[int, ...] | None = None
     positions: tuple[int, ...] | None = None
     dim: int = 0
-    at: tuple[bool, bool] = (False, False)
+    at: tuple[Any, Any] = (0, ())
 
     @property
     def is_right(self) -> bool:

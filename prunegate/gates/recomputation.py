@@ -59,7 +59,7 @@ def _resuming(original: Callable[..., Any]) -> Callable[..., Any]:
     """A function whose second argument is what will be run again."""
 
     @wraps(original)
-    def called(first: Any, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    def called(first: Any, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
         return original(first, _resumed(function), *args, **kwargs)
 
     setattr(called, _MARK, True)

@@ -37,6 +37,7 @@ def wrap(
     backend: str = "auto",
     attention: str = "finest",
     outputs: Callable[[Any], Any] | Sequence[str] | None = None,
+    other_calls: Sequence[Any] = (),
 ) -> GatedModel:
     """Find every channel group of ``model`` and put a learnable gate on each unit.
 
@@ -62,6 +63,9 @@ def wrap(
         outputs: Which parts of what the model returns count, if not all: their names (``"logits"``, or several), or
             a function that picks them, such as ``lambda out: out.logits``. Of the others nothing is kept: hidden
             states that a model returns as well may become narrower. `GatedModel.limits` says so.
+        other_calls: Further calls that the model will get, each in the form of ``example_inputs``: with other
+            arguments, at sizes or with masks that make its code take another branch. They are followed and compared as
+            the example inputs are. Code that none of these calls runs is not proved: see `GatedModel.limits`.
 
     Returns:
         The gated model, in the model's own train or eval mode.
@@ -78,7 +82,7 @@ def wrap(
         raise TraceError(f"round_to: found {round_to!r}, expected a whole number of at least 1.")
     patterns = _patterns(exclude)
     model = _module(model)
-    inputs = ExampleInputs.of(example_inputs)
+    inputs = _calls(example_inputs, other_calls)
     if not any(True for _ in model.parameters()):
         raise NothingToPruneError("the model: found no parameters, expected layers whose channels can be removed.")
     _refuse_elsewhere(model, inputs)
@@ -88,7 +92,7 @@ def wrap(
             "a batch without NaN, or torch.zeros_like of this one."
         )
     if outputs is not None:
-        inputs = replace(inputs, outputs=places_that_count(model, inputs, outputs))
+        inputs = inputs.that_count(places_that_count(model, inputs, outputs))
     trace = Trace(model, inputs)
     whole_heads = trace.attentions() if attention == "heads" else frozenset()
     analysis, refused = _without(trace, whole_heads, patterns)
@@ -118,6 +122,22 @@ def wrap(
         for other in others
     }
     return GatedModel(copy_with(model), trace, analysis, inputs, round_to, dry_run.fix_ups, reach)
+
+
+def _calls(example_inputs: Any, other_calls: Any) -> ExampleInputs:
+    inputs = ExampleInputs.of(example_inputs)
+    if not isinstance(other_calls, (list, tuple)):
+        raise TraceError(
+            f"other_calls: found {type(other_calls).__name__}, expected a list of calls, each of them a tensor, a "
+            "tuple of arguments or a dict of keyword arguments. Say other_calls=[...]."
+        )
+    others = []
+    for number, call in enumerate(other_calls):
+        try:
+            others.append(ExampleInputs.of(call))
+        except TraceError as error:
+            raise TraceError(f"other_calls[{number}]: {error}") from error
+    return replace(inputs, others=tuple(others))
 
 
 def _patterns(exclude: str | Sequence[str]) -> tuple[str, ...]:

@@ -200,7 +200,7 @@ _COLUMNS = ("other batch", "other size", "training", "training, other", "pickled
 
 def table(rows: list[dict[str, Any]]) -> str:
     """The rows as a table in Markdown: relative differences, float64 and float32 side by side."""
-    lines = [f"| model | dtype | groups | MACs left | wrap, s | fixed_up | {' | '.join(_COLUMNS)} | limits |",
+    lines = [f"| model | dtype | groups | MACs left | wrap, s | fix-ups | {' | '.join(_COLUMNS)} | limits |",
              f"|---|---|---:|---:|---:|---|{'---|' * len(_COLUMNS)}---|"]  # fmt: skip
     for row in rows:
         cells = [row["name"], row["dtype"], str(row["groups"]), f"{row['macs_left']:.2f}", f"{row['seconds']:.0f}"]

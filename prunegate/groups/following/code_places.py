@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
+from types import FrameType
 from typing import Any
 
 
@@ -19,14 +20,29 @@ class CodePlace:
 
 def place_in_code(func: Any) -> CodePlace:
     """Where the call of ``func`` stands that a function mode is handling, past all code that only passes it on."""
-    own = getattr(func, "__code__", None)
-    frame = sys._getframe(2)
-    while frame.f_back is not None and (frame.f_code is own or frame.f_globals.get("__name__") in _PASSING_ON):
-        frame = frame.f_back
+    frame = _caller(func, sys._getframe(2))
     code = frame.f_code
     return CodePlace(code.co_filename, code.co_firstlineno, code.co_name, frame.f_lasti)
 
 
+def lines_in_code(func: Any) -> list[tuple[str, int]]:
+    """The files and lines of the same and of all that led there, up to where the run was begun."""
+    frame: FrameType | None = _caller(func, sys._getframe(2))
+    found = []
+    while frame is not None and frame.f_globals.get("__name__") != _BEGINS:
+        found.append((frame.f_code.co_filename, frame.f_lineno))
+        frame = frame.f_back
+    return found
+
+
+def _caller(func: Any, frame: FrameType) -> FrameType:
+    own = getattr(func, "__code__", None)
+    while frame.f_back is not None and (frame.f_code is own or frame.f_globals.get("__name__") in _PASSING_ON):
+        frame = frame.f_back
+    return frame
+
+
+_BEGINS = "prunegate.groups.following.trace"
 _PASSING_ON = frozenset(
     """torch.overrides torch._tensor torch.functional torch.utils._device prunegate.groups.following.watch
     prunegate.groups.torch_workarounds.kernels prunegate.gates.call_sites prunegate.compaction.resizing

@@ -26,14 +26,17 @@ class Variation:
         doubled: Every sample is there twice.
         layout: Where positions are taken to be, a name in `_LAYOUTS`; None if they stay.
         growth: How their number grows, ``"steps"`` or ``"twice"``.
+        other: Number of the other call that is taken in place of the example inputs; None for these.
     """
 
     doubled: bool = False
     layout: str | None = None
     growth: str = "steps"
+    other: int | None = None
 
     def of(self, inputs: ExampleInputs) -> ExampleInputs:
         """The example inputs so varied. Values are those of the example, repeated."""
+        inputs = inputs.alone() if self.other is None else inputs.others[self.other]
         if self.layout is not None:
             inputs = _resized(inputs, _LAYOUTS[self.layout], _GROWTHS[self.growth])
         return inputs.doubled() if self.doubled else inputs
@@ -41,6 +44,7 @@ class Variation:
     def __str__(self) -> str:
         parts = ["twice the samples"] if self.doubled else []
         parts += ["another size"] if self.layout is not None else []
+        parts += [f"other_calls[{self.other}]"] if self.other is not None else []
         return " and ".join(parts) or "as given"
 
 
@@ -56,6 +60,11 @@ def other_sizes(inputs: ExampleInputs) -> list[Variation]:
                 seen.add(shapes)
                 found.append(variation)
     return found
+
+
+def sizes_of(inputs: ExampleInputs) -> tuple[int, tuple[tuple[int, ...], ...]]:
+    """The number of samples, and all other sizes."""
+    return inputs.batch_size(), tuple(shape[1:] for shape in _shapes(inputs))
 
 
 def _shapes(inputs: ExampleInputs) -> tuple[tuple[int, ...], ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -20,11 +20,13 @@ class ExampleInputs:
     Attributes:
         outputs: Places of tensors in the returned object, such as ``".logits"`` (see
             `prunegate.groups.following.outputs.named_tensors`); None for all of them.
+        others: Further calls that the model takes: other arguments, sizes or branches.
     """
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     outputs: tuple[str, ...] | None = None
+    others: tuple[ExampleInputs, ...] = ()
 
     @classmethod
     def of(cls, given: Any) -> ExampleInputs:
@@ -57,9 +59,17 @@ class ExampleInputs:
         return [t for t in tree_leaves((self.args, self.kwargs)) if isinstance(t, torch.Tensor)]
 
     def map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> ExampleInputs:
-        """The same arguments with every tensor changed."""
+        """The same arguments with every tensor changed, of the other calls too."""
         args, kwargs = tree_map(lambda x: change(x) if isinstance(x, torch.Tensor) else x, (self.args, self.kwargs))
-        return ExampleInputs(args, kwargs, self.outputs)
+        return ExampleInputs(args, kwargs, self.outputs, tuple(other.map(change) for other in self.others))
+
+    def alone(self) -> ExampleInputs:
+        """Without the other calls."""
+        return replace(self, others=())
+
+    def that_count(self, outputs: tuple[str, ...]) -> ExampleInputs:
+        """The same calls, with the places of the outputs that count."""
+        return replace(self, outputs=outputs, others=tuple(other.that_count(outputs) for other in self.others))
 
     def describe(self) -> Any:
         """The form of the inputs as JSON-ready data; `of_form` makes inputs of that form.
@@ -67,7 +77,12 @@ class ExampleInputs:
         Raises:
             TraceError: They hold something other than tensors, plain values and containers of them.
         """
-        return _described([list(self.args), self.kwargs, *([] if self.outputs is None else [list(self.outputs)])])
+        form: list[Any] = [list(self.args), self.kwargs]
+        if self.outputs is not None or self.others:
+            form.append(None if self.outputs is None else list(self.outputs))
+        if self.others:
+            form.append([[list(other.args), other.kwargs] for other in self.others])
+        return _described(form)
 
     @classmethod
     def of_form(cls, form: Any) -> ExampleInputs:
@@ -82,13 +97,14 @@ class ExampleInputs:
             made = _made(form)
         except RecursionError as error:
             raise ValueError("inputs: nested too deeply") from error
-        args, kwargs, *outputs = made if isinstance(made, list) and 2 <= len(made) <= 3 else (None, None)
-        if not (isinstance(args, list) and isinstance(kwargs, dict)):
+        if not isinstance(made, list) or not 2 <= len(made) <= 4:
             raise ValueError("inputs: expected a list of arguments and an object of keyword arguments")
-        for names in outputs:
-            if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
-                raise ValueError("inputs: expected the names of the outputs that count as a list")
-        return cls(tuple(args), kwargs, tuple(outputs[0]) if outputs else None)
+        outputs = _names_of(made[2]) if len(made) > 2 else None
+        others = made[3] if len(made) > 3 else []
+        if not isinstance(others, list) or len(others) > _MOST_CALLS:
+            raise ValueError(f"inputs: expected a list of at most {_MOST_CALLS} other calls")
+        calls = [cls(*_call(one), outputs) for one in (made[:2], *others)]
+        return replace(calls[0], others=tuple(calls[1:]))
 
     def doubled(self) -> ExampleInputs:
         """Every sample twice: BatchNorm refuses to train on a single value for each channel."""
@@ -115,6 +131,24 @@ _MOST_ENTRIES = 1 << 30
 
 # A call of a few hundred tensors, each with its sizes and type.
 _MOST_ARGUMENTS = 4096
+
+# Each is another run to follow.
+_MOST_CALLS = 64
+
+
+def _call(made: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    args, kwargs = made if isinstance(made, list) and len(made) == 2 else (None, None)
+    if not (isinstance(args, list) and isinstance(kwargs, dict)):
+        raise ValueError("inputs: expected a list of arguments and an object of keyword arguments")
+    return tuple(args), kwargs
+
+
+def _names_of(made: Any) -> tuple[str, ...] | None:
+    if made is None:
+        return None
+    if not isinstance(made, list) or not made or not all(isinstance(name, str) for name in made):
+        raise ValueError("inputs: expected the names of the outputs that count as a list")
+    return tuple(made)
 
 
 def _leaves_within(form: Any) -> int:

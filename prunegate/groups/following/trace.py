@@ -16,12 +16,14 @@ from prunegate.groups.analysis import Analysis
 from prunegate.groups.following.failures import why_it_failed
 from prunegate.groups.following.input_sizes import Variation, other_sizes
 from prunegate.groups.following.inputs import ExampleInputs
+from prunegate.groups.following.lines_run import LinesRun
 from prunegate.groups.following.outputs import names_of_state, tensors_in
 from prunegate.groups.following.own_training import differs_in_training
 from prunegate.groups.following.running import no_collection, run_watched, stored_tensors
 from prunegate.groups.following.size_calls import OF_LAYERS
 from prunegate.groups.following.tape import Source, Tape
 from prunegate.groups.following.tracer import Tracer
+from prunegate.groups.following.untaken import UntakenBranch, untaken_branches
 from prunegate.groups.following.values import Values
 from prunegate.groups.following.watch import Watch
 from prunegate.groups.rules import FUNCTION_RULES, module_rule
@@ -59,6 +61,7 @@ class Trace:
     Attributes:
         runs: The runs that were followed; the first is that on the example inputs in eval mode.
         not_followed: What other runs could not be followed, and why.
+        untaken: Calls that look across channels in branches that no run took.
     """
 
     def __init__(self, model: nn.Module, inputs: ExampleInputs) -> None:
@@ -78,10 +81,12 @@ class Trace:
         self._chosen: dict[WholeHeads, list[int]] = {}
         self.runs: list[Run] = []
         self.not_followed: tuple[tuple[str, str], ...] = ()
+        self.untaken: tuple[UntakenBranch, ...] = ()
         for kind in KINDS:
             self.constraints = Constraints()
             self._values = Values(self.constraints)
             self.runs, self.not_followed = [], ()
+            self._lines, self._ran = LinesRun(), set[str]()
             self._fake_tensors = FakeTensors(kind)
             try:
                 with no_collection(unless=kind == "real"):
@@ -129,8 +134,30 @@ class Trace:
         # What a run leaves behind in the model is not there in the next one.
         self._run(copy_with(copied, the_same), inputs, Variation(), training=False)
         trains_otherwise = differs_in_training(model)
-        if not self._handles_sizes() and not self._unused() and not trains_otherwise:
-            return
+        self.untaken = untaken_branches(copied, self._ran, self._lines)
+        if self._handles_sizes() or self._unused() or trains_otherwise or self.untaken:
+            self._follow_variations(copied, inputs, trains_otherwise)
+        for number in range(len(inputs.others)):
+            self._follow_other(copied, inputs, number, trains_otherwise)
+        if self.untaken:
+            self.untaken = untaken_branches(copied, self._ran, self._lines)
+
+    def _follow_other(self, copied: nn.Module, inputs: ExampleInputs, number: int, trains_otherwise: bool) -> None:
+        """Follow another call that the user gave, as it is and at another size."""
+        known = set(self.tape.sized)
+        try:
+            self._run(copy_with(copied, the_same), inputs, Variation(other=number), training=False)
+        except TraceError as error:
+            raise TraceError(f"other_calls[{number}]: {error}") from error
+        doubled = Variation(doubled=True, other=number)
+        if not known.issuperset(self.runs[-1].tape.sized):
+            sizes = [replace(v, doubled=True, other=number) for v in other_sizes(inputs.others[number])]
+            self._tried(copied, inputs, [*sizes, doubled], training=False)
+        if trains_otherwise and self._tried(copied, inputs, [doubled, Variation(other=number)], training=True) is None:
+            self.not_followed += ((f"training mode at other_calls[{number}]", self._reason),)
+
+    def _follow_variations(self, copied: nn.Module, inputs: ExampleInputs, trains_otherwise: bool) -> None:
+        """Follow a run at another size, and one in training mode, as far as the model makes them."""
         other = self._tried(copied, inputs, [replace(v, doubled=True) for v in other_sizes(inputs)], training=False)
         known = set(self.tape.sized)
         if other is None:
@@ -184,6 +211,7 @@ class Trace:
         for _, name, tensor in stored_tensors(model):
             tape.add(tensor, self._values.labels(tensor), Source("stored", name))
         watch = Watch(tape, module_rule, FUNCTION_RULES)
+        watch.lines = self._lines
         costs = len(self.constraints.contractions)
         inputs = variation.of(inputs).map(self._fake_tensors.of)
         for tensor in inputs.tensors():
@@ -194,6 +222,7 @@ class Trace:
                 outputs = model(*inputs.args, **inputs.kwargs)
         except Exception as error:
             raise TraceError(why_it_failed(watch.module or "the model", error)) from error
+        self._ran |= watch.ran
         for key, count in watch.totals.items():
             self.constraints.totals[key] = max(self.constraints.totals.get(key, 0), count)
         self._pin_outputs(outputs, inputs.outputs)

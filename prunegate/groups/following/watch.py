@@ -18,7 +18,8 @@ from typing import Any
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from prunegate.groups.following.code_places import CodePlace, place_in_code
+from prunegate.groups.following.code_places import CodePlace, lines_in_code, place_in_code
+from prunegate.groups.following.lines_run import LinesRun
 from prunegate.groups.following.maskable import MASKABLE
 from prunegate.groups.following.size_calls import SIZED, SizeCall, SizeCallKey, is_scaled
 from prunegate.groups.following.tape import Span, Tape, Value, holds
@@ -80,6 +81,7 @@ class Watch(TorchFunctionMode):
         is_opaque: A module or function is running that has a rule of its own, so what happens inside says nothing.
         totals: For each module and function how often a call of the module calls it at most: in all, and at each place
             in the code.
+        lines: Where lines that the run goes through are noted, if they are.
         on_module_end: Called as a module ends that is not inside such a one, with its rule, arguments and output.
         on_function_end: The same for a function that has a rule, with its name before the arguments.
     """
@@ -103,6 +105,7 @@ class Watch(TorchFunctionMode):
         self.totals: dict[tuple[str, str, CodePlace | None], int] = {}
         self._code: CodePlace | None = None
         self.is_opaque = False
+        self.lines: LinesRun | None = None
         self.on_module_end: Callable[[nn.Module, Any, Any, Any, Any], None] = lambda *call: None
         self.on_function_end: Callable[[Any, str, Any, Any, Any], None] = lambda *call: None
         self._rule_of, self._function_rules = rule_of, function_rules
@@ -114,6 +117,11 @@ class Watch(TorchFunctionMode):
     def module(self) -> str:
         """Path of the module whose forward is running."""
         return self.frames[-1].path
+
+    @property
+    def ran(self) -> set[str]:
+        """Paths of the modules that ran."""
+        return {"", *self._calls}
 
     @property
     def address(self) -> CallAddress | None:
@@ -129,6 +137,8 @@ class Watch(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         name = function_name(func)
+        if self.lines is not None:
+            self.lines.add(name, lines_in_code(func))
         if self._tape is not None and not self.is_opaque and (name in SIZED or is_scaled(name, args, kwargs)):
             return self._sized(self._tape, name, func, args, kwargs)
         return self._called(name, func, args, kwargs)

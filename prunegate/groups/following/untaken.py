@@ -1,0 +1,84 @@
+"""Branches of a model's code that no followed run took and that would look across channels.
+
+A mask is applied where a run that was followed reads channels: at a layer's weight, or at the call of a function such
+as ``mean``. A call in a branch that other sizes or arguments would take is not seen by any of them. It is found in
+the source (`prunegate.groups.following.reading`): conditions on sizes and on arguments of the call, and below them
+calls of functions that mix or pick channels at places where no run made such a call. Conditions on what a module was
+built with (``self.pre_norm``) are none of these: they do not change from call to call.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from prunegate.groups.following.lines_run import LinesRun
+from prunegate.groups.following.reading import Search, Unrun
+
+
+@dataclass(frozen=True)
+class UntakenBranch:
+    """Calls below one condition that no followed run made.
+
+    Attributes:
+        module: Path of a module whose code it is.
+        condition: Under what condition they are made, as it is written.
+        file: The file's path.
+        line: Where the first of them stands.
+        calls: The calls, as they are written.
+    """
+
+    module: str
+    condition: str
+    file: str
+    line: int
+    calls: tuple[str, ...]
+
+    def __str__(self) -> str:
+        file = self.file.replace("\\", "/").rsplit("/", 1)[-1]
+        more = f" and {len(self.calls) - 1} more" if len(self.calls) > 1 else ""
+        return (
+            f"`{self.calls[0]}` ({file}, line {self.line}){more} would be run if `{self.condition}` decided so, as it "
+            "did in none of the runs that were followed: what is computed there is not proved. If you need it, give "
+            "wrap() a call that runs it: other_calls=[...]"
+        )
+
+
+def untaken_branches(model: nn.Module, ran: Collection[str], lines: LinesRun) -> tuple[UntakenBranch, ...]:
+    """Calls that look across channels in branches that no followed run took.
+
+    Args:
+        ran: Paths of the modules that ran.
+    """
+    search = Search(lines)
+    of_model = _arguments(type(model).forward)
+    for path in ran:
+        module = model.get_submodule(path)
+        forward = getattr(type(module), "forward", None)
+        if forward is None or type(module).__module__.startswith("torch."):
+            continue
+        if path == "":  # what the user hands in has no channels that could be removed
+            search.add(forward, path, module, frozenset(of_model), frozenset())
+        else:
+            own = _arguments(forward)
+            search.add(forward, path, module, frozenset(), frozenset(own[:1]) | (frozenset(own) - frozenset(of_model)))
+    search.run()
+    by_condition: dict[Any, list[Unrun]] = {}
+    for one in search.found.values():
+        by_condition.setdefault((one.module, one.condition, one.file), []).append(one)
+    found = []
+    for (path, condition, file), some in by_condition.items():
+        some.sort(key=lambda one: one.line)
+        found.append(UntakenBranch(path, condition, file, some[0].line, tuple(one.call for one in some)))
+    return tuple(found)
+
+
+def _arguments(forward: Callable[..., Any]) -> list[str]:
+    try:
+        return list(inspect.signature(forward).parameters)[1:]
+    except (TypeError, ValueError):  # a forward that is not Python code
+        return []
