@@ -7,7 +7,9 @@ traced again and both are found anew, which gives the same by the same rules. Th
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
+import torch
 from torch import nn
 
 from prunegate.compaction.consistency import check_guesses, followed
@@ -91,6 +93,20 @@ def _runs(dense: nn.Module, plan: Plan, fix_ups: FixUps, inputs: ExampleInputs |
     except TraceError:
         if fix_ups.is_plain:
             return None
-        raise
+        if any(p.is_meta for p in dense.parameters()):
+            raise
+        # A file tells of its inputs their form alone, and shapes may depend on values (lengths of padded sequences).
+        inputs = inputs.map(partial(_of_any_values, device=next(dense.parameters()).device))
+        trace, analysis, keep = followed(dense, plan, fix_ups, inputs)
     again = trace.with_more_samples(dense, inputs) if fix_ups.replays else None
     return CutRuns.of(trace, analysis, keep, inputs, again)
+
+
+def _of_any_values(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A tensor of the form of one without data. One is a length, an index, a token of nearly every model."""
+    if not tensor.is_meta:
+        return tensor
+    if tensor.is_floating_point():
+        generator = torch.Generator().manual_seed(0)
+        return torch.randn(tensor.shape, generator=generator).to(device, tensor.dtype)
+    return torch.ones(tensor.shape, dtype=tensor.dtype, device=device)

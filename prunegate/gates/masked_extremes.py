@@ -54,11 +54,13 @@ def _amax(x: torch.Tensor, mask: torch.Tensor, dim: Any = (), keepdim: bool = Fa
 
 
 def _softmax(x: torch.Tensor, mask: torch.Tensor, dim: int, _stacklevel: int = 3, dtype: Any = None) -> torch.Tensor:
-    return nn.functional.softmax(_lowest(x, mask), dim, dtype=dtype)
+    # What is left out would be zero, of which logarithm, root and inverse have no finite gradient. Whoever sums over
+    # these positions leaves them out again.
+    return torch.where(mask.bool(), nn.functional.softmax(_lowest(x, mask), dim, dtype=dtype), 1)
 
 
 def _softmin(x: torch.Tensor, mask: torch.Tensor, dim: int, _stacklevel: int = 3, dtype: Any = None) -> torch.Tensor:
-    return nn.functional.softmin(_highest(x, mask), dim, dtype=dtype)
+    return torch.where(mask.bool(), nn.functional.softmin(_highest(x, mask), dim, dtype=dtype), 1)
 
 
 def _log_softmax(

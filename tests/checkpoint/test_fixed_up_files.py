@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils.rnn import pack_padded_sequence
 
 import prunegate
 from prunegate.checkpoint import read_document
@@ -59,6 +60,20 @@ class Sized(nn.Module):
         return y
 
 
+class Lengths(nn.Module):
+    """Shapes that depend on values, and a size in the code."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(9, 10)
+        self.layer = nn.GRU(10, 8, bidirectional=True, batch_first=True)
+        self.last = nn.Linear(16, 3)
+
+    def forward(self, words: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+        packed = pack_padded_sequence(self.embed(words), lengths, batch_first=True, enforce_sorted=False)
+        return self.last(self.layer(packed)[1].permute(1, 0, 2).reshape(-1, 16))
+
+
 ATTENTION = [f"encoder.layers.{number}.self_attn" for number in range(2)]
 
 
@@ -83,6 +98,18 @@ def test_a_fixed_up_model_is_loaded_bit_for_bit_and_with_its_structure(
     loaded = prunegate.load(file, model=kind, verify=verify)
     assert structure_of(loaded) == read_document(file).structure_sha256
     assert torch.equal(loaded(x), result.model.eval()(x))
+
+
+def test_a_fixed_up_model_whose_shapes_depend_on_values_is_loaded(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    inputs = (torch.randint(0, 9, (3, 6)), torch.tensor([6, 4, 1]))
+    gated = prunegate.wrap(randomise(Lengths()).eval(), inputs)
+    gated.set_masks(random_masks(gated.groups, 0.5, 0))
+    result = prunegate.compact(gated)
+    assert not result.fix_ups.is_plain
+    result.save(tmp_path / "c.safetensors")
+    loaded = prunegate.load(tmp_path / "c.safetensors", model=Lengths, verify=True)
+    assert torch.equal(loaded(*inputs), result.model.eval()(*inputs))
 
 
 @pytest.mark.parametrize("kind", [Encoder, Sized])

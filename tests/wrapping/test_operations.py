@@ -72,6 +72,13 @@ OVER_CHANNELS: dict[str, tuple[nn.Module, dict[str, int]]] = {
     "product": (scaled(lambda y: (y + 2).prod(1, keepdim=True)), ALL),
     "log softmax": (image(lambda m, y: y.log_softmax(1)), ALL),
     "softmin": (image(lambda m, y: F.softmin(y, dim=1)), ALL),
+    "entropy": (scaled(lambda y: torch.special.entr(y.softmax(1)).sum(1, keepdim=True)), ALL),
+    "divergence": (
+        scaled(lambda y: F.kl_div(y.log_softmax(1), y.flip(0).softmax(1), reduction="none").sum(1, keepdim=True)),
+        ALL,
+    ),
+    "root of a softmax": (image(lambda m, y: y.softmax(1).sqrt()), ALL),
+    "inverse of a softmin": (image(lambda m, y: 1 / (1 + 1 / F.softmin(y, dim=1))), ALL),
     "linalg norm": (scaled(lambda y: torch.linalg.norm(y, dim=1, keepdim=True)), ALL),
     "running sum": (image(lambda m, y: y.cumsum(1)), ALL),
     "running logsumexp": (image(lambda m, y: y.logcumsumexp(1)), ALL),
