@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
+from torch import nn
+
 
 @dataclass(frozen=True, slots=True)
 class CodePlace:
@@ -26,10 +28,21 @@ def place_in_code(func: Any) -> CodePlace:
 
 
 def lines_in_code(func: Any) -> list[tuple[str, int]]:
-    """The files and lines of the same and of all that led there, up to where the run was begun."""
-    frame: FrameType | None = _caller(func, sys._getframe(2))
+    """The files and lines of the same and of all that led there since the running module was called."""
+    return _lines_within(_caller(func, sys._getframe(2)))
+
+
+def lines_of_call() -> list[tuple[str, int]]:
+    """The same for the call of a module that is about to begin."""
+    frame = sys._getframe(2)
+    while frame.f_back is not None and frame.f_globals.get("__name__") in _CALLING:
+        frame = frame.f_back
+    return _lines_within(frame)
+
+
+def _lines_within(frame: FrameType | None) -> list[tuple[str, int]]:
     found = []
-    while frame is not None and frame.f_globals.get("__name__") != _BEGINS:
+    while frame is not None and frame.f_code is not _CALL_OF_A_MODULE:
         found.append((frame.f_code.co_filename, frame.f_lineno))
         frame = frame.f_back
     return found
@@ -42,7 +55,8 @@ def _caller(func: Any, frame: FrameType) -> FrameType:
     return frame
 
 
-_BEGINS = "prunegate.groups.following.trace"
+_CALL_OF_A_MODULE = nn.Module._call_impl.__code__
+_CALLING = frozenset({"prunegate.groups.following.watch", "torch.nn.modules.module"})
 _PASSING_ON = frozenset(
     """torch.overrides torch._tensor torch.functional torch.utils._device prunegate.groups.following.watch
     prunegate.groups.torch_workarounds.kernels prunegate.gates.call_sites prunegate.compaction.resizing

@@ -1,19 +1,76 @@
-"""Whether a model's own code acts differently in training, read off the code."""
+"""Whether a model's own code acts differently in training, read off the code.
+
+Dropping at random what is computed anyway makes no difference to which channels go together. Layers and heads that
+only training runs do, and so do calls that look across channels, and sizes that are handed to functions.
+"""
 
 from __future__ import annotations
 
+import ast
 import inspect
+from collections.abc import Collection
 from functools import lru_cache
 from types import CodeType
 from typing import Any
 
 from torch import nn
 
+from prunegate.groups.following.lines_run import LinesRun
+from prunegate.groups.following.reading import UNKNOWN, Reader, Search
+from prunegate.groups.following.size_calls import SIZED
 
-def differs_in_training(model: nn.Module) -> bool:
-    """Whether code of the model, other than torch's own layers, looks at which mode it is in."""
+
+def differs_in_training(model: nn.Module, ran: Collection[str], lines: LinesRun) -> bool:
+    """Whether code of the model, other than torch's own layers, does more in training than in a run in eval mode.
+
+    Args:
+        ran: Paths of the modules that ran.
+        lines: What the run in eval mode went through.
+    """
     classes: set[Any] = {type(module) for module in model.modules()}
-    return any(map(_looks_at_training, classes))
+    if not any(map(_looks_at_training, classes)):
+        return False
+    search = Search(lines, _ReaderOfTraining)
+    for path in ran:
+        module = model.get_submodule(path)
+        if not type(module).__module__.startswith("torch."):
+            forward = type(module).forward
+            names = frozenset(inspect.signature(forward).parameters)
+            search.add(forward, path, module, frozenset(), names)
+    search.run()
+    return bool(search.found or search.unread)
+
+
+class _ReaderOfTraining(Reader):
+    """Reads what only training runs: what changes is the mode alone."""
+
+    def changes(self, node: ast.AST) -> bool:
+        if isinstance(node, ast.Name):
+            return node.id in self.changing
+        if isinstance(node, ast.Attribute):
+            return node.attr == "training"
+        if isinstance(node, ast.BoolOp) and isinstance(node.op, ast.And):
+            # What a module was built without stays off.
+            return any(map(self.changes, node.values)) and not any(self.held(value) is False for value in node.values)
+        return not isinstance(node, ast.Call) and any(map(self.changes, ast.iter_child_nodes(node)))
+
+    def other_call(self, node: ast.Call, name: str, condition: str) -> None:
+        held = self.held(node.func)
+        if isinstance(held, nn.modules.dropout._DropoutNd):
+            return
+        if held is not UNKNOWN or not isinstance(node.func, (ast.Name, ast.Attribute)):
+            self.note(node, condition, always=True)  # code that is not known
+        elif name in SIZED and any(_is_size(inner) for inner in ast.walk(node)):
+            self.note(node, condition, always=True)
+
+
+def _is_size(node: ast.AST) -> bool:
+    """Whether it is a number that may be one of channels."""
+    return isinstance(node, ast.Constant) and isinstance(node.value, int) and node.value > _FEW
+
+
+# Dimensions and steps are small numbers.
+_FEW = 2
 
 
 @lru_cache(maxsize=4096)

@@ -58,11 +58,15 @@ class Search:
     """Reads functions, and those that they call, as far as it can be told which these are.
 
     Attributes:
+        reader: What reads one function.
         found: Calls that no run made, by where they stand.
+        unread: Names of functions whose source is not there.
     """
 
     lines: LinesRun
+    reader: type[Reader]
     found: dict[Line, Unrun] = field(default_factory=dict)
+    unread: list[str] = field(default_factory=list)
     _tasks: list[_Task] = field(default_factory=list)
     _known: set[Any] = field(default_factory=set)
 
@@ -88,11 +92,13 @@ class Search:
         while self._tasks:
             task = self._tasks.pop()
             tree = _definition(task.function.__code__)
-            if tree is not None:
-                _Reader(self, task, tree).body(tree.body, task.condition)
+            if tree is None:
+                self.unread.append(task.function.__qualname__)
+            else:
+                self.reader(self, task, tree).body(tree.body, task.condition)
 
 
-class _Reader:
+class Reader:
     """Reads one function: what of it changes from call to call, and what is called below such conditions."""
 
     def __init__(self, search: Search, task: _Task, tree: ast.FunctionDef) -> None:
@@ -101,7 +107,7 @@ class _Reader:
         self._file = task.function.__code__.co_filename
         self._self = _first_argument(tree) if task.module is not None else None
         flows = [flow for node in ast.walk(tree) for flow in _flows(node)]
-        for names, test in ((self.changing, self._changes), (self.carrying, self._carries)):
+        for names, test in ((self.changing, self.changes), (self.carrying, self.carries)):
             before = -1
             while len(names) > before:
                 before = len(names)
@@ -142,9 +148,9 @@ class _Reader:
                 self.expression(arm, self._below(node.test, condition))
             return
         if isinstance(node, ast.Call):
-            self._call(node, condition)
+            self.call(node, condition)
         elif isinstance(node, ast.BinOp) and isinstance(node.op, ast.MatMult):
-            self._note(node, condition)
+            self.note(node, condition)
         for inner in ast.iter_child_nodes(node):
             self.expression(inner, condition)
 
@@ -154,56 +160,63 @@ class _Reader:
         return any((self._file, line) in self.search.lines.passed for line in lines)
 
     def _below(self, test: ast.expr, condition: str | None) -> str | None:
-        return ast.unparse(test) if condition is None and self._changes(test) else condition
+        return ast.unparse(test) if condition is None and self.changes(test) else condition
 
-    def _changes(self, node: ast.AST) -> bool:
+    def changes(self, node: ast.AST) -> bool:
         """Whether an expression may have another value in another call of the same model."""
         if isinstance(node, ast.Name):
             return node.id in self.changing
         if isinstance(node, ast.Attribute):
-            return node.attr in _SIZES or (node.attr not in _STORAGE and self._changes(node.value))
+            return node.attr in _SIZES or (node.attr not in _STORAGE and self.changes(node.value))
         if isinstance(node, ast.Call):
             function = node.func
             if isinstance(function, ast.Attribute):
-                of_name = isinstance(function.value, ast.Name) and self._changes(function)
+                of_name = isinstance(function.value, ast.Name) and self.changes(function)
                 return function.attr in _SIZE_CALLS or (function.attr not in _STORAGE and of_name)
-            return isinstance(function, ast.Name) and function.id in _PLAIN_CALLS and any(map(self._changes, node.args))
-        return any(map(self._changes, ast.iter_child_nodes(node)))
+            return isinstance(function, ast.Name) and function.id in _PLAIN_CALLS and any(map(self.changes, node.args))
+        return any(map(self.changes, ast.iter_child_nodes(node)))
 
-    def _carries(self, node: ast.AST) -> bool:
+    def carries(self, node: ast.AST) -> bool:
         """Whether an expression may hold channels that can be removed: what layers make does, what is handed in not."""
         if isinstance(node, ast.Name):
             return node.id in self.carrying
         if isinstance(node, ast.Attribute):
             if node.attr in _SIZES or node.attr in _STORAGE:
                 return False
-            held = self._held(node)
-            return isinstance(held, (nn.Module, torch.Tensor)) if held is not _UNKNOWN else self._carries(node.value)
+            held = self.held(node)
+            return isinstance(held, (nn.Module, torch.Tensor)) if held is not UNKNOWN else self.carries(node.value)
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in _SIZE_CALLS:
             return False
-        return any(map(self._carries, ast.iter_child_nodes(node)))
+        return any(map(self.carries, ast.iter_child_nodes(node)))
 
-    def _held(self, node: ast.expr) -> Any:
+    def held(self, node: ast.expr) -> Any:
         """What ``self.a.b`` is, if it is that."""
         if isinstance(node, ast.Name):
-            return self.task.module if node.id == self._self else _UNKNOWN
+            return self.task.module if node.id == self._self else UNKNOWN
         if isinstance(node, ast.Attribute):
-            holder = self._held(node.value)
-            return _UNKNOWN if holder is _UNKNOWN else getattr(holder, node.attr, _UNKNOWN)
-        return _UNKNOWN
+            holder = self.held(node.value)
+            return UNKNOWN if holder is UNKNOWN else getattr(holder, node.attr, UNKNOWN)
+        return UNKNOWN
 
-    def _call(self, node: ast.Call, condition: str | None) -> None:
+    def call(self, node: ast.Call, condition: str | None) -> None:
+        """Read a call: of the model's own code, which is read in turn, or of torch."""
         name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
         called, module = self._called(node.func)
         if called is not None:
             bound = module is not None
-            changing, carrying = (self._given(called, bound, node, test) for test in (self._changes, self._carries))
+            changing, carrying = (self._given(called, bound, node, test) for test in (self.changes, self.carries))
             self.search.add(called, self.task.path, module, changing, carrying, condition)
         elif name in SUSPECT and self._may_be_of_torch(node.func):
-            self._note(node, condition)
+            self.note(node, condition)
+        elif condition is not None:
+            self.other_call(node, name, condition)
 
-    def _note(self, node: ast.expr, condition: str | None) -> None:
-        if condition is None or not self._carries(node):
+    def other_call(self, node: ast.Call, name: str, condition: str) -> None:
+        """Read a call of anything else below a condition."""
+
+    def note(self, node: ast.expr, condition: str | None, always: bool = False) -> None:
+        """Note a call that no run made, if it may have to do with channels."""
+        if condition is None or not (always or self.carries(node)):
             return
         lines = range(node.lineno, (node.end_lineno or node.lineno) + 1)
         if not any((self._file, line) in self.search.lines.called for line in lines):
@@ -257,7 +270,7 @@ class _Reader:
         return frozenset(given | {keyword.arg for keyword in node.keywords if keyword.arg and test(keyword.value)})
 
 
-_UNKNOWN = object()
+UNKNOWN = object()
 
 
 def _flows(node: ast.AST) -> Iterator[tuple[ast.AST, ast.AST]]:

@@ -82,6 +82,7 @@ class Trace:
         self.runs: list[Run] = []
         self.not_followed: tuple[tuple[str, str], ...] = ()
         self.untaken: tuple[UntakenBranch, ...] = ()
+        found: dict[str, Any] = {}
         for kind in KINDS:
             self.constraints = Constraints()
             self._values = Values(self.constraints)
@@ -95,9 +96,16 @@ class Trace:
                 if kind == "real":  # kernels without data may be stricter than real ones: these have the last word
                     raise
                 logger.info("following the run on %s tensors failed: %s", kind, reason)
-            else:
-                if kind != "meta" or not self.tape.lacks_literals():
+                if found:
                     break
+            else:
+                if found and len(self.not_followed) < len(found["not_followed"]):
+                    found = {}
+                if found or not (kind == "meta" and (self.tape.lacks_literals() or self.not_followed)):
+                    break
+                # Other runs may need tensors that know their device; if they do not, this was quicker.
+                found = {} if self.tape.lacks_literals() else dict(vars(self))
+        vars(self).update(found)
         for run in self.runs:
             run.tape.close()
         self._united = united_by(self.constraints)
@@ -133,7 +141,7 @@ class Trace:
             self._values.add_leaf(tensor, kind, name)
         # What a run leaves behind in the model is not there in the next one.
         self._run(copy_with(copied, the_same), inputs, Variation(), training=False)
-        trains_otherwise = differs_in_training(model)
+        trains_otherwise = differs_in_training(copied, self._ran, self._lines)
         self.untaken = untaken_branches(copied, self._ran, self._lines)
         if self._handles_sizes() or self._unused() or trains_otherwise or self.untaken:
             self._follow_variations(copied, inputs, trains_otherwise)
@@ -158,21 +166,21 @@ class Trace:
 
     def _follow_variations(self, copied: nn.Module, inputs: ExampleInputs, trains_otherwise: bool) -> None:
         """Follow a run at another size, and one in training mode, as far as the model makes them."""
-        other = self._tried(copied, inputs, [replace(v, doubled=True) for v in other_sizes(inputs)], training=False)
-        known = set(self.tape.sized)
-        if other is None:
-            other = self._tried(copied, inputs, [Variation(doubled=True)], training=False)
-        if other is None:
-            self.not_followed += (("another number of samples", self._reason),)
+        known, other = set(self.tape.sized), None
+        sizes = [*(replace(v, doubled=True) for v in other_sizes(inputs)), Variation(doubled=True)]
+        if self._handles_sizes() or self.untaken:
+            other = self._tried(copied, inputs, sizes, training=False)
+            if other is None:
+                self.not_followed += (("another number of samples", self._reason),)
         if trains_otherwise or self._unused():
             # Heads that only training runs read channels too; what they ask for must hold as well.
             trained = self._tried(copied, inputs, [Variation(doubled=True)], training=True)
             if trained is None:
                 self.not_followed += (("training mode", self._reason),)
-            if trained is not None and other is not None and not known.issuperset(self.runs[-1].tape.sized):
+            if trained is not None and not known.issuperset(self.runs[-1].tape.sized):
+                taken = sizes[:-1] if other is None else [other]
                 # BatchNorm may refuse a single sample.
-                varied = replace(other, doubled=False)
-                self._tried(copied, inputs, [varied, other], training=True)
+                self._tried(copied, inputs, [v for t in taken for v in (replace(t, doubled=False), t)], training=True)
 
     def _tried(
         self, model: nn.Module, inputs: ExampleInputs, variations: Sequence[Variation], training: bool

@@ -17,7 +17,7 @@ from typing import Any
 from torch import nn
 
 from prunegate.groups.following.lines_run import LinesRun
-from prunegate.groups.following.reading import Search, Unrun
+from prunegate.groups.following.reading import Reader, Search, Unrun
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ def untaken_branches(model: nn.Module, ran: Collection[str], lines: LinesRun) ->
     Args:
         ran: Paths of the modules that ran.
     """
-    search = Search(lines)
+    search = Search(lines, Reader)
     of_model = _arguments(type(model).forward)
     for path in ran:
         module = model.get_submodule(path)

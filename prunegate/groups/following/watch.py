@@ -18,7 +18,7 @@ from typing import Any
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from prunegate.groups.following.code_places import CodePlace, lines_in_code, place_in_code
+from prunegate.groups.following.code_places import CodePlace, lines_in_code, lines_of_call, place_in_code
 from prunegate.groups.following.lines_run import LinesRun
 from prunegate.groups.following.maskable import MASKABLE
 from prunegate.groups.following.size_calls import SIZED, SizeCall, SizeCallKey, is_scaled
@@ -207,6 +207,8 @@ class Watch(TorchFunctionMode):
         return call
 
     def _enter(self, path: str, module: nn.Module, args: Any, kwargs: Any) -> None:
+        if self.lines is not None:
+            self.lines.add("", lines_of_call())
         frame = Frame(path, self._counts.copy(), number=self._calls[path])
         self._calls[path] += 1
         if self._tape is not None and not self.is_opaque:
