@@ -114,6 +114,21 @@ class LearnedState(nn.Module):
         return y
 
 
+class StartedByOneLayer(nn.Module):
+    """One layer makes the states of both layers and directions, or of an LSTM's two kinds."""
+
+    def __init__(self, kind: type[nn.RNNBase], layers: int) -> None:
+        super().__init__()
+        self.kind, self.layers = kind, layers
+        self.cell: Any = kind(6, HIDDEN, layers, batch_first=True)
+        self.start, self.head = nn.Linear(6, layers * HIDDEN), nn.Linear(HIDDEN, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        state = self.start(x[:, 0]).view(-1, self.layers, HIDDEN).transpose(0, 1).contiguous()
+        y: torch.Tensor = self.head(self.cell(x, (state, state.tanh()) if self.kind is nn.LSTM else state)[0])
+        return y
+
+
 class Steps(nn.Module):
     """A cell, called step by step."""
 
@@ -134,6 +149,12 @@ def test_a_state_that_the_model_makes_is_cut_with_the_units_that_it_starts() -> 
     gated = assert_exact(Translator(), tokens[0], (tokens[1],))
     assert units(gated) == {"embed": 10, "encoder.weight_ih_l0": HIDDEN}
     assert units(assert_exact(LearnedState(), noise(7, 2, 6), (noise(7, 3, 6),))) == {"cell.weight_ih_l0": HIDDEN}
+
+
+@pytest.mark.parametrize(("kind", "layers"), [(nn.GRU, 2), (nn.LSTM, 3), (nn.RNN, 1)])
+def test_states_that_one_layer_makes_for_several_are_cut_alike(kind: type[nn.RNNBase], layers: int) -> None:
+    gated = assert_exact(StartedByOneLayer(kind, layers), noise(2, 7, 6), (noise(3, 9, 6),))
+    assert units(gated) == {"cell.weight_ih_l0": HIDDEN}
 
 
 @pytest.mark.parametrize("cell", [nn.RNNCell, nn.LSTMCell, nn.GRUCell])

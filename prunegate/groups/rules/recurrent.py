@@ -119,17 +119,18 @@ def _read_input(call: Call, x: torch.Tensor, suffixes: Sequence[str]) -> None:
 
 
 def _take_state(call: Call, state: torch.Tensor, units: Ids) -> None:
+    """Tie what the states start from to the hidden units: the same in all layers, which have one size."""
     last = state.dim() - 1
-    found = None
+    started = None
     for label in call.labels_of(state):
-        if varying(label) == (last,):
-            found = label.reshape(-1)
+        if varying(label) in ((last,), (0, last)):
+            started = call.constraints.tie_along(label.reshape(-1, label.shape[last]), 0).reshape(-1)
         else:
             call.pin(label, _STATE)
-    if found is None:
+    if started is None:
         call.pin(units, _STATE)
     else:
-        call.constraints.tie(found, units)
+        call.constraints.tie(started, units)
 
 
 def _outputs(call: Call, output: Ids, last_output: Ids, last_state: Ids) -> list[Labels]:
