@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -11,6 +10,7 @@ from pathlib import Path
 
 from prunegate.cli.export import export_command
 from prunegate.cli.inspect import inspect_command
+from prunegate.cli.messages import log_to_stderr, warnings_in_lines
 from prunegate.cli.recipe import init_command, keys_command
 from prunegate.cli.run import run_command
 from prunegate.cli.show import show_command
@@ -40,10 +40,10 @@ exit codes:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; 0 if it went well, 2 for a mistake the user can correct, 128 + its number after a signal."""
     arguments = _parser().parse_args(argv)
-    level = logging.INFO if arguments.verbose else logging.ERROR if arguments.quiet else logging.WARNING
-    logging.basicConfig(level=level, format="%(name)s: %(message)s")
+    log_to_stderr(arguments.verbose, arguments.quiet)
     try:
-        return int(arguments.command(arguments))
+        with warnings_in_lines():
+            return int(arguments.command(arguments))
     except RunStoppedError as error:
         sys.stderr.write(f"prunegate: {error}\n")
         return 128 + error.signal

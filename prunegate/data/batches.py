@@ -63,6 +63,14 @@ class Data(Protocol):
         """Of one sample: channels, height, width."""
 
     @property
+    def num_train(self) -> int:
+        """How many training samples there are."""
+
+    @property
+    def num_test(self) -> int:
+        """How many test samples there are."""
+
+    @property
     def steps_per_epoch(self) -> int: ...
 
     def example_inputs(self, count: int) -> torch.Tensor:

@@ -53,6 +53,11 @@ class LoadedData:
         return len(self.train)
 
     @property
+    def num_test(self) -> int:
+        """How many test samples there are."""
+        return len(self.test)
+
+    @property
     def steps_per_epoch(self) -> int:
         return max(1, self.num_train // self.batch_size)
 

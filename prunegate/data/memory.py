@@ -55,6 +55,11 @@ class ImageData:
         return len(self.train_labels)
 
     @property
+    def num_test(self) -> int:
+        """How many test samples there are."""
+        return len(self.test_labels)
+
+    @property
     def steps_per_epoch(self) -> int:
         return max(1, self.num_train // self.batch_size)
 
