@@ -74,7 +74,7 @@ class Stages:
         self.wrap, self.loss, self.processes, self.listener, self.stop = wrap, loss, processes, listener, stop
         self.metric = metric
         self._head = partial(run_start, recipe, builder, untrained, data, processes, out.path)
-        self.results = Results(recipe, out, builder, listener)
+        self.results = Results(recipe, out, builder, listener, data.meaning)
         self.share = Share(processes.rank, processes.count)
         self.checkpoints = StepCheckpoints(out.path, recipe.checkpoints)
         self.dense_macs, self.groups = untrained.dense_cost("macs"), untrained.groups
