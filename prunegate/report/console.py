@@ -44,6 +44,7 @@ class ConsoleListener:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.console = console or Console()
+        self._is_live = self.console.is_terminal and not self.console.is_dumb_terminal
         self._metric, self._silence, self._clock = metric, silence, clock
         self._stages: list[tuple[str, int]] = []
         self._progress: Progress | None = None
@@ -56,7 +57,7 @@ class ConsoleListener:
 
     def run_started(self, start: RunStart) -> None:
         self._stages = list(start.stages)
-        if self.console.is_terminal:
+        if self._is_live:
             head = Table.grid(padding=(0, 2))
             for what, text in start.facts:
                 head.add_row(Text(what, style="bold"), Text(text))
@@ -74,7 +75,7 @@ class ConsoleListener:
         if stage in names:  # what a resumed run has behind it is passed over
             del self._stages[: names.index(stage) + 1]
         self._progress = Progress(stage, epochs, later_epochs(self._stages), self._clock)
-        if not self.console.is_terminal:
+        if not self._is_live:
             self._begin_to_beat()
         elif self._live is None:
             # Where the log goes elsewhere, such as 2> a file, it stays there.
@@ -91,7 +92,7 @@ class ConsoleListener:
             return
         self._progress.epoch(record["epoch"], record["loss"])
         self._record, self._dense_macs = record, dense_macs
-        if not self.console.is_terminal:
+        if not self._is_live:
             figures = _figures(record, dense_macs, self._metric)
             self._line(f"{record['stage']:9} epoch {record['epoch']:3}  {figures}{speed_text(self._progress)}")
 
@@ -133,14 +134,14 @@ class ConsoleListener:
         """On a terminal the live line leaves a stage's last figures behind; a log has had them."""
         progress, record = self._progress, self._record
         self._progress = self._record = None
-        if progress is not None and record is not None and self.console.is_terminal:
+        if progress is not None and record is not None and self._is_live:
             done = f"{progress.stage:9} {record['epoch']}/{progress.epochs} epochs in {duration(progress.seconds)}"
             self._line(f"{done}  {_figures(record, self._dense_macs, self._metric)}")
 
     def _line(self, text: str) -> None:
         """One line as it is: square brackets are no markup, and a log is searched by line, so nothing is wrapped."""
         self._last_line = self._clock()
-        self.console.print(text, highlight=False, markup=False, soft_wrap=not self.console.is_terminal)
+        self.console.print(text, highlight=False, markup=False, soft_wrap=not self._is_live)
 
     def _begin_to_beat(self) -> None:
         if self._beat is None:
@@ -153,7 +154,7 @@ class ConsoleListener:
             if self._clock() - self._last_line < self._silence - 1.0:
                 continue
             progress = self._progress
-            if progress is None:
+            if progress is None or progress.epochs_done >= progress.epochs:  # between stages, or at the end
                 self._line("still at work")
                 continue
             loss = "" if progress.loss is None else f"  loss {progress.loss:.4f}"

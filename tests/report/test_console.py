@@ -139,3 +139,21 @@ def test_on_a_terminal_a_stage_leaves_one_line() -> None:
     kept = [line for line in text.splitlines() if "epochs in" in line]
     assert len(kept) == 2
     assert "gate      3/4 epochs in 0:00  loss 0.0500  accuracy 97.50%  tau 1.25" in kept[1]
+
+
+def test_a_terminal_that_cannot_move_its_cursor_gets_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "dumb")
+    text = show(terminal=True)
+    assert "\x1b" not in text
+    assert "gate      epoch   3  loss 0.0500" in text
+
+
+def test_a_log_says_between_stages_that_the_run_is_alive() -> None:
+    listener, out = listening(terminal=False, silence=1.05)
+    listener.stage_started("dense", 1)
+    listener.step_ended(1.0, 0.5, 32)
+    end = time.monotonic() + 20.0
+    while "still at work\n" not in out.getvalue() and time.monotonic() < end:
+        time.sleep(0.02)
+    listener.close()
+    assert "still at work\n" in out.getvalue()
