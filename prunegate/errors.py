@@ -27,6 +27,10 @@ class TraceError(PrunegateError):
     """The model could not be run on its example inputs, or what it did could not be followed."""
 
 
+class RuleError(TraceError):
+    """A rule of the user's own (`register_rule`) raised something, or returned something else than labels."""
+
+
 class NothingToPruneError(PrunegateError):
     """Every channel of the model is pinned; the message lists the reasons."""
 

@@ -19,7 +19,8 @@ field                     meaning
 ``certificate``           `Certificate.as_dict`: measured differences to the gated model, or null
 ``fingerprint``           `Fingerprint.as_dict`: what the model computes on given inputs, or null
 ``costs``                 ``{"macs": {"dense", "compact"}, "params": {...}}``: per sample, exact
-``extra``                 whatever the writer added (recipe name, budget, accuracy)
+``extra``                 whatever the writer added (recipe name, budget, accuracy; of recipes' data the name,
+                          ``mean``, ``deviation`` and ``largest_pixel`` of inputs, and ``class_names``)
 ``weights_sha256``        SHA-256 of the header's entries for tensors, as JSON with sorted keys and without
                           spaces, followed by all bytes after the header
 ``structure_sha256``      `structure_of` the compact model: its modules' classes, plain attributes, shapes, and

@@ -9,6 +9,7 @@ from typing import Any
 from torch import fx, nn
 
 from prunegate.builders import Builder
+from prunegate.checkpoint.pretrained import refuse_save_pretrained
 from prunegate.checkpoint.steps import Step
 
 _ATTRIBUTE = "_prunegate_origin"
@@ -45,6 +46,8 @@ def origin_of(model: nn.Module) -> Origin | None:
 
 
 def set_origin(model: nn.Module, origin: Origin) -> None:
+    """Note where a compact model comes from; transformers' ``save_pretrained`` of it refuses from here on."""
+    refuse_save_pretrained(model)
     if isinstance(model, fx.GraphModule):
         model.meta[_ATTRIBUTE] = origin
     else:

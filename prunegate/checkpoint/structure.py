@@ -13,6 +13,7 @@ import torch
 from torch import fx, nn
 
 from prunegate.builders import Builder
+from prunegate.checkpoint import pretrained
 from prunegate.checkpoint.strict_json import digest
 from prunegate.compaction import made_with
 from prunegate.version import __version__
@@ -21,6 +22,7 @@ from prunegate.version import __version__
 _OTHERS = frozenset(
     {"training", "grad_checkpointing", "pretrained_cfg", "default_cfg", "meta"}
     | {"_is_accelerate_prepared", "_is_hf_initialized"}  # notes that libraries for training leave
+    | {pretrained.NAME}  # of compact models it refuses
 )
 _DEEPEST = 4
 _NAMED = (type, FunctionType, BuiltinFunctionType, MethodType)

@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 import argparse
+import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from prunegate.cli.checkpoints import checkpoint_in, maker_of
-from prunegate.cli.console import say
+from prunegate.cli.console import console, say
 from prunegate.errors import CheckpointError, ExportError
 
 if TYPE_CHECKING:
     from torch import nn
 
+    from prunegate.checkpoint import Document
     from prunegate.groups import ExampleInputs
 
 FORMATS = ("safetensors", "onnx", "pt2")
 
 
 def export_command(arguments: argparse.Namespace) -> int:
-    from prunegate.checkpoint import load
+    from prunegate.checkpoint import load, read_document
     from prunegate.exporting import export_model
     from prunegate.files import replacing
 
@@ -32,15 +34,36 @@ def export_command(arguments: argparse.Namespace) -> int:
     if format == "safetensors":
         with replacing(out) as temporary:
             shutil.copyfile(source, temporary)
-        if not arguments.quiet:
-            say(f"{out}: {out.stat().st_size:,} bytes, loads with prunegate.load({str(out)!r})")
+        _tell(arguments, {"format": format}, f"loads with prunegate.load({str(out)!r})")
         return 0
     inputs = _inputs(source, model, arguments.input_size)
-    done = export_model(model, inputs, out, format, not arguments.fixed_batch, arguments.opset)
+    metadata = _metadata(read_document(source))
+    done = export_model(model, inputs, out, format, not arguments.fixed_batch, arguments.opset, metadata)
     batches = " and ".join(map(str, done.batches))
-    if not arguments.quiet:
-        say(f"{out}: {out.stat().st_size:,} bytes, differs by {done.max_rel:.1e} (relative) on {batches} samples")
+    figures = {"format": format, "max_rel": done.max_rel, "batches": list(done.batches)}
+    _tell(arguments, figures, f"differs by {done.max_rel:.1e} (relative) on {batches} samples")
     return 0
+
+
+def _tell(arguments: argparse.Namespace, figures: dict[str, Any], text: str) -> None:
+    """Say what was written: as JSON where that is asked for, else in a line unless ``--quiet``."""
+    out = arguments.out
+    size = out.stat().st_size
+    if arguments.json:
+        console().print_json(json.dumps({"file": str(out), "bytes": size, **figures}))
+    elif not arguments.quiet:
+        say(f"{out}: {size:,} bytes, {text}")
+
+
+def _metadata(document: Document) -> dict[str, str]:
+    """What goes into another format: the model's name, and what is known of its inputs and classes, each as JSON."""
+    model = document.builder.full_name if document.builder is not None else document.class_name
+    known = {"model": model, **document.extra}
+    data = known.pop("data", None)
+    known |= data if isinstance(data, dict) else {} if data is None else {"data": data}
+    return {
+        f"prunegate.{name}": value if isinstance(value, str) else json.dumps(value) for name, value in known.items()
+    }
 
 
 def _check(out: Path, format: str, arguments: argparse.Namespace) -> None:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import logging
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from prunegate.cli.completion import SHELLS, completion_command
 from prunegate.cli.export import export_command
 from prunegate.cli.inspect import inspect_command
+from prunegate.cli.messages import log_to_stderr, warnings_in_lines
 from prunegate.cli.recipe import init_command, keys_command
 from prunegate.cli.run import run_command
 from prunegate.cli.show import show_command
@@ -31,6 +32,7 @@ _EXAMPLES = """examples:
   prunegate export runs/quickstart --out small.onnx
   prunegate show small.safetensors
   prunegate verify small.safetensors
+  eval "$(prunegate completion bash)"
 
 exit codes:
   0 done, 2 a mistake in what was asked (the message says which), 130 interrupted, 128 + n stopped by signal n
@@ -40,10 +42,10 @@ exit codes:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; 0 if it went well, 2 for a mistake the user can correct, 128 + its number after a signal."""
     arguments = _parser().parse_args(argv)
-    level = logging.INFO if arguments.verbose else logging.ERROR if arguments.quiet else logging.WARNING
-    logging.basicConfig(level=level, format="%(name)s: %(message)s")
+    log_to_stderr(arguments.verbose, arguments.quiet)
     try:
-        return int(arguments.command(arguments))
+        with warnings_in_lines():
+            return int(arguments.command(arguments))
     except RunStoppedError as error:
         sys.stderr.write(f"prunegate: {error}\n")
         return 128 + error.signal
@@ -154,6 +156,7 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("--opset", type=int, metavar="N", help="ONNX operator set; by default the recommended one")
     _add_input_size(export, "the one it was pruned with")
     _add_model(export)
+    export.add_argument("--json", action="store_true", help="print JSON instead of a line")
     export.set_defaults(command=export_command)
 
     show = commands.add_parser(
@@ -177,7 +180,17 @@ def _parser() -> argparse.ArgumentParser:
         "--against", type=Path, metavar="DENSE", help="safetensors file of the dense model's weights to compare with"
     )
     _add_model(verify)
+    verify.add_argument("--json", action="store_true", help="print JSON instead of lines")
     verify.set_defaults(command=verify_command)
+
+    completion = commands.add_parser(
+        "completion",
+        parents=[common],
+        help="print a script that completes commands in a shell",
+        description='Print a completion script. For bash, put this into ~/.bashrc: eval "$(prunegate completion bash)"',
+    )
+    completion.add_argument("shell", choices=SHELLS)
+    completion.set_defaults(command=completion_command, parser=parser)
     return parser
 
 

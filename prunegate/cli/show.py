@@ -14,6 +14,9 @@ from prunegate.cli.console import console, say
 if TYPE_CHECKING:
     from prunegate.checkpoint import Document
 
+# Characters of what a writer added, such as the names of a thousand classes.
+_LONGEST_VALUE = 600
+
 
 def show_command(arguments: argparse.Namespace) -> int:
     from prunegate.checkpoint import read_document, stored_sizes
@@ -42,7 +45,7 @@ def _print(file: Path, document: Document, stored: int) -> None:
         if costs.get("dense") and "compact" in costs:
             share = costs["compact"] / costs["dense"]
             rows.append((metric, f"{costs['compact']:,} of {costs['dense']:,} ({share:.2%})"))
-    rows += [(key, json.dumps(value)) for key, value in document.extra.items()]
+    rows += [(key, _shortened(json.dumps(value, ensure_ascii=False))) for key, value in document.extra.items()]
     if document.certificate:
         rows.append(("differs from the gated model", ", ".join(_differences(document.certificate))))
     rows.append(("fingerprint", "yes: prunegate verify compares it" if document.fingerprint else "none"))
@@ -69,6 +72,10 @@ def _print(file: Path, document: Document, stored: int) -> None:
                 say(f"replayed: {played}")
             if step.fix_ups.resized:
                 say(f"sizes rewritten in the calls of: {', '.join(step.fix_ups.resized)}")
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= _LONGEST_VALUE else f"{text[:_LONGEST_VALUE]} ... (--json shows all)"
 
 
 def _differences(certificate: Any) -> list[str]:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import json
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from prunegate.cli.checkpoints import checkpoint_in, maker_of
-from prunegate.cli.console import say
+from prunegate.cli.console import console, say
 from prunegate.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -25,23 +27,49 @@ def verify_command(arguments: argparse.Namespace) -> int:
     file, maker = checkpoint_in(arguments.file), maker_of(arguments.model)
     document = read_document(file)
     model = load(file, model=maker)
-    found = [f"{file}: weights match their hash, and fit the model by the plan"]
+    told = [f"{file}: weights match their hash, and fit the model by the plan"]
+    figures: dict[str, Any] = {"file": str(file), "weights_sha256": document.weights_sha256, "fingerprint": None}
     if document.fingerprint is None:
-        found.append("fingerprint: none stored, so what the model computes cannot be compared")
+        told.append("fingerprint: none stored, so what the model computes cannot be compared")
     else:
         apart = check_fingerprint(file, document, model)
-        found.append(f"fingerprint: computes what it did when saved, within {apart:.1e} (relative, float64)")
+        told.append(f"fingerprint: computes what it did when saved, within {apart:.1e} (relative, float64)")
+        figures["fingerprint"] = {"max_rel": apart}
     if arguments.against is not None:
-        found.append(_against(file, document, model, arguments.against, maker))
-    if not arguments.quiet:
-        say("\n".join(found))  # at the end, when nothing was found wrong
+        against = _against(file, document, model, arguments.against, maker)
+        told.append(against.text)
+        figures["against"] = asdict(against)
+    # At the end, when nothing was found wrong.
+    if arguments.json:
+        console().print_json(json.dumps(figures))
+    elif not arguments.quiet:
+        say("\n".join(told))
     return 0
+
+
+@dataclass(frozen=True)
+class _Against:
+    """How many of the compact model's parameters are the dense one's, cut by the plan, and how far the others are."""
+
+    file: str
+    parameters: int
+    equal: int
+    largest_difference: float
+
+    @property
+    def text(self) -> str:
+        if self.equal == self.parameters:
+            return f"against {self.file}: every parameter is the dense model's, cut by the plan"
+        return (
+            f"against {self.file}: {self.equal} of {self.parameters} parameters are the dense model's, cut by the "
+            f"plan; the others have been trained since, by up to {self.largest_difference:.2g} of their norm"
+        )
 
 
 def _against(
     file: Path, document: Document, model: nn.Module, dense: Path, maker: Callable[[], nn.Module] | None
-) -> str:
-    """Cut the dense model by the plan, and tell how much of the compact one's weights that gives."""
+) -> _Against:
+    """Cut the dense model by the plan, and see how much of the compact one's weights that gives."""
     import torch
 
     from prunegate.checkpoint import StoredPlan
@@ -55,12 +83,9 @@ def _against(
     expected = dict(cut.named_parameters())
     found = dict(model.requires_grad_(False).named_parameters())
     same = sum(torch.equal(found[name], expected[name]) for name in found if name in expected)
-    if same == len(found):
-        return f"against {dense}: every parameter is the dense model's, cut by the plan"
     largest = max(
-        float((found[name] - value).norm() / value.norm().clamp(min=1e-12)) for name, value in expected.items()
+        float((found[name] - value).norm() / value.norm().clamp(min=1e-12))
+        for name, value in expected.items()
+        if name in found
     )
-    return (
-        f"against {dense}: {same} of {len(found)} parameters are the dense model's, cut by the plan; the others have "
-        f"been trained since, by up to {largest:.2g} of their norm"
-    )
+    return _Against(str(dense), len(found), same, largest)

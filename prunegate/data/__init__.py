@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from prunegate.data.batches import Batch, Data, Share
 from prunegate.data.load import check_data, load_data
+from prunegate.data.meaning import Meaning
 from prunegate.data.memory import ImageData
 from prunegate.data.settings import DataSettings
 from prunegate.data.shifting import augmented
 
-__all__ = ["Batch", "Data", "DataSettings", "ImageData", "Share", "augmented", "check_data", "load_data"]
+__all__ = ["Batch", "Data", "DataSettings", "ImageData", "Meaning", "Share", "augmented", "check_data", "load_data"]

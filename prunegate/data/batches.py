@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 
+from prunegate.data.meaning import Meaning
 from prunegate.errors import DataError
 
 
@@ -63,7 +64,19 @@ class Data(Protocol):
         """Of one sample: channels, height, width."""
 
     @property
+    def num_train(self) -> int:
+        """How many training samples there are."""
+
+    @property
+    def num_test(self) -> int:
+        """How many test samples there are."""
+
+    @property
     def steps_per_epoch(self) -> int: ...
+
+    @property
+    def meaning(self) -> Meaning:
+        """How pixels become inputs, and what classes are called."""
 
     def example_inputs(self, count: int) -> torch.Tensor:
         """The first ``count`` training inputs, not augmented, for checks of a model."""

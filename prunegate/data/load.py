@@ -9,6 +9,7 @@ import torch
 from prunegate.data.batches import WHOLE, Data, part_of
 from prunegate.data.image_folder import check_folder, open_folder
 from prunegate.data.loaded import LoadedData, examples
+from prunegate.data.meaning import Meaning
 from prunegate.data.memory import check_memory, load_memory
 from prunegate.data.own_sets import check_own, open_own
 from prunegate.data.samples import Part
@@ -16,8 +17,8 @@ from prunegate.data.settings import MEMORY_KINDS, DataSettings
 from prunegate.data.sources import Source
 from prunegate.data.timm_sets import check_timm, open_timm
 from prunegate.data.torchvision_sets import check_torchvision, open_torchvision
-from prunegate.data.transforms import make_transforms
-from prunegate.data.unreadable import UnreadableFiles
+from prunegate.data.transforms import make_transforms, normalisation
+from prunegate.data.unreadable import READING_ERRORS, UnreadableFiles
 from prunegate.errors import DataError
 from prunegate.own_code import is_own
 
@@ -110,7 +111,21 @@ def _load_files(settings: DataSettings, seed: int) -> LoadedData:
         settings.mixup,
         settings.workers,
         unreadable,
+        meaning=_meaning(settings, source, unaugmented),
     )
+
+
+def _meaning(settings: DataSettings, source: Source, part: Part) -> Meaning:
+    """What is known of inputs and classes; tensors of a user's own are taken as they are, so of these nothing is."""
+    names = source.class_names if len(source.class_names) == part.num_classes else ()
+    try:
+        is_tensor = isinstance(part.read(int(part.chosen[0]))[0], torch.Tensor)
+    except READING_ERRORS:  # an image, if one that cannot be read
+        is_tensor = False
+    if is_tensor:
+        return Meaning(class_names=names)
+    mean, deviation = normalisation(settings.transform, settings.channels or 3)
+    return Meaning(255.0, mean, deviation, names)
 
 
 def _kind(settings: DataSettings) -> tuple[Callable[[DataSettings], object], Callable[[DataSettings], Source]]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch.utils._pytree import tree_map
 
 from prunegate.data.batches import TEST_BATCH, WHOLE, Batch, Share, part_of
+from prunegate.data.meaning import Meaning
 from prunegate.data.mixing import mixed
 from prunegate.data.moving import CPU, moved
 from prunegate.data.randomness import order_of
@@ -30,6 +31,7 @@ class LoadedData:
         workers: Processes that read; they live for one epoch.
         unreadable: What could not be read so far.
         device: Where batches are mixed and wanted.
+        meaning: How pixels become inputs, and what classes are called.
     """
 
     train: Part
@@ -42,6 +44,7 @@ class LoadedData:
     workers: int
     unreadable: UnreadableFiles
     device: torch.device = CPU
+    meaning: Meaning = field(default_factory=Meaning)
 
     def to(self, device: torch.device) -> LoadedData:
         """See `Data.to`."""
@@ -51,6 +54,11 @@ class LoadedData:
     def num_train(self) -> int:
         """How many training samples there are."""
         return len(self.train)
+
+    @property
+    def num_test(self) -> int:
+        """How many test samples there are."""
+        return len(self.test)
 
     @property
     def steps_per_epoch(self) -> int:

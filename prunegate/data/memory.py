@@ -14,6 +14,7 @@ from prunegate.data.batches import TEST_BATCH, WHOLE, Batch, Share, part_of
 from prunegate.data.cifar10 import cifar_folder, read_cifar10
 from prunegate.data.digits import check_digits, read_digits
 from prunegate.data.fashion_mnist import fashion_folder, read_fashion
+from prunegate.data.meaning import Meaning
 from prunegate.data.mixing import mixed
 from prunegate.data.moving import CPU, fits, moved
 from prunegate.data.randomness import order_of
@@ -21,6 +22,15 @@ from prunegate.data.settings import DataSettings, MixupSettings
 from prunegate.data.shifting import Moves
 from prunegate.data.splits import Split
 
+_DIGITS = tuple("0123456789")
+_CLASS_NAMES = {
+    "digits": _DIGITS,
+    "fashion_mnist": (
+        "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"
+    ),
+    "cifar10": ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
+}  # fmt: skip
+_LARGEST_PIXEL = {"digits": 16.0, "fashion_mnist": 255.0, "cifar10": 255.0}
 _CLASSES = 10  # of each data set, also where train_limit leaves some of them out
 
 
@@ -32,6 +42,7 @@ class ImageData:
         augment: The random change made to every training batch.
         mixup: How training batches are mixed after that.
         device: Where batches are made.
+        meaning: How pixels became these images, and what classes are called.
     """
 
     train_images: torch.Tensor
@@ -43,6 +54,7 @@ class ImageData:
     augment: str
     mixup: MixupSettings = field(default_factory=MixupSettings)
     device: torch.device = CPU
+    meaning: Meaning = field(default_factory=Meaning)
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -53,6 +65,11 @@ class ImageData:
     def num_train(self) -> int:
         """How many training samples there are."""
         return len(self.train_labels)
+
+    @property
+    def num_test(self) -> int:
+        """How many test samples there are."""
+        return len(self.test_labels)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -144,6 +161,8 @@ def load_memory(settings: DataSettings) -> ImageData:
     mean = images[0].mean((0, 2, 3), keepdim=True)
     deviation = images[0].std((0, 2, 3), keepdim=True)
     labels = [torch.from_numpy(y).long() for _, y in (train, test)]
+    largest = _LARGEST_PIXEL[settings.name]
+    shares = [tuple((values / largest).flatten().tolist()) for values in (mean, deviation)]
     return ImageData(
         (images[0] - mean) / deviation,
         labels[0],
@@ -153,6 +172,7 @@ def load_memory(settings: DataSettings) -> ImageData:
         settings.batch_size,
         settings.augment,
         settings.mixup,
+        meaning=Meaning(largest, shares[0], shares[1], _CLASS_NAMES[settings.name]),
     )
 
 

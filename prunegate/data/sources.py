@@ -13,11 +13,17 @@ from prunegate.errors import DataError
 
 @dataclass(frozen=True)
 class Source:
-    """The training and the test set, map-style, and how many classes they say they have."""
+    """The training and the test set, map-style, and the classes that they say they have.
+
+    Attributes:
+        classes: How many; None if they do not say.
+        class_names: In the order of indices, where these are texts or numbers.
+    """
 
     train: Any
     test: Any
     classes: int | None
+    class_names: tuple[str, ...] = ()
 
 
 def opened(train: Any, test: Any, name: str) -> Source:
@@ -38,7 +44,10 @@ def opened(train: Any, test: Any, name: str) -> Source:
     while isinstance(holder, Subset):
         holder = holder.dataset
     classes = getattr(holder, "classes", None)
-    return Source(train, test, len(classes) if isinstance(classes, Sequence) and len(classes) else None)
+    if not isinstance(classes, Sequence) or not len(classes):
+        return Source(train, test, None)
+    named = not isinstance(classes, str) and all(isinstance(name, (str, int)) for name in classes)
+    return Source(train, test, len(classes), tuple(map(str, classes)) if named else ())
 
 
 def check_same_classes(train: Sequence[str], test: Sequence[str], where: str) -> None:

@@ -22,6 +22,18 @@ _NOT_YOURS = {
 _OF_EACH_CHANNEL = ("mean", "std")
 
 
+def normalisation(given: Mapping[str, Any], channels: int) -> tuple[Any, Any]:
+    """Mean and deviation of each channel, in shares of the largest pixel: those given, else those of ImageNet."""
+    from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+
+    found = []
+    for name, usual in zip(_OF_EACH_CHANNEL, (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD), strict=True):
+        # timm's own are of three channels; taken for one they would make three of it.
+        values = given.get(name, usual if channels == 3 else (sum(usual) / 3,))
+        found.append(tuple(values) if isinstance(values, list) else values)
+    return found[0], found[1]
+
+
 def make_transforms(given: Mapping[str, Any], channels: int, size: int) -> tuple[Transform, Transform]:
     """The transforms of training and of test images.
 
@@ -32,7 +44,7 @@ def make_transforms(given: Mapping[str, Any], channels: int, size: int) -> tuple
     Raises:
         DataError: An argument that timm does not know or refuses.
     """
-    from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, create_transform
+    from timm.data import create_transform
 
     known = [name for name in inspect.signature(create_transform).parameters if name not in _NOT_YOURS]
     for name in given:
@@ -43,10 +55,8 @@ def make_transforms(given: Mapping[str, Any], channels: int, size: int) -> tuple
                 + (f"Nearest: {', '.join(near)}." if near else f"Known: {', '.join(known)}.")
             )
     arguments = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
-    usual = {"mean": IMAGENET_DEFAULT_MEAN, "std": IMAGENET_DEFAULT_STD}
-    for name in _OF_EACH_CHANNEL:
-        # timm's own are of three channels; taken for one they would make three of it.
-        values = arguments.setdefault(name, usual[name] if channels == 3 else (sum(usual[name]) / 3,))
+    for name, values in zip(_OF_EACH_CHANNEL, normalisation(given, channels), strict=True):
+        arguments[name] = values
         if not isinstance(values, tuple) or len(values) != channels:
             raise DataError(
                 f"data.transform.{name}: found {given.get(name)}, expected a list of {channels} numbers, one for each "

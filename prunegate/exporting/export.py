@@ -51,6 +51,7 @@ def export_model(
     format: str,
     dynamic_batch: bool = True,
     opset: int | None = None,
+    metadata: Mapping[str, str] | None = None,
 ) -> Exported:
     """Write ``model``, in eval mode, as a file of another format.
 
@@ -62,6 +63,8 @@ def export_model(
         format: ``"onnx"`` or ``"pt2"`` (`torch.export`).
         dynamic_batch: Let the file take any number of samples.
         opset: ONNX operator set version; by default the one torch recommends.
+        metadata: Texts to keep in the file by name: ONNX's ``metadata_props``, of exported programs the extra file
+            ``prunegate.json``.
 
     Raises:
         ExportError: A package is missing, the model cannot be exported, or the file computes something else.
@@ -75,17 +78,23 @@ def export_model(
     if dynamic_batch and inputs.batch_size() == 1:
         inputs = inputs.doubled()  # with one sample an exporter takes the batch for a constant
     with eval_mode(model), _quietly(), torch.no_grad(), replacing(path) as temporary:
-        _write(target, model, inputs, temporary, dynamic_batch, opset)
+        _write(target, model, inputs, temporary, dynamic_batch, opset, metadata or {})
         cases = [inputs, _more_samples(inputs)] if dynamic_batch else [inputs]
         worst = _difference(target, model, cases, temporary)
     return Exported(path, format, worst, tuple(case.batch_size() for case in cases))
 
 
 def _write(
-    target: Target, model: nn.Module, inputs: ExampleInputs, path: Path, dynamic_batch: bool, opset: int | None
+    target: Target,
+    model: nn.Module,
+    inputs: ExampleInputs,
+    path: Path,
+    dynamic_batch: bool,
+    opset: int | None,
+    metadata: Mapping[str, str],
 ) -> None:
     try:
-        target.write(copy_with(model), inputs, _dynamic_sizes(inputs) if dynamic_batch else None, path, opset)
+        target.write(copy_with(model), inputs, _dynamic_sizes(inputs) if dynamic_batch else None, path, opset, metadata)
     except Exception as error:  # exporters meet the model's own code, and may raise anything
         what_to_do = (
             "Its code may fix the number of samples: say dynamic_batch=False (--fixed-batch). "

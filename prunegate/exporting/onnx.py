@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,14 @@ from prunegate.exporting.target import Target
 from prunegate.groups import ExampleInputs
 
 
-def _write(model: nn.Module, inputs: ExampleInputs, sizes: Any, path: Path, opset: int | None) -> None:
+def _write(
+    model: nn.Module, inputs: ExampleInputs, sizes: Any, path: Path, opset: int | None, metadata: Mapping[str, str]
+) -> None:
     program = torch.onnx.export(
         program_of(model, inputs, sizes), opset_version=opset, external_data=False, dynamo=True, verbose=False
     )
     assert program is not None
+    program.model.metadata_props.update(metadata)
     program.save(path, external_data=False)
 
 

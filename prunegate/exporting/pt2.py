@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +15,15 @@ from prunegate.compaction import outputs_of
 from prunegate.exporting.target import Target
 from prunegate.groups import ExampleInputs
 
+# The extra file of an exported program that holds the texts kept with it.
+METADATA = "prunegate.json"
 
-def _write(model: nn.Module, inputs: ExampleInputs, sizes: Any, path: Path, opset: int | None) -> None:
-    torch.export.save(program_of(model, inputs, sizes), path)
+
+def _write(
+    model: nn.Module, inputs: ExampleInputs, sizes: Any, path: Path, opset: int | None, metadata: Mapping[str, str]
+) -> None:
+    extra = {METADATA: json.dumps(dict(metadata))} if metadata else None
+    torch.export.save(program_of(model, inputs, sizes), path, extra_files=extra)
 
 
 def program_of(model: nn.Module, inputs: ExampleInputs, sizes: Any) -> torch.export.ExportedProgram:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,13 +22,14 @@ class Target:
     Attributes:
         name: Of the format, which is its file's suffix too.
         packages: What has to be installed.
-        write: Writes a model: (model, inputs, dynamic sizes of args and kwargs or None, path, opset or None).
+        write: Writes a model: (model, inputs, dynamic sizes of args and kwargs or None, path, opset or None, texts to
+            keep in the file by name).
         run: Runs the file on inputs, and gives all output tensors in order.
     """
 
     name: str
     packages: tuple[str, ...]
-    write: Callable[[nn.Module, ExampleInputs, Any, Path, int | None], None]
+    write: Callable[[nn.Module, ExampleInputs, Any, Path, int | None, Mapping[str, str]], None]
     run: Callable[[Path, ExampleInputs], list[torch.Tensor]]
 
     def require(self) -> None:

@@ -98,9 +98,10 @@ class Binding:
         if torch.compiler.is_compiling():  # which follows a call once, and cannot make modules meanwhile
             named = {name: _whole(tensor) for some, tensor in zip(self._names, tensors, strict=True) for name in some}
             return torch.func.functional_call(model, named, args, kwargs)
-        return self._twin(model, tensors)(*args, **kwargs)
+        return self.twin(model, tensors)(*args, **kwargs)
 
-    def _twin(self, model: nn.Module, tensors: Sequence[torch.Tensor | Narrow]) -> nn.Module:
+    def twin(self, model: nn.Module, tensors: Sequence[torch.Tensor | Narrow]) -> nn.Module:
+        """The model's twin with the tensors, for one call; it shares the rest of the model's state."""
         twins: dict[int, Any] = {}
         holders: list[tuple[nn.Module, _Node]] = []
 

@@ -82,6 +82,13 @@ class GateSites(nn.Module):
         with forward_of_gated_model():
             return self.binding.run(model, tensors, args, kwargs)
 
+    def run_method(self, model: nn.Module, mask: torch.Tensor, name: str, args: Any, kwargs: Any) -> Any:
+        """``model.name(*args, **kwargs)`` under a flat mask: every call of the model that the method makes has it."""
+        with torch._C.DisableTorchFunction():
+            tensors = self._values(model, mask)
+        with forward_of_gated_model():
+            return getattr(self.binding.twin(model, tensors), name)(*args, **kwargs)
+
     def _values(self, model: nn.Module, mask: torch.Tensor) -> list[torch.Tensor | Narrow]:
         """All masked weights, then the masks of all calls."""
         weights = [_stored(model, path) for path in self._weights]

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import nn
 
 from prunegate.builders import Builder
+from prunegate.data import Meaning
 from prunegate.own_code import OwnBuilder
 from prunegate.recipe import folder as files
 from prunegate.recipe.folder import RunFolder
@@ -28,6 +29,7 @@ class Results:
     out: RunFolder
     builder: Builder | OwnBuilder
     listener: Listener
+    meaning: Meaning = field(default_factory=Meaning)
 
     def save(self, result: Compaction, outcome: Outcome) -> None:
         """Write one budget's compact model."""
@@ -37,6 +39,8 @@ class Results:
         smallest = budget.limit is not None or outcome.fraction == budget.fractions[-1]
         name = files.CHECKPOINT if smallest else files.checkpoint_of(outcome.fraction)
         extra = {"recipe": self.recipe.name, "budget": self._asked(outcome), self._metric: outcome.accuracy}
+        if known := self.meaning.as_dict():
+            extra["data"] = {"name": self.recipe.data.name, **known}
         # A checkpoint never names a user's own code: such a model is handed in when it is loaded.
         builder = self.builder if isinstance(self.builder, Builder) else None
         result.save(self.out.file(name), builder=builder, extra=extra)

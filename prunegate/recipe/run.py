@@ -17,7 +17,7 @@ from prunegate.errors import BudgetError, PrunegateError, RecipeError, RunFolder
 from prunegate.recipe import folder as files
 from prunegate.recipe.folder import RunFolder, environment
 from prunegate.recipe.functions import check_functions
-from prunegate.recipe.listener import Listener, Listeners, RunSummary
+from prunegate.recipe.listener import Listener, Listeners, Logger, RunSummary
 from prunegate.recipe.load import check_recipe, dense_builder, own_function
 from prunegate.recipe.plans import copies_in_state
 from prunegate.recipe.resuming import refuse_changed, resume_command
@@ -47,6 +47,7 @@ def run(
     what can be pruned and whether the budget can be reached. Until then nothing is written.
 
     Args:
+        listener: Hears how it goes; without one, the log does.
         resume: Go on with the run of the folder from its last checkpoint; from the start if there is none.
         accept_changes: Go on although the recipe differs from the one the run was begun with.
         stop: Looked at after every step: the number of a signal that asks the run to stop, else 0.
@@ -77,7 +78,7 @@ def run(
     metric = own_function(recipe.training.metric, "training.metric")
     if recipe.data.labels == "any":
         check_functions(model, data, recipe.training, loss, metric)
-    listeners = Listeners([listener] if listener is not None and processes.is_first else [])
+    listeners = Listeners([listener or Logger()] if processes.is_first else [])
     # Wraps the model, which refuses now what could not be pruned after an hour of training.
     wrapped = partial(_wrap, recipe, data)
     untrained = wrapped(model)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import itertools
-import logging
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,6 +20,7 @@ from prunegate.own_code import OwnBuilder
 from prunegate.recipe import folder as files
 from prunegate.recipe.folder import RunFolder
 from prunegate.recipe.gate_stage import NORM_BATCHES, gate_training, recovery
+from prunegate.recipe.header import run_start
 from prunegate.recipe.listener import Listener, RunSummary
 from prunegate.recipe.plans import plan_of
 from prunegate.recipe.results import Results
@@ -43,8 +44,6 @@ from prunegate.training import (
     set_random_states,
 )
 from prunegate.wrapping import Compaction, GatedModel, compact
-
-logger = logging.getLogger(__name__)
 
 
 class Stages:
@@ -74,7 +73,8 @@ class Stages:
         self.recipe, self.out, self.dense, self.data = recipe, out, model, data
         self.wrap, self.loss, self.processes, self.listener, self.stop = wrap, loss, processes, listener, stop
         self.metric = metric
-        self.results = Results(recipe, out, builder, listener)
+        self._head = partial(run_start, recipe, builder, untrained, data, processes, out.path)
+        self.results = Results(recipe, out, builder, listener, data.meaning)
         self.share = Share(processes.rank, processes.count)
         self.checkpoints = StepCheckpoints(out.path, recipe.checkpoints)
         self.dense_macs, self.groups = untrained.dense_cost("macs"), untrained.groups
@@ -96,6 +96,7 @@ class Stages:
         if state is not None:
             self._resumed, self.records, self.epochs_done = state, list(state.records), state.epochs_done
             self.outcomes = [Outcome(**outcome) for outcome in state.outcomes]
+        self.listener.run_started(self._head(state))
         self._dense_stage()
         gated = self.wrap(self.dense)
         result: Compaction | None = None
@@ -217,7 +218,8 @@ class Stages:
         self._note(f"{'resume':9} {state.stage}, after {fit.step:,} steps of this stage")
 
     def _step_ended(self, fit: Fit) -> None:
-        self.listener.step_ended(fit.step / self.data.steps_per_epoch)
+        samples = min(self.data.batch_size, self.data.num_train)
+        self.listener.step_ended(fit.step / self.data.steps_per_epoch, fit.newest_loss, samples)
         # The first process's clock decides for all; a signal to any of them stops all.
         due = self.checkpoints.due(self._steps_before + fit.step)
         signals, wishes = self.processes.gathered(self.stop(), due)
@@ -293,7 +295,6 @@ class Stages:
         return evaluate(model, self.data.test_batches(self.share), self.processes, self.metric)
 
     def _note(self, text: str) -> None:
-        logger.info(text)
         self.listener.note(text)
 
 

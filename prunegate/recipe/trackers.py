@@ -11,7 +11,7 @@ from typing import Any
 
 from prunegate.errors import RecipeError
 from prunegate.files import replacing
-from prunegate.report import Comparison
+from prunegate.report import Comparison, RunStart
 from prunegate.training import EpochRecord
 
 CSV = "metrics.csv"
@@ -27,8 +27,9 @@ class _Tracker:
     def write(self, epoch: int, record: Mapping[str, Any]) -> None:
         raise NotImplementedError
 
+    def run_started(self, start: RunStart) -> None: ...
     def stage_started(self, stage: str, epochs: int) -> None: ...
-    def step_ended(self, epochs_done: float) -> None: ...
+    def step_ended(self, epochs_done: float, loss: float | None, samples: int) -> None: ...
     def note(self, text: str) -> None: ...
     def finished(self, comparison: Comparison, certificate: Mapping[str, Any], folder: str) -> None: ...
 

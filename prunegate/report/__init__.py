@@ -7,6 +7,7 @@ from prunegate.report.curves import KeptLayer, draw_report
 from prunegate.report.latency import Latency, measure_latency
 from prunegate.report.metric import metric_name, metric_text
 from prunegate.report.own_loop import Recorder
+from prunegate.report.run_start import RunStart
 
 __all__ = [
     "Comparison",
@@ -14,6 +15,7 @@ __all__ = [
     "Latency",
     "ModelFigures",
     "Recorder",
+    "RunStart",
     "counted_macs",
     "draw_report",
     "measure_latency",

@@ -2,65 +2,106 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    ProgressColumn,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-)
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
 
 from prunegate.report.comparison import Comparison
+from prunegate.report.live_line import live_line, speed_text
 from prunegate.report.metric import ACCURACY, metric_text
+from prunegate.report.progress import Progress, duration, later_epochs
+from prunegate.report.run_start import RunStart
 
-# Narrower terminals get figures only: what a line cannot hold would be cut off.
-_ROOM_FOR_A_BAR = 130
+# The longest that a log is silent, in seconds.
+_LONGEST_SILENCE = 30.0
 
 
 class ConsoleListener:
-    """Shows stages and epochs as they come, and the result at the end."""
+    """Shows a run's head, its stages and epochs as they come, and the result at the end.
 
-    def __init__(self, console: Console | None = None, metric: str = ACCURACY) -> None:
+    On a terminal one live line is at the bottom; what is written to it or to ``sys.stderr`` appears above. Elsewhere
+    there is a line for each epoch, and one at least every half minute.
+
+    Args:
+        console: By default one on ``sys.stdout``.
+        metric: What the records' ``accuracy`` is.
+        silence: Seconds after which a log gets another line.
+        clock: Seconds from any point in time.
+    """
+
+    def __init__(
+        self,
+        console: Console | None = None,
+        metric: str = ACCURACY,
+        silence: float = _LONGEST_SILENCE,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self.console = console or Console()
-        self._metric = metric
+        self._is_live = self.console.is_terminal and not self.console.is_dumb_terminal
+        self._metric, self._silence, self._clock = metric, silence, clock
+        self._stages: list[tuple[str, int]] = []
         self._progress: Progress | None = None
-        self._task: TaskID | None = None
+        self._record: Mapping[str, Any] | None = None
+        self._dense_macs = 1
+        self._live: Live | None = None
+        self._beat: threading.Thread | None = None
+        self._closed = threading.Event()
+        self._last_line = clock()
+
+    def run_started(self, start: RunStart) -> None:
+        self._stages = list(start.stages)
+        if self._is_live:
+            head = Table.grid(padding=(0, 2))
+            for what, text in start.facts:
+                head.add_row(Text(what, style="bold"), Text(text))
+            self.console.print(Text(start.name, style="bold"), head)
+        else:
+            self._line(start.name)
+            for what, text in start.facts:
+                self._line(f"  {what:8} {text}")
 
     def stage_started(self, stage: str, epochs: int) -> None:
-        self._stop()
-        if self.console.is_terminal and epochs:
-            name = TextColumn("[bold]{task.description}")
-            figures = TextColumn("{task.fields[figures]}")
-            columns: list[ProgressColumn] = [name, MofNCompleteColumn(), figures]
-            if self._wide:
-                columns = [name, BarColumn(bar_width=24), MofNCompleteColumn(), figures, TimeElapsedColumn()]
-            self._progress = Progress(*columns, console=self.console)
-            self._progress.start()
-            self._task = self._progress.add_task(stage, total=epochs, figures="")
+        self._end_stage()
+        if not epochs:
+            return
+        names = [name for name, _ in self._stages]
+        if stage in names:  # what a resumed run has behind it is passed over
+            del self._stages[: names.index(stage) + 1]
+        self._progress = Progress(stage, epochs, later_epochs(self._stages), self._clock)
+        if not self._is_live:
+            self._begin_to_beat()
+        elif self._live is None:
+            # Where the log goes elsewhere, such as 2> a file, it stays there.
+            redirect = sys.stderr.isatty() or self.console.file is not sys.stdout
+            self._live = Live(console=self.console, get_renderable=self._now, transient=True, redirect_stderr=redirect)
+            self._live.start()
 
-    def step_ended(self, epochs_done: float) -> None:
-        if self._progress is not None and self._task is not None:
-            self._progress.update(self._task, completed=epochs_done)
+    def step_ended(self, epochs_done: float, loss: float | None, samples: int) -> None:
+        if self._progress is not None:
+            self._progress.step(epochs_done, loss, samples)
 
     def epoch_ended(self, record: Mapping[str, Any], dense_macs: int) -> None:
-        if self._progress is not None and self._task is not None:
-            figures = _figures(record, dense_macs, self._metric, with_loss=self._wide)
-            self._progress.update(self._task, completed=record["epoch"], figures=figures)
-        else:
-            self._line(f"{record['stage']:9} epoch {record['epoch']:3}  {_figures(record, dense_macs, self._metric)}")
+        if self._progress is None:
+            return
+        self._progress.epoch(record["epoch"], record["loss"])
+        self._record, self._dense_macs = record, dense_macs
+        if not self._is_live:
+            figures = _figures(record, dense_macs, self._metric)
+            self._line(f"{record['stage']:9} epoch {record['epoch']:3}  {figures}{speed_text(self._progress)}")
 
     def note(self, text: str) -> None:
-        self._stop()
+        self._end_stage()
         self._line(text)
 
     def finished(self, comparison: Comparison, certificate: Mapping[str, Any], folder: str) -> None:
-        self._stop()
+        self.close()
         self.console.print(comparison.table())
         for precision in ("float64", "float32"):
             found = certificate[precision]
@@ -72,27 +113,58 @@ class ConsoleListener:
             )
         self._line(f"everything is in {folder}/ (look at report.png)")
 
-    @property
-    def _wide(self) -> bool:
-        return self.console.width >= _ROOM_FOR_A_BAR
-
-    def _line(self, text: str) -> None:
-        """One line as it is: not wrapped (a log is searched by line), square brackets no markup."""
-        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
-
-    def _stop(self) -> None:
-        if self._progress is not None:
-            self._progress.stop()
-        self._progress = self._task = None
-
     def close(self) -> None:
         """Give the terminal back, also after an error."""
-        self._stop()
+        self._end_stage()
+        self._closed.set()
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+
+    # ---------------------------------------------------------------------------------------------
+
+    def _now(self) -> Text:
+        if self._progress is None:
+            return Text()
+        width = self.console.width - 1  # a full last column makes some terminals wrap
+        line = live_line(self._progress, width, self._record, self._dense_macs, self._metric)
+        return Text(line, no_wrap=True, overflow="crop")
+
+    def _end_stage(self) -> None:
+        """On a terminal the live line leaves a stage's last figures behind; a log has had them."""
+        progress, record = self._progress, self._record
+        self._progress = self._record = None
+        if progress is not None and record is not None and self._is_live:
+            done = f"{progress.stage:9} {record['epoch']}/{progress.epochs} epochs in {duration(progress.seconds)}"
+            self._line(f"{done}  {_figures(record, self._dense_macs, self._metric)}")
+
+    def _line(self, text: str) -> None:
+        """One line as it is: square brackets are no markup, and a log is searched by line, so nothing is wrapped."""
+        self._last_line = self._clock()
+        self.console.print(text, highlight=False, markup=False, soft_wrap=not self._is_live)
+
+    def _begin_to_beat(self) -> None:
+        if self._beat is None:
+            self._beat = threading.Thread(target=self._beat_until_closed, daemon=True, name="prunegate-progress")
+            self._beat.start()
+
+    def _beat_until_closed(self) -> None:
+        """Say that the run is alive, also while it tests, compacts or waits for data."""
+        while not self._closed.wait(max(0.05, min(1.0, self._silence / 4))):
+            if self._clock() - self._last_line < self._silence - 1.0:
+                continue
+            progress = self._progress
+            if progress is None or progress.epochs_done >= progress.epochs:  # between stages, or at the end
+                self._line("still at work")
+                continue
+            loss = "" if progress.loss is None else f"  loss {progress.loss:.4f}"
+            number = min(progress.epochs, int(progress.epochs_done) + 1)
+            part = f"{progress.epochs_done - int(progress.epochs_done):.0%} of it"
+            self._line(f"{progress.stage:9} epoch {number:3}, {part}{loss}{speed_text(progress)}")
 
 
-def _figures(record: Mapping[str, Any], dense_macs: int, metric: str, with_loss: bool = True) -> str:
-    text = f"loss {record['loss']:.4f}  " if with_loss else ""
-    text += f"{metric} {metric_text(record['accuracy'], metric)}"
+def _figures(record: Mapping[str, Any], dense_macs: int, metric: str) -> str:
+    text = f"loss {record['loss']:.4f}  {metric} {metric_text(record['accuracy'], metric)}"
     if record.get("tau") is not None:
         text += (
             f"  tau {record['tau']:.2f}  MACs expected {record['expected_macs'] / dense_macs:.3f}"

@@ -32,7 +32,7 @@ def draw_report(
     records: Sequence[Mapping[str, Any]],
     layers: Sequence[KeptLayer],
     dense_macs: int,
-    loss_name: str = "cross entropy",
+    loss_name: str = "",
     metric: str = ACCURACY,
 ) -> None:
     """Write a PNG: loss, accuracy, tau and costs over epochs, and kept channels per channel group.
@@ -40,7 +40,7 @@ def draw_report(
     Args:
         records: Lines of ``metrics.jsonl``, in order.
         dense_macs: What costs are shown as fractions of.
-        loss_name: What the training loss is, for the curve's title.
+        loss_name: What the training loss is, for the curve's title; nothing is claimed of it if it is not given.
         metric: What the records' ``accuracy`` is.
     """
     _write(report_figure(title, records, layers, dense_macs, loss_name, metric), path)
@@ -51,7 +51,7 @@ def report_figure(
     records: Sequence[Mapping[str, Any]],
     layers: Sequence[KeptLayer],
     dense_macs: int,
-    loss_name: str = "cross entropy",
+    loss_name: str = "",
     metric: str = ACCURACY,
 ) -> Figure:
     """The figure that `draw_report` writes."""
@@ -68,7 +68,8 @@ def report_figure(
     loss = figure.add_subplot(grid[0, 0])
     losses = [r["loss"] for r in records]
     loss.plot(epochs, losses, color=_BLUE, marker=".", markersize=4)
-    loss.set(title=f"training loss ({loss_name})".replace("$", r"\$"))
+    named = f" ({loss_name})" if loss_name else ""
+    loss.set(title=f"training loss{named}".replace("$", r"\$"))
     if losses and min(losses) > 0:
         loss.set_yscale("log")
 

@@ -27,13 +27,13 @@ class Recorder:
 
     Args:
         gated: Its tau, costs and kept units are noted.
-        loss_name: What the loss is, for its curve's title.
+        loss_name: What the loss is, for its curve's title: ``"cross entropy"``.
 
     Raises:
         NotGatedError: ``gated`` is no gated model.
     """
 
-    def __init__(self, gated: GatedModel, loss_name: str = "cross entropy") -> None:
+    def __init__(self, gated: GatedModel, loss_name: str = "") -> None:
         self.gated = gated_model(gated, "Recorder")
         self.loss_name = loss_name
         self.records: list[dict[str, Any]] = []

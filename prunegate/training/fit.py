@@ -198,6 +198,11 @@ class Fit:
         self.step += 1
 
     @property
+    def newest_loss(self) -> float | None:
+        """The last loss that is known without waiting for the device; None at first."""
+        return self._losses.newest
+
+    @property
     def _rate(self) -> float:
         """Of the weights, at the present step."""
         return float(self._optimizers[0].param_groups[0]["lr"])

@@ -82,10 +82,12 @@ class GateHealth:
                 "or lower stages.gate.target_ramp."
             )
         if self.collapsed:
+            count = len(self.collapsed)
+            keeps = "channel group keeps" if count == 1 else "channel groups keep"
             shown = ", ".join(self.collapsed[:3]) + (", ..." if len(self.collapsed) > 3 else "")
             found.append(
-                f"gates: {len(self.collapsed)} channel groups keep a single unit ({shown}). What passes through them "
-                "is nearly cut off. Raise budget.fraction, or list them under gates.exclude."
+                f"gates: {count} {keeps} a single unit ({shown}). What passes through is "
+                "nearly cut off. Raise budget.fraction, or list them under gates.exclude."
             )
         return found
 

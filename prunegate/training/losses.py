@@ -45,6 +45,7 @@ class Losses:
     Attributes:
         samples: How many the sum is over.
         passed_over: Batches passed over in this stage.
+        newest: The last loss that was looked at; None at first.
     """
 
     def __init__(self, plan: TrainingPlan, processes: Processes, at_once: bool | None = None) -> None:
@@ -55,6 +56,7 @@ class Losses:
         self._sum = torch.zeros((), dtype=dtype, device=processes.device)
         self._pending: tuple[Callable[[], float], torch.Tensor, Place] | None = None
         self.samples = self.passed_over = 0
+        self.newest: float | None = None
 
     def of(self, loss: torch.Tensor, place: Place) -> float | torch.Tensor | None:
         """The loss of a batch or of a part of it, without its graph; None if the batch is to be passed over.
@@ -68,7 +70,8 @@ class Losses:
         if not all(map(math.isfinite, values)):
             self._not_finite(values, place)
             return None
-        return sum(values) / len(values)
+        self.newest = sum(values) / len(values)
+        return self.newest
 
     def add(self, value: float | torch.Tensor, count: int, place: Place) -> None:
         """Add a step's loss, the mean over ``count`` samples.
@@ -120,7 +123,8 @@ class Losses:
     def _look(self, pending: tuple[Callable[[], float], torch.Tensor, Place] | None) -> None:
         if pending is not None:
             read, own, place = pending
-            if not math.isfinite(read()):
+            self.newest = read()
+            if not math.isfinite(self.newest):
                 self._not_finite(self._processes.gathered(float(own))[0], place)
 
     def _not_finite(self, values: list[float], place: Place) -> None:

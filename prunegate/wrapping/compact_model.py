@@ -106,7 +106,8 @@ class Compaction:
 
         Args:
             builder: How the dense model is built; found out for timm and torchvision models if not given.
-            extra: JSON-ready data to keep with the model.
+            extra: JSON-ready data to keep with the model. Recipes note under ``data`` how pixels become inputs and what
+                classes are called (``mean``, ``deviation``, ``largest_pixel``, ``class_names``); exports take it over.
         """
         origin = self._origin
         given = builder is not None or origin.builder is not None

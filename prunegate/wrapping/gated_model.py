@@ -89,6 +89,16 @@ class GatedModel(nn.Module):
         with unfused_layers():
             return self.sites.run(self.model, mask, args, kwargs)
 
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
+        """The ``generate`` of a language model of transformers, under one mask for all its steps.
+
+        Raises:
+            AttributeError: The model has no such method.
+        """
+        with torch._C.DisableTorchFunction():
+            mask = self.gates.draw()
+        return self.sites.run_method(self.model, mask, "generate", args, kwargs)
+
     @property
     def groups(self) -> list[ChannelGroup]:
         """The channel groups that have gates."""

@@ -13,6 +13,8 @@ from safetensors.torch import save_file
 import prunegate
 from prunegate.builders import Builder
 from prunegate.checkpoint import read_document
+from prunegate.data import DataSettings, load_data
+from prunegate.exporting.pt2 import METADATA
 from tests.cli.commands import refused, succeeded
 from tests.conftest import SmallNet, random_masks
 
@@ -134,6 +136,44 @@ def test_export_to_an_exported_program_of_another_size(
     assert "on 2 samples" in succeeded(capsys, "export", "done", "--out", "small.bin", *options)
     program = torch.export.load(folder / "small.bin")
     assert program.module()(torch.zeros(2, 1, 24, 24)).shape == (2, 10)
+
+
+def test_verify_and_export_print_json(folder: Path, run_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    document = read_document(run_folder / "compact.safetensors")
+    found = json.loads(succeeded(capsys, "verify", "done", "--json"))
+    assert found.pop("fingerprint")["max_rel"] < 1e-9
+    assert found == {"file": "done/compact.safetensors", "weights_sha256": document.weights_sha256}
+    dense = Builder.parse("timm/test_resnet", {"in_chans": 1, "num_classes": 10}).build()
+    save_file(dense.state_dict(), folder / "dense.safetensors")
+    found = json.loads(succeeded(capsys, "verify", "done", "--json", "-q", "--against", "dense.safetensors"))["against"]
+    assert (found["file"], found["parameters"]) == ("dense.safetensors", len(list(dense.parameters())))
+    assert 0 <= found["equal"] < found["parameters"]
+    assert found["largest_difference"] > 0
+    for out, more in (("a.safetensors", set()), ("a.onnx", {"max_rel", "batches"}), ("a.pt2", {"max_rel", "batches"})):
+        found = json.loads(succeeded(capsys, "export", "done", "--out", out, "--json"))
+        assert set(found) == {"file", "bytes", "format"} | more
+        assert found["bytes"] == (folder / out).stat().st_size
+
+
+def test_exports_say_what_inputs_and_classes_mean(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    succeeded(capsys, "run", "tiny.yaml", "-q", "--out", "run")
+    data = read_document(folder / "run" / "compact.safetensors").extra["data"]
+    meaning = load_data(DataSettings(name="digits", image_size=16, train_limit=128)).meaning
+    assert data["class_names"] == list("0123456789")
+    assert (data["name"], data["largest_pixel"]) == ("digits", 16.0)
+    assert (data["mean"], data["deviation"]) == (list(meaning.mean), list(meaning.deviation))
+    assert "class_names" in succeeded(capsys, "show", "run")
+    succeeded(capsys, "export", "run", "--out", "small.onnx")
+    session = onnxruntime.InferenceSession(str(folder / "small.onnx"), providers=["CPUExecutionProvider"])
+    texts = session.get_modelmeta().custom_metadata_map
+    assert texts["prunegate.model"] == "timm/test_resnet"
+    assert texts["prunegate.recipe"] == "tiny"
+    for name in ("mean", "deviation", "class_names", "largest_pixel"):
+        assert json.loads(texts[f"prunegate.{name}"]) == data[name]
+    succeeded(capsys, "export", "run", "--out", "small.pt2")
+    kept = {METADATA: ""}
+    torch.export.load(folder / "small.pt2", extra_files=kept)
+    assert json.loads(kept[METADATA]) == {name: text for name, text in texts.items() if name.startswith("prunegate.")}
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import copy
 import inspect
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +10,8 @@ import pytest
 import torch
 from torch import nn
 
-from prunegate import GatedModel, LoopError, compact, wrap
+import prunegate
+from prunegate import CheckpointError, GatedModel, LoopError, PrunegateWarning, compact, wrap
 from prunegate.integrations.trainer_model import answer_trainer
 
 transformers = pytest.importorskip("transformers")
@@ -204,3 +207,84 @@ def test_restoring_callbacks_by_their_arguments_is_refused(tmp_path: Path) -> No
     gated = gated_vit()
     with pytest.raises(LoopError, match="restore_callback_states_from_checkpoint=True, expected False"):
         trainer(gated, PruningCallback(gated), tmp_path, restore_callback_states_from_checkpoint=True)
+
+
+def language_model(positions: int = 24) -> Any:
+    ends = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": 0}
+    config = transformers.GPT2Config(vocab_size=30, n_positions=positions, n_embd=24, n_layer=2, n_head=2, **ends)
+    return transformers.GPT2LMHeadModel(config)
+
+
+def hardened(model: nn.Module, inputs: Any) -> GatedModel:
+    gated = wrap(model.eval(), inputs)
+    gated.harden(prunegate.Budget("macs", 0.6))
+    return gated.eval()
+
+
+def test_a_gated_language_model_generates_under_its_masks() -> None:
+    torch.manual_seed(0)
+    words = torch.randint(1, 30, (2, 6))
+    gated = hardened(language_model(), {"input_ids": words})
+    settings = {"max_new_tokens": 8, "do_sample": False}
+    found = gated.generate(words, **settings)
+    ids = words
+    for _ in range(8):  # decoding anew at each step, without a cache
+        with torch.no_grad():
+            ids = torch.cat([ids, gated(input_ids=ids).logits[:, -1].argmax(-1, keepdim=True)], 1)
+    assert torch.equal(found, ids)
+    assert torch.equal(found, compact(gated).model.eval().generate(words, **settings))
+    dense = gated.dense_copy().generate(words, **settings)
+    assert not torch.equal(found, dense), "nothing was tested: the masks change nothing"
+
+
+def test_generate_in_training_mode_draws_one_mask(monkeypatch: pytest.MonkeyPatch) -> None:
+    gated = wrap(language_model().eval(), {"input_ids": torch.ones(2, 6, dtype=torch.long)}).train()
+    draws, draw = [], gated.gates.draw
+    monkeypatch.setattr(gated.gates, "draw", lambda: draws.append(draw()) or draws[-1])
+    assert gated.generate(torch.ones(1, 4, dtype=torch.long), max_new_tokens=3, do_sample=False).shape == (1, 7)
+    assert len(draws) == 1
+
+
+def test_a_model_without_generate_says_so() -> None:
+    with pytest.raises(AttributeError, match="generate"):
+        gated_vit().generate(torch.zeros(1))
+
+
+@pytest.mark.parametrize("again", ["itself", "deepcopy", "pickle", "loaded"])
+def test_save_pretrained_of_a_compact_model_refuses_with_the_remedy(again: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    result = compact(hardened(vit(), {"pixel_values": torch.zeros(2, 1, 8, 8)}))
+    model = result.model
+    if again == "deepcopy":
+        model = copy.deepcopy(model)
+    elif again == "pickle":
+        model = pickle.loads(pickle.dumps(model))
+    elif again == "loaded":
+        result.save(tmp_path / "small.safetensors")
+        model = prunegate.load(tmp_path / "small.safetensors", model=vit())
+    with pytest.raises(CheckpointError) as raised:
+        model.save_pretrained(tmp_path / "folder")
+    said = str(raised.value)
+    assert said.startswith("save_pretrained: ViTForImageClassification is a compact model, expected a dense one.")
+    for part in ("cannot describe the unequal widths", "result.save(", "prunegate.load(", "Nothing was written"):
+        assert part in said
+    assert not (tmp_path / "folder").exists()
+    vit().save_pretrained(tmp_path / "dense")  # other models of the class are left alone
+
+
+def test_the_trainer_saves_a_compact_model_to_resume_from_and_is_told_what_it_is(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    result = compact(hardened(vit(), {"pixel_values": torch.zeros(2, 1, 8, 8)}))
+    callback = transformers.TrainerCallback()
+    running = trainer(result.model, callback, tmp_path, save_strategy="steps", save_steps=8)
+    with pytest.warns(PrunegateWarning, match="serves to resume training with the same compact model"):
+        running.train()
+    other = copy.deepcopy(result.model)
+    with torch.no_grad():
+        other.classifier.weight.zero_()
+    trainer(other, transformers.TrainerCallback(), tmp_path)._load_from_checkpoint(str(tmp_path / "checkpoint-16"))
+    assert torch.equal(other.classifier.weight, result.model.classifier.weight)
+    gated = wrap(result.model.eval(), {"pixel_values": torch.zeros(2, 1, 8, 8)})  # it can be pruned again
+    gated.harden(prunegate.Budget("macs", 0.8))
+    with pytest.raises(CheckpointError):
+        compact(gated).model.save_pretrained(tmp_path / "folder")

@@ -38,10 +38,12 @@ class Teller:
     def __init__(self, pipe: int) -> None:
         self.pipe, self.stage, self.steps = pipe, "start", 0
 
+    def run_started(self, start: Any) -> None: ...
+
     def stage_started(self, stage: str, epochs: int) -> None:
         self.stage = stage
 
-    def step_ended(self, epochs_done: float) -> None:
+    def step_ended(self, epochs_done: float, loss: float | None, samples: int) -> None:
         self.steps += 1
         os.write(self.pipe, f"{self.stage}\n".encode())
 

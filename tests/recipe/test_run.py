@@ -20,7 +20,7 @@ from prunegate.recipe.gate_stage import recovery
 from prunegate.recipe.listener import RunSummary
 from prunegate.recipe.run import _repeatable_convolutions
 from prunegate.recipe.schema import RecoverySettings
-from prunegate.report import Comparison, counted_macs
+from prunegate.report import Comparison, RunStart, counted_macs
 from tests.conftest import SmallNet
 
 BASE: dict[str, Any] = {
@@ -51,16 +51,22 @@ class Recorder:
 
     def __init__(self) -> None:
         self.stages: list[tuple[str, int]] = []
+        self.starts: list[RunStart] = []
         self.steps: list[float] = []
+        self.losses: list[tuple[float | None, int]] = []
         self.records: list[dict[str, Any]] = []
         self.notes: list[str] = []
         self.ends: list[str] = []
 
+    def run_started(self, start: RunStart) -> None:
+        self.starts.append(start)
+
     def stage_started(self, stage: str, epochs: int) -> None:
         self.stages.append((stage, epochs))
 
-    def step_ended(self, epochs_done: float) -> None:
+    def step_ended(self, epochs_done: float, loss: float | None, samples: int) -> None:
         self.steps.append(epochs_done)
+        self.losses.append((loss, samples))
 
     def epoch_ended(self, record: Mapping[str, Any], dense_macs: int) -> None:
         assert dense_macs > 0
@@ -125,6 +131,10 @@ def test_metrics_hold_one_line_for_each_epoch_and_the_listener_heard_them(
     assert recorder.steps[:9] == [1 / 8, 2 / 8, 3 / 8, 4 / 8, 5 / 8, 6 / 8, 7 / 8, 1.0, 9 / 8]
     assert recorder.steps[-1] == 2.0
     assert recorder.ends == [str(summary.folder)]
+    (start,) = recorder.starts
+    assert start.stages == (("dense", 2), ("gate", 3), ("finetune", 2))
+    assert {what for what, _ in start.facts} == {"model", "data", "budget", "device", "epochs", "folder"}
+    assert all(loss is not None and loss > 0 and samples > 0 for loss, samples in recorder.losses)
     gate = [r for r in found if r["stage"] == "gate"]
     assert gate[-1]["tau"] == 0.1
     for record in gate:

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import io
+import sys
+import time
 from typing import Any
 
 import pytest
 from rich.console import Console
 
-from prunegate.report import Comparison, Latency, ModelFigures
+from prunegate.report import Comparison, Latency, ModelFigures, RunStart
 from prunegate.report.console import ConsoleListener
 
 GATE = {
@@ -68,3 +70,90 @@ def test_result_and_certificate_come_last(terminal: bool) -> None:
 def test_folder_is_shown_as_it_is() -> None:
     # Square brackets are rich's markup.
     assert "runs/[bold]x/" in show(terminal=False, folder="runs/[bold]x")
+
+
+HEAD = RunStart("prunegate: x", (("model", "a [red] model"), ("device", "cpu, 1 thread")), (("dense", 1), ("gate", 4)))
+
+
+def listening(terminal: bool, width: int = 80, silence: float = 30.0) -> tuple[ConsoleListener, io.StringIO]:
+    out = io.StringIO()
+    console = Console(file=out, force_terminal=terminal, width=width, color_system=None)
+    return ConsoleListener(console, silence=silence), out
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_the_head_comes_first_and_once(terminal: bool) -> None:
+    listener, out = listening(terminal)
+    listener.run_started(HEAD)
+    text = out.getvalue()
+    assert text.startswith("prunegate: x")
+    for part in ("a [red] model", "cpu, 1 thread"):
+        assert text.count(part) == 1
+
+
+def test_a_log_has_a_line_when_it_would_be_silent_for_long() -> None:
+    listener, out = listening(terminal=False, silence=1.05)
+    listener.run_started(HEAD)
+    listener.stage_started("dense", 4)
+    listener.step_ended(1.25, 0.5, 32)
+    end = time.monotonic() + 20.0
+    while "25% of it" not in out.getvalue() and time.monotonic() < end:
+        time.sleep(0.02)
+    listener.close()
+    assert "dense     epoch   2, 25% of it  loss 0.5000" in out.getvalue()
+    told = out.getvalue()
+    time.sleep(0.3)
+    assert out.getvalue() == told  # nothing comes after the end
+
+
+def test_a_log_says_speed_and_time_left() -> None:
+    listener, out = listening(terminal=False)
+    listener.run_started(HEAD)
+    listener.stage_started("gate", 4)
+    for step in (1, 2, 3):
+        time.sleep(0.01)
+        listener.step_ended(step, 0.5, 32)
+    listener.epoch_ended(GATE, 1000)
+    listener.close()
+    (line,) = [line for line in out.getvalue().splitlines() if line.startswith("gate  ")]
+    assert "samples/s" in line
+    assert "left 0:0" in line
+
+
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_warnings_appear_above_the_live_line(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    listener, out = listening(terminal=True, width=width)
+    monkeypatch.setattr(sys, "stderr", io.StringIO())  # what rich stands in for meanwhile
+    listener.stage_started("gate", 4)
+    listener.step_ended(1.5, 0.5, 32)
+    sys.stderr.write("warning: gates: look here\n")
+    assert "warning: gates: look here\n" in out.getvalue()
+    listener.close()
+    sys.stderr.write("later")
+    assert "later" not in out.getvalue()
+    assert out.getvalue().count("look here") == 1
+
+
+def test_on_a_terminal_a_stage_leaves_one_line() -> None:
+    text = show(terminal=True, width=200)
+    kept = [line for line in text.splitlines() if "epochs in" in line]
+    assert len(kept) == 2
+    assert "gate      3/4 epochs in 0:00  loss 0.0500  accuracy 97.50%  tau 1.25" in kept[1]
+
+
+def test_a_terminal_that_cannot_move_its_cursor_gets_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "dumb")
+    text = show(terminal=True)
+    assert "\x1b" not in text
+    assert "gate      epoch   3  loss 0.0500" in text
+
+
+def test_a_log_says_between_stages_that_the_run_is_alive() -> None:
+    listener, out = listening(terminal=False, silence=1.05)
+    listener.stage_started("dense", 1)
+    listener.step_ended(1.0, 0.5, 32)
+    end = time.monotonic() + 20.0
+    while "still at work\n" not in out.getvalue() and time.monotonic() < end:
+        time.sleep(0.02)
+    listener.close()
+    assert "still at work\n" in out.getvalue()

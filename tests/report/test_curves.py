@@ -77,3 +77,8 @@ def test_names_may_hold_any_characters(tmp_path: Path) -> None:
 def test_the_curve_says_which_loss_it_is_of(loss: str) -> None:
     figure = report_figure("a run", records(), layers(2), 1000, loss)
     assert figure.axes[0].get_title() == f"training loss ({loss})".replace("$", r"\$")
+
+
+def test_nothing_is_claimed_of_a_loss_without_a_name() -> None:
+    figure = report_figure("a run", records(), layers(2), 1000)
+    assert figure.axes[0].get_title() == "training loss"

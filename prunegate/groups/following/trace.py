@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from prunegate.errors import TraceError
+from prunegate.errors import RuleError, TraceError
 from prunegate.groups.analysis import Analysis
 from prunegate.groups.following.failures import why_it_failed
 from prunegate.groups.following.input_sizes import Variation, other_sizes
@@ -93,7 +93,8 @@ class Trace:
                 with no_collection(unless=kind == "real"):
                     self._follow(model, inputs)
             except TraceError as reason:
-                if kind == "real":  # kernels without data may be stricter than real ones: these have the last word
+                # Kernels without data may be stricter than real ones: these have the last word.
+                if kind == "real" or isinstance(reason, RuleError):
                     raise
                 logger.info("following the run on %s tensors failed: %s", kind, reason)
                 if found:
@@ -192,6 +193,8 @@ class Trace:
                 if variation.layout is not None:
                     self._check(copy_with(model, the_same), variation.of(inputs), training)
                 self._run(copy_with(model, the_same), inputs, variation, training)
+            except RuleError:
+                raise
             except TraceError as reason:
                 logger.info("%s, training %s, could not be followed: %s", variation, training, reason)
                 self._reason = str(reason)
@@ -228,6 +231,8 @@ class Trace:
         try:
             with run_watched(model.train(training), watch, self._fake_tensors), Tracer(self._values, watch, tape):
                 outputs = model(*inputs.args, **inputs.kwargs)
+        except RuleError:  # what a user's rule did is not the model's doing
+            raise
         except Exception as error:
             raise TraceError(why_it_failed(watch.module or "the model", error)) from error
         self._ran |= watch.ran

@@ -18,6 +18,7 @@ from prunegate.groups.rules import BUILTIN_RULES, OPERATION_RULES, FunctionRule
 from prunegate.groups.rules.call import Call, Rule
 from prunegate.groups.rules.factory import label_all
 from prunegate.groups.rules.pointwise import pointwise
+from prunegate.groups.solving.advice import NO_RULE
 from prunegate.groups.solving.labels import Labels
 from prunegate.groups.torch_workarounds import quick
 
@@ -31,6 +32,7 @@ class _Signature:
     defaults: dict[str, Any]
     rule: Rule
     moves: bool
+    own: Rule | None
 
 
 @dataclass
@@ -147,7 +149,8 @@ def _tensors(arguments: Iterable[Any]) -> list[torch.Tensor]:
 def _unknown(call: Call) -> list[Labels]:
     if not call.inputs:
         return label_all(call)
-    return _pin_all(call, "no rule says what this operation does to channels")
+    name = "" if call.func is None else f": {call.func._schema.name}"
+    return _pin_all(call, f"{NO_RULE}{name}")
 
 
 def _pin_all(call: Call, why: str) -> list[Labels]:
@@ -168,7 +171,7 @@ _signatures: dict[torch._ops.OpOverload, _Signature] = {}
 def _signature(func: torch._ops.OpOverload) -> _Signature:
     found = _signatures.get(func)
     own = OPERATION_RULES.get(func._schema.name) if OPERATION_RULES else None
-    if found is None or (own is not None and found.rule is not own):
+    if found is None or found.own is not own:
         schema = func._schema
         namespace, full = schema.name.split("::")
         in_place = full.endswith("_") and not full.endswith("__")
@@ -182,5 +185,6 @@ def _signature(func: torch._ops.OpOverload) -> _Signature:
             {a.name: a.default_value for a in schema.arguments if a.has_default_value()},
             rule,
             name in _REARRANGING,
+            own,
         )
     return found

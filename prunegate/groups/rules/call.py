@@ -15,8 +15,8 @@ from prunegate.groups.following.maskable import EACH_BY_ITSELF, MASKABLE, READIN
 from prunegate.groups.following.values import Values
 from prunegate.groups.following.watch import Watch
 from prunegate.groups.solving.choices import ChoiceKind
-from prunegate.groups.solving.constraints import Constraints, MaskedArgument, Pin
-from prunegate.groups.solving.labels import Labels, Shape, collapse, varying
+from prunegate.groups.solving.constraints import Constraints, Contraction, MaskedArgument, Pin
+from prunegate.groups.solving.labels import Labels, Shape, along, collapse, on_axis, varying
 from prunegate.groups.solving.partition import Ids
 
 
@@ -68,9 +68,11 @@ class Call:
         return value
 
     def labels_of(self, tensor: torch.Tensor) -> Labels:
+        """Which unit each index of a tensor belongs to: see `prunegate.register_rule`."""
         return self.values.labels(tensor)
 
     def shape_of(self, tensor: torch.Tensor) -> Shape:
+        """The shape of an input before the operation ran."""
         return self.shapes[id(tensor)]
 
     def dim(self, name: str, ndim: int) -> int:
@@ -80,8 +82,35 @@ class Call:
     def reason(self, why: str) -> Pin:
         return Pin(why, self.name, self.module, _user_line())
 
-    def pin(self, labels: Labels | Ids, why: str) -> None:
-        """Pin every unit of the labels, saying why."""
+    def ids(self, tensor: torch.Tensor, dim: int) -> Ids | None:
+        """The units along one dimension of a tensor, shape (size,); None if it has none there, or not by it alone."""
+        found = along(self.labels_of(tensor), dim % max(1, tensor.dim())) if tensor.dim() else None
+        return None if found is None or len(varying(found)) > 1 else found.reshape(-1)
+
+    def lay(self, ids: Ids | None, dim: int, output: int = 0) -> Labels:
+        """Labels for an output whose only units are ``ids``, along ``dim``; of none there are no labels."""
+        ndim = self.outputs[output].dim()
+        return () if ids is None else (on_axis(ids.reshape(-1), dim % ndim, ndim),)
+
+    def tie(self, left: Ids, right: Ids) -> None:
+        """Have the units of two labels that broadcast against each other live and die together, entry by entry."""
+        self.constraints.tie(left, right)
+
+    def produce(self, ids: Ids | None) -> None:
+        """Note that the units are made here: a channel group needs something that makes it."""
+        if ids is not None:
+            self.constraints.produced.append(ids.reshape(-1))
+
+    def multiply(self, weight: torch.Tensor, times: int) -> None:
+        """Count the MACs of a weight each of whose entries is multiplied ``times`` times in this call."""
+        labels = tuple(label.reshape(1, *label.shape) for label in self.labels_of(weight))
+        sizes = (times, *self.shape_of(weight))
+        self.constraints.contractions.append(Contraction(self.module, self.name, sizes, labels))
+
+    def pin(self, labels: Labels | Ids | None, why: str) -> None:
+        """Pin every unit of the labels, if there are any, saying why."""
+        if labels is None:
+            return
         reason = None
         for label in labels if isinstance(labels, tuple) else (labels,):
             reason = reason or self.reason(why)

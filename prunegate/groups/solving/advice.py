@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+# Followed by the operation's full name.
+NO_RULE = "no rule says what this operation does to channels"
 # A part of the reason, and the advice; the first that fits counts.
 _ADVICE: tuple[tuple[str, str], ...] = (
     ("part of the model's output", "Nothing is wrong: whoever calls the model relies on these."),
     ("excluded by the pattern", "Drop the pattern from exclude."),
     ("a single unit", "Nothing to do: a layer cannot be empty."),
-    ("no rule says", "If the operation keeps channels apart, say so with prunegate.register_rule."),
     ("hidden units of a projected layer", "Nothing to do: what they are projected to is removed."),
     ("its state comes from outside", "Let the model start from zeros, or make the state by a layer of its own."),
     ("no layer produces", "Nothing to do: these are constants or inputs."),
@@ -35,4 +36,11 @@ _OTHERWISE = "If it keeps channels apart in truth, please report the model; prun
 
 def advice_for(reason: str) -> str:
     """What to do about a reason, in a sentence."""
+    if reason.startswith(NO_RULE):
+        name = reason.removeprefix(NO_RULE).removeprefix(": ") or "namespace::name"
+        return (
+            f"If it treats each channel by itself, say prunegate.register_rule({name!r}, like='relu'); if it does "
+            f"something else, @prunegate.register_rule({name!r}) before a rule, which help(prunegate.register_rule) "
+            "shows how to write."
+        )
     return next((advice for part, advice in _ADVICE if part in reason), _OTHERWISE)
