@@ -296,3 +296,23 @@ def test_a_module_may_hold_an_array_of_numpy() -> None:
             return y
 
     assert units(assert_exact(Scaled(), noise(2, 5), (noise(3, 5),))) == {"a": 8}
+
+
+@pytest.mark.parametrize("looks", [False, True])
+def test_a_model_may_write_into_its_input(looks: bool) -> None:
+    class Scales(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(5, 8), nn.Linear(8, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x *= 255
+            if looks and bool((x > 1e9).any()):  # followed on real tensors
+                return self.b(self.a(x).tanh())
+            y: torch.Tensor = self.b(self.a(x))
+            return y / 255
+
+    inputs = noise(2, 5)
+    before = inputs.clone()
+    assert units(assert_exact(Scales(), inputs, (noise(3, 5),))) == {"a": 8}
+    assert torch.equal(inputs, before)

@@ -61,6 +61,10 @@ class ExampleInputs:
         args, kwargs = tree_map(lambda x: change(x) if isinstance(x, torch.Tensor) else x, (self.args, self.kwargs))
         return ExampleInputs(args, kwargs, self.outputs)
 
+    def copied(self) -> ExampleInputs:
+        """The same with tensors of their own: a model's code may write into what it is given."""
+        return self.map(lambda tensor: tensor.detach().clone())
+
     def describe(self) -> Any:
         """The form of the inputs as JSON-ready data; `of_form` makes inputs of that form.
 

@@ -39,8 +39,8 @@ class FakeTensors:
 
     def of(self, tensor: torch.Tensor) -> torch.Tensor:
         """A tensor of the same form. A fake one for the meta device is on the CPU, so that both can meet."""
-        if self.kind == "real":
-            return tensor
+        if self.kind == "real":  # a copy: the model's code may write into it
+            return tensor.detach().clone()
         if self._mode is None:
             return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
         if not tensor.is_meta:
