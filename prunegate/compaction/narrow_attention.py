@@ -173,9 +173,9 @@ def _mask(
     added = None
     if attn_mask is not None:
         added = _additive(attn_mask, q)
-        if added.dim() == 3:  # one for each head of the dense layer
-            added = added.view(-1, heads.dense, *added.shape[1:])
-            if len(heads.kept) < heads.dense:
+        if added.dim() == 3:  # one for each head: of the dense layer, or of those that are left if its maker knows them
+            added = added.view(q.shape[0], -1, *added.shape[1:])
+            if len(heads.kept) < added.shape[1]:
                 added = added[:, list(heads.kept)]
     if key_padding_mask is not None:
         padding = key_padding_mask if key_padding_mask.dim() == 2 else key_padding_mask.unsqueeze(0)
