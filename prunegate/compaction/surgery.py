@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor
 
+from prunegate.compaction.held_sizes import held, hold
 from prunegate.compaction.layer_sizes import sizes_after_slicing
 from prunegate.compaction.narrow_attention import fit_attention
 from prunegate.compaction.plan import AttributeValue, Mask, Plan, kept_of
@@ -146,7 +147,7 @@ def set_attributes(model: nn.Module, attributes: Mapping[str, Mapping[str, Attri
         except AttributeError as error:
             raise CompactionError(f"{path}: no such module. The plan was made for another model.") from error
         for name, value in edits.items():
-            present = vars(module).get(name)
+            present = held(vars(module), name)
             if _sizes(present) is None or isinstance(present, int) != isinstance(value, int):
                 raise CompactionError(
                     f"{path}.{name}: found {present!r}, expected a size like {value!r} to replace. The plan was "
@@ -157,7 +158,7 @@ def set_attributes(model: nn.Module, attributes: Mapping[str, Mapping[str, Attri
                     f"{path}.{name}: found {value!r} for a size of {present!r}, expected at most that: compaction "
                     "makes nothing larger. The plan was made for another model."
                 )
-            setattr(module, name, list(value) if isinstance(present, list) and isinstance(value, tuple) else value)
+            hold(module, name, list(value) if isinstance(present, list) and isinstance(value, tuple) else value)
 
 
 def _sizes(value: object) -> tuple[int, ...] | None:
