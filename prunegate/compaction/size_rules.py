@@ -51,6 +51,8 @@ class SizeRule:
 
     Attributes:
         turn: Of several calls in a forward that look the same, which one it is, from 0; None where all are alike.
+        made_of: Which numbers are the product of which of the tensor's sizes: (place, first, last + 1). Only where the
+            sizes that do not vary leave several rules to choose from.
     """
 
     function: str
@@ -58,20 +60,30 @@ class SizeRule:
     given: tuple[Size, ...]
     change: Change
     turn: int | None = None
+    made_of: tuple[tuple[int, int, int], ...] = ()
 
     @property
     def looks(self) -> tuple[Any, ...]:
         """What calls are known by."""
-        return self.function, self.shape, self.given
+        return self.function, self.shape, self.given, self.made_of
 
     def fits(self, shape: Sequence[int] | None, given: Sequence[Number]) -> bool:
         """Whether a call is one of those."""
-        return _agree(self.shape, shape) and _agree(self.given, given)
+        if not (_agree(self.shape, shape) and _agree(self.given, given)):
+            return False
+        return all([given[place] == _product(shape, first, last) for place, first, last in self.made_of])  # noqa: C419
 
     @property
     def num_fixed(self) -> int:
         """How much it fixes: of several rules that fit, the one that fixes most is meant."""
-        return sum(size is not None for size in (*(self.shape or ()), *self.given))
+        return sum(size is not None for size in (*(self.shape or ()), *self.given)) + len(self.made_of)
+
+
+def _product(shape: Sequence[int] | None, first: int, last: int) -> int:
+    product = 1
+    for size in (shape or ())[first:last]:
+        product = product * size
+    return product
 
 
 def _agree(pattern: Sequence[Size] | None, found: Sequence[Number] | None) -> bool:
@@ -219,12 +231,40 @@ def rules_for(places: Sequence[Sequence[Observed]]) -> tuple[SizeRule, ...]:
         places: For each place in the code what was seen there, in the order of the calls.
 
     Raises:
-        CannotRewriteError: Two calls that look the same need different numbers, and their order does not tell them
-            apart.
+        CannotRewriteError: Two calls that look the same need different numbers, and neither how these are made of the
+            tensor's sizes nor their order tells them apart.
     """
     wrong = {one.function for seen in places for one in seen if not one.is_right}
     concerned = [same for seen in places if seen[0].function in wrong for same in _of_one_form(seen)]
     rules = [rule_of(same) for same in concerned]
+    try:
+        return _told_apart(rules, concerned)
+    except CannotRewriteError as error:
+        closer = [replace(rule, made_of=_made_of(seen)) for rule, seen in zip(rules, concerned, strict=True)]
+        if closer == rules:
+            raise
+        try:
+            return _told_apart(closer, concerned)
+        except CannotRewriteError:
+            raise error from None
+
+
+def _made_of(seen: Sequence[Observed]) -> tuple[tuple[int, int, int], ...]:
+    """Which numbers that vary are one of the tensor's sizes, or two side by side multiplied, in all that was seen."""
+    shape = seen[0].shape or ()
+    return tuple(
+        (place, first, last)
+        for place, numbers in enumerate(zip(*(one.given for one in seen), strict=True))
+        if len(set(numbers)) > 1
+        for first in range(len(shape))
+        for last in (first + 1, first + 2)
+        if last <= len(shape) and all(one.given[place] == _product(one.shape, first, last) for one in seen)
+    )
+
+
+def _told_apart(rules: list[SizeRule], concerned: Sequence[Sequence[Observed]]) -> tuple[SizeRule, ...]:
+    """The rules, each call meeting its own first."""
+    rules = list(rules)
     alike: dict[Any, list[int]] = {}
     for place, rule in enumerate(rules):
         alike.setdefault(rule.looks, []).append(place)
