@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping
 
 import torch
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensor
 
 from prunegate.compaction.held_sizes import held, hold
 from prunegate.compaction.layer_sizes import sizes_after_slicing
@@ -14,6 +13,7 @@ from prunegate.compaction.narrow_attention import fit_attention
 from prunegate.compaction.plan import AttributeValue, Mask, Plan, kept_of
 from prunegate.errors import CompactionError
 from prunegate.groups import in_place_of
+from prunegate.groups.torch_workarounds.fake_tensors import lacks_data
 from prunegate.groups.torch_workarounds.kernels import without_misled_kernels, without_packing
 
 
@@ -125,7 +125,7 @@ def slice_tensors(model: nn.Module, tensors: Mapping[str, Mapping[int, Mask]]) -
         original = _lookup(modules, name)
         cut_tensor = original.detach()
         _check_axes(name, original, axes)
-        if original.is_meta or isinstance(original, FakeTensor):  # no entries to select
+        if lacks_data(original):  # no entries to select
             sizes = [int(axes[axis].sum()) if axis in axes else size for axis, size in enumerate(original.shape)]
             cut_tensor = cut_tensor.new_empty(sizes)
         else:

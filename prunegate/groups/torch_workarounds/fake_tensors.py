@@ -9,7 +9,7 @@ from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from prunegate.groups.torch_workarounds.caches import caches_of
 from prunegate.groups.torch_workarounds.copies import copy_with
@@ -79,6 +79,11 @@ class FakeTensors:
         finally:
             for cache in caches:
                 cache.cache_clear()
+
+
+def lacks_data(tensor: torch.Tensor) -> bool:
+    """Whether a tensor has a form and no entries."""
+    return tensor.is_meta or isinstance(tensor, FakeTensor)
 
 
 @contextlib.contextmanager
