@@ -13,7 +13,9 @@ from typing import Any, TypeAlias
 import numpy as np
 import torch
 
+from prunegate.compaction.attention_calls import heads_of_call
 from prunegate.compaction.cut_sizes import CutSizes
+from prunegate.compaction.narrow_attention import Heads
 from prunegate.compaction.plan import Mask
 from prunegate.compaction.size_rules import CannotRewriteError, numbers_in, with_numbers
 from prunegate.groups import Value, values_in
@@ -29,6 +31,7 @@ class Needed:
     sections: tuple[int, ...] | None = None
     positions: tuple[int, ...] | None = None
     dim: int = 0
+    heads: Heads | None = None
 
 
 @dataclass(frozen=True)
@@ -288,7 +291,12 @@ def _table(dense: _Dense, args: Any, kwargs: Any) -> Needed:
     return Needed(args, kwargs)
 
 
+def _attention(dense: _Dense, args: Any, kwargs: Any) -> Needed:
+    return Needed(args, kwargs, heads=heads_of_call(dense.call, dense.sizes))
+
+
 _RULES: dict[str, _Rule] = {
+    "multi_head_attention_forward": _attention,
     **dict.fromkeys(SCALED, _scaled),
     **dict.fromkeys(
         """view reshape expand broadcast_to new_zeros new_ones new_empty new_full zeros ones empty full""".split(),

@@ -14,6 +14,8 @@ from typing import Any, TypeAlias
 
 import torch
 
+from prunegate.compaction.narrow_attention import Heads
+
 # A number that a call is given: a size, or what the code made of sizes.
 Number: TypeAlias = "int | float"
 # One that a rule fixes, or None for any.
@@ -33,16 +35,19 @@ class Change:
             scales it.
         sections: The call is replaced by a split into parts of these sizes, along `dim`.
         positions: From the result only these positions are taken, along `dim`.
+        heads: The call is replaced by an attention with these heads.
     """
 
     numbers: tuple[Number | Fraction | None, ...]
     sections: tuple[int, ...] | None = None
     positions: tuple[int, ...] | None = None
     dim: int = 0
+    heads: Heads | None = None
 
     @property
     def is_none(self) -> bool:
-        return self.sections is None and self.positions is None and all(n is None for n in self.numbers)
+        changed = (self.sections, self.positions, self.heads)
+        return all(part is None for part in changed) and all(n is None for n in self.numbers)
 
 
 @dataclass(frozen=True)
@@ -169,12 +174,18 @@ class Observed:
     sections: tuple[int, ...] | None = None
     positions: tuple[int, ...] | None = None
     dim: int = 0
+    heads: Heads | None = None
     at: tuple[bool, bool] = (False, False)
 
     @property
     def is_right(self) -> bool:
         """Whether it is as it should be."""
-        return self.given == self.needed and self.sections is None and self.positions is None
+        return self.given == self.needed and self.others == (None, None, None)
+
+    @property
+    def others(self) -> tuple[Any, Any, Any]:
+        """What it needs besides numbers."""
+        return self.sections, self.positions, self.heads
 
 
 def rule_of(seen: Sequence[Observed]) -> SizeRule:
@@ -195,14 +206,13 @@ def rule_of(seen: Sequence[Observed]) -> SizeRule:
     for place in range(len(first.given)):
         pairs = [(one.given[place], one.needed[place]) for one in seen]
         known, number = _number(pairs)
-        is_kept = number is None and first.sections is None and first.positions is None
+        is_kept = number is None and first.others == (None, None, None)
         given.append(None if alone and is_kept else known)
         numbers.append(number)
-    if len({(one.sections, one.positions, one.dim) for one in seen}) > 1:
+    if len({(*one.others, one.dim) for one in seen}) > 1:
         raise CannotRewriteError(f"the parts that {first.function} makes follow the sizes of the inputs")
-    return SizeRule(
-        first.function, shape, tuple(given), Change(tuple(numbers), first.sections, first.positions, first.dim)
-    )
+    change = Change(tuple(numbers), first.sections, first.positions, first.dim, first.heads)
+    return SizeRule(first.function, shape, tuple(given), change)
 
 
 def _common(found: Sequence[Number]) -> Size:
@@ -282,7 +292,7 @@ def _told_apart(rules: list[SizeRule], concerned: Sequence[Sequence[Observed]]) 
                 found = rule
             change = found.change
             if applied(change, one.given) != list(one.needed) or (
-                (change.sections, change.positions) != (one.sections, one.positions)
+                (change.sections, change.positions, change.heads) != one.others
             ):
                 raise CannotRewriteError(f"two of its calls of {one.function} look the same and need other numbers")
     return tuple(unique)
