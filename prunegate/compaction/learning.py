@@ -157,8 +157,10 @@ class _Learner(Watch):
 
     def _compare(self, name: str, call: SizeCall, result: Any) -> None:
         if isinstance(call.result, Value) and isinstance(result, torch.Tensor):
-            expected = self._sizes.shape(call.result.number)
-            if tuple(result.shape) != expected:
+            expected, kept = self._sizes.shape(call.result.number), self._sizes.kept(call.result.number)
+            depends = [mask is None and not self._sizes.is_fixed for mask in kept]  # on values
+            same = [a == b or free for a, b, free in zip(result.shape, expected, depends, strict=False)]
+            if result.dim() != len(expected) or not all(same):
                 self.failed = CannotRewriteError(f"{name} makes {tuple(result.shape)}, expected {expected}")
                 raise self.failed
 

@@ -116,3 +116,23 @@ def test_a_mask_for_each_head_has_as_many_as_are_left(holds: bool) -> None:
     gated = assert_exact(MaskedHeads(holds), noise(2, 7, 5), (noise(3, 4, 5),))
     assert units(gated) == {"a": 24, "attention.in_proj_weight": 3}
     assert gated.fix_ups.is_plain
+
+
+class Chosen(nn.Module):
+    """Heads of as many rows as its values choose, which are others once channels are gone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.q, self.b = nn.Linear(5, 12), nn.Linear(12, 18), nn.Linear(18, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.a(x)
+        x = x[x.sum(-1) > 0]
+        y: torch.Tensor = self.b(self.q(x).view(x.shape[0], 3, 6).softmax(-2).reshape(x.shape[0], 18))
+        return y.sum(0)
+
+
+def test_a_number_of_rows_that_follows_values_is_left_to_the_code() -> None:
+    gated = assert_exact(Chosen(), noise(40, 5), (noise(30, 5),))
+    assert units(gated) == {"a": 12, "q": 6}
+    assert not gated.fix_ups.replays
