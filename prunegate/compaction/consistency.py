@@ -10,6 +10,7 @@ from torch import nn
 from prunegate.compaction.cut_sizes import CutSizes
 from prunegate.compaction.feature_sizes import TOLD
 from prunegate.compaction.fix_ups import FixUps
+from prunegate.compaction.held_sizes import held
 from prunegate.compaction.plan import AttributeValue, Mask, Plan
 from prunegate.compaction.size_attributes import follows
 from prunegate.errors import CompactionError
@@ -114,7 +115,7 @@ def check_guesses(
     found = False
     for path, edits in plan.attributes.items():
         for name in edits.keys() - derived.get(path, {}).keys():
-            old, new = dense[path][name], edits[name]
+            old, new = held(dense[path], name), edits[name]
             if old == new:  # it follows channels of which all are left
                 continue
             found = True

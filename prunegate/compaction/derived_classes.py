@@ -14,6 +14,8 @@ from torch import nn
 
 from prunegate.groups.torch_workarounds.copies import COPIED_BY_ATTRIBUTES
 
+# What the names of attributes begin with that such a forward goes by.
+OWN = "_prunegate"
 _MAKERS: dict[type, Callable[[Any], Callable[..., Any]]] = {}
 
 
@@ -46,6 +48,9 @@ def _derived(cls: Any, make_forward: Callable[[Any], Callable[..., Any]]) -> typ
             return reduced
         make, arguments, *state = reduced
         parts = (cls if part is made else part for part in (make, *arguments))
+        own = _left_out(self, state[0] if state else None)
+        if own:
+            return _unpickled_with, (own, cls, make_forward, *parts), *state
         return _unpickled, (cls, make_forward, *parts), *state
 
     forward: Any = make_forward(cls)
@@ -61,6 +66,19 @@ def _derived(cls: Any, make_forward: Callable[[Any], Callable[..., Any]]) -> typ
     made: type[nn.Module] = type(cls.__name__, (cls,), body)
     _MAKERS[made] = make_forward
     return made
+
+
+def _left_out(module: nn.Module, state: Any) -> dict[str, Any]:
+    """What the forward goes by and the state lacks: a class may define its own state, as einops' layers do."""
+    attributes = state[0] if isinstance(state, tuple) else state
+    kept = attributes if isinstance(attributes, dict) else {}
+    return {name: value for name, value in vars(module).items() if name.startswith(OWN) and name not in kept}
+
+
+def _unpickled_with(own: dict[str, Any], *parts: Any) -> Any:
+    module = _unpickled(*parts)
+    vars(module).update(own)
+    return module
 
 
 def _unpickled(cls: Any, make_forward: Any, *parts: Any) -> Any:

@@ -82,7 +82,7 @@ class Found:
 
 def run(side: Side, inputs: ExampleInputs, training: bool = False, gradients: bool = False) -> Found:
     """Run a model on inputs of its own, with random operations steadied."""
-    inputs = inputs.map(lambda tensor: tensor.detach().clone())
+    inputs = inputs.copied()
     wanted: dict[str, torch.Tensor] = {}
     if gradients:
         # Not the inputs themselves: code may write into what it is given.

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias
 
@@ -22,6 +22,8 @@ from prunegate.compaction.cut_sizes import CutSizes
 from prunegate.compaction.plan import kept_of
 from prunegate.errors import first_line
 from prunegate.groups import ExampleInputs, Span, map_tensors, values_in
+from prunegate.groups.following.running import same_draws
+from prunegate.groups.torch_workarounds.fake_tensors import lacks_data
 
 
 @dataclass(frozen=True)
@@ -163,16 +165,12 @@ def _run(
     passed = [0]
     later: list[tuple[str, int, _Later]] = []
     fault: Fault | None = None
-    device = inputs.tensors()[0].device
-    devices = [device] if device.type == "cuda" and torch.cuda.is_available() else []  # fake ones draw nothing
     try:
-        with (
-            torch.random.fork_rng(devices),
-            _hooks(model, sizes, check, running, passed, later),
-            torch.no_grad(),
-        ):
-            torch.manual_seed(0)  # some models draw in eval mode as well: all that are compared draw the same
-            call(*inputs.args, **inputs.kwargs)
+        # Some models draw in eval mode as well: all that are compared draw the same.
+        draws = nullcontext() if any(map(lacks_data, inputs.tensors())) else same_draws()
+        with _hooks(model, sizes, check, running, passed, later), torch.no_grad(), draws:
+            given = inputs.copied()  # the other models that are run on them are to find them as they were
+            call(*given.args, **given.kwargs)
     except _FoundError as found:
         fault = found.fault
     except Exception as error:  # a foreign forward may raise anything

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from prunegate.compaction.attention_calls import attend_with
 from prunegate.compaction.cut_sizes import CutSizes
 from prunegate.compaction.needed_sizes import needed
 from prunegate.compaction.resizing import resize
@@ -135,7 +136,7 @@ class _Learner(Watch):
             cut = _cut_dims(call, self._sizes)
             observed = Observed(
                 name, shape, cut, given, tuple(numbers_in((found.args, found.kwargs))), found.sections,
-                found.positions, found.dim, self._at,
+                found.positions, found.dim, found.heads, self._at,
             )  # fmt: skip
         except CannotRewriteError as error:
             self.failed = error
@@ -145,6 +146,8 @@ class _Learner(Watch):
             tensor = first_tensor(args, kwargs)
             assert tensor is not None
             return torch.split(tensor, list(found.sections), found.dim)
+        if found.heads is not None:
+            return attend_with(found.heads, *args, **kwargs)
         result = func(*found.args, **found.kwargs)
         if found.positions is not None:
             chosen = torch.tensor(found.positions, dtype=torch.int64, device=result.device)
@@ -154,8 +157,10 @@ class _Learner(Watch):
 
     def _compare(self, name: str, call: SizeCall, result: Any) -> None:
         if isinstance(call.result, Value) and isinstance(result, torch.Tensor):
-            expected = self._sizes.shape(call.result.number)
-            if tuple(result.shape) != expected:
+            expected, kept = self._sizes.shape(call.result.number), self._sizes.kept(call.result.number)
+            depends = [mask is None and not self._sizes.is_fixed for mask in kept]  # on values
+            same = [a == b or free for a, b, free in zip(result.shape, expected, depends, strict=False)]
+            if result.dim() != len(expected) or not all(same):
                 self.failed = CannotRewriteError(f"{name} makes {tuple(result.shape)}, expected {expected}")
                 raise self.failed
 

@@ -57,21 +57,29 @@ def fit_attention(module: nn.Module, masks: Mapping[str, Mapping[int, Mask]]) ->
     known = heads_of(module)
     if known is None:
         known = Heads(tuple(range(module.num_heads)), module.num_heads, *(module.head_dim,) * 3)
+    left = heads_left(known, masks)
+    if left is None:
+        return {}
+    vars(module)[_HEADS] = left
+    derive(module, _narrow_forward)
+    inputs = masks.get("in_proj_weight", masks.get("q_proj_weight", {})).get(1)
+    sizes = {"num_heads": len(left.kept), "head_dim": left.width}
+    return sizes if inputs is None else {**sizes, "embed_dim": int(inputs.sum())}
+
+
+def heads_left(known: Heads, masks: Mapping[str, Mapping[int, Mask]]) -> Heads | None:
+    """What masks leave of heads; None if that is no whole heads, or none of one width."""
     count = len(known.kept)
     rows = {part: _rows(masks, part, count, known) for part in "qkv"}
     if any(found is None for found in rows.values()):
-        return {}
+        return None
     kept: Any = np.asarray(rows["q"]).any(axis=1)
     widths = {part: set(found[kept].sum(axis=1).tolist()) for part, found in rows.items()}  # type: ignore[index]
     alike = all((found.any(axis=1) == kept).all() for found in rows.values())  # type: ignore[union-attr]
     if not alike or any(len(some) != 1 for some in widths.values()) or widths["q"] != widths["k"]:
-        return {}
+        return None
     left = tuple(head for head, stays in zip(known.kept, kept, strict=True) if stays)
-    vars(module)[_HEADS] = Heads(left, known.dense, widths["q"].pop(), widths["v"].pop(), known.dense_width)
-    derive(module, _narrow_forward)
-    inputs = masks.get("in_proj_weight", masks.get("q_proj_weight", {})).get(1)
-    sizes = {"num_heads": len(left), "head_dim": vars(module)[_HEADS].width}
-    return sizes if inputs is None else {**sizes, "embed_dim": int(inputs.sum())}
+    return Heads(left, known.dense, widths["q"].pop(), widths["v"].pop(), known.dense_width)
 
 
 def heads_of(module: nn.Module) -> Heads | None:
@@ -110,36 +118,52 @@ def _narrow_forward(cls: Any) -> Callable[..., Any]:
         is_causal: bool = False,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """As torch's; shapes and meanings are those of `nn.MultiheadAttention`."""
-        heads: Heads = self._prunegate_heads
-        is_batched = query.dim() == 3
-        q, k, v = (_batch_first(self, tensor, is_batched) for tensor in (query, key, value))
-        q, k, v = _projected(self, q, k, v, heads)
-        if self.bias_k is not None:
-            k, v = (
-                torch.cat([t, bias.expand(t.shape[0], 1, -1)], 1) for t, bias in ((k, self.bias_k), (v, self.bias_v))
-            )
-        q, k, v = (t.view(*t.shape[:2], len(heads.kept), -1).transpose(1, 2) for t in (q, k, v))
-        if self.add_zero_attn:
-            k, v = (torch.cat([t, t.new_zeros((*t.shape[:2], 1, t.shape[3]))], 2) for t in (k, v))
-        causal = is_causal and key_padding_mask is None and not need_weights
-        mask = None if causal else _mask(heads, attn_mask, key_padding_mask, q, k)
-        dropout = self.dropout if self.training else 0.0
-        if need_weights:
-            weights = q / math.sqrt(heads.dense_width) @ k.transpose(-2, -1)
-            weights = (weights if mask is None else weights + mask).softmax(-1)
-            y = F.dropout(weights, dropout) @ v if dropout else weights @ v
-        else:
-            weights = None
-            y = F.scaled_dot_product_attention(q, k, v, mask, dropout, is_causal=causal)
-        y = self.out_proj(y.transpose(1, 2).flatten(2))
-        if weights is not None:
-            weights = weights.mean(1) if average_attn_weights else weights
-            weights = weights if is_batched else weights.squeeze(0)
-        if not is_batched:
-            return y.squeeze(0), weights
-        return (y if self.batch_first else y.transpose(0, 1)), weights
+        return attend(
+            self, self._prunegate_heads, query, key, value, key_padding_mask, need_weights, attn_mask,
+            average_attn_weights, is_causal,
+        )  # fmt: skip
 
     return forward
+
+
+def attend(
+    layer: Any,
+    heads: Heads,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    key_padding_mask: torch.Tensor | None,
+    need_weights: bool,
+    attn_mask: torch.Tensor | None,
+    average_attn_weights: bool,
+    is_causal: bool,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """The attention of ``layer``, which has the weights and settings of an `nn.MultiheadAttention` under its names."""
+    is_batched = query.dim() == 3
+    q, k, v = (_batch_first(layer, tensor, is_batched) for tensor in (query, key, value))
+    q, k, v = _projected(layer, q, k, v, heads)
+    if layer.bias_k is not None:
+        k, v = (torch.cat([t, bias.expand(t.shape[0], 1, -1)], 1) for t, bias in ((k, layer.bias_k), (v, layer.bias_v)))
+    q, k, v = (t.view(*t.shape[:2], len(heads.kept), -1).transpose(1, 2) for t in (q, k, v))
+    if layer.add_zero_attn:
+        k, v = (torch.cat([t, t.new_zeros((*t.shape[:2], 1, t.shape[3]))], 2) for t in (k, v))
+    causal = is_causal and key_padding_mask is None and not need_weights
+    mask = None if causal else _mask(heads, attn_mask, key_padding_mask, q, k)
+    dropout = layer.dropout if layer.training else 0.0
+    if need_weights:
+        weights = q / math.sqrt(heads.dense_width) @ k.transpose(-2, -1)
+        weights = (weights if mask is None else weights + mask).softmax(-1)
+        y = F.dropout(weights, dropout) @ v if dropout else weights @ v
+    else:
+        weights = None
+        y = F.scaled_dot_product_attention(q, k, v, mask, dropout, is_causal=causal)
+    y = layer.out_proj(y.transpose(1, 2).flatten(2))
+    if weights is not None:
+        weights = weights.mean(1) if average_attn_weights else weights
+        weights = weights if is_batched else weights.squeeze(0)
+    if not is_batched:
+        return y.squeeze(0), weights
+    return (y if layer.batch_first else y.transpose(0, 1)), weights
 
 
 def _batch_first(layer: Any, tensor: torch.Tensor, is_batched: bool) -> torch.Tensor:
@@ -173,9 +197,9 @@ def _mask(
     added = None
     if attn_mask is not None:
         added = _additive(attn_mask, q)
-        if added.dim() == 3:  # one for each head of the dense layer
-            added = added.view(-1, heads.dense, *added.shape[1:])
-            if len(heads.kept) < heads.dense:
+        if added.dim() == 3:  # one for each head: of the dense layer, or of those that are left if its maker knows them
+            added = added.view(q.shape[0], -1, *added.shape[1:])
+            if len(heads.kept) < added.shape[1]:
                 added = added[:, list(heads.kept)]
     if key_padding_mask is not None:
         padding = key_padding_mask if key_padding_mask.dim() == 2 else key_padding_mask.unsqueeze(0)

@@ -13,9 +13,11 @@ from typing import Any, TypeAlias
 import numpy as np
 import torch
 
+from prunegate.compaction.attention_calls import heads_of_call
 from prunegate.compaction.cut_sizes import CutSizes
+from prunegate.compaction.narrow_attention import Heads
 from prunegate.compaction.plan import Mask
-from prunegate.compaction.size_rules import CannotRewriteError, numbers_in, with_numbers
+from prunegate.compaction.size_rules import CannotRewriteError, first_tensor, numbers_in, with_numbers
 from prunegate.groups import Value, values_in
 from prunegate.groups.following.size_calls import SCALED, SizeCall
 
@@ -29,6 +31,7 @@ class Needed:
     sections: tuple[int, ...] | None = None
     positions: tuple[int, ...] | None = None
     dim: int = 0
+    heads: Heads | None = None
 
 
 @dataclass(frozen=True)
@@ -97,9 +100,25 @@ def _shape(dense: _Dense, args: Any, kwargs: Any) -> Needed:
     numbers = numbers_in((args, kwargs))
     if len(numbers) < len(shape):  # a view as another dtype
         return Needed(args, kwargs)
-    told = [given if given == -1 else size for given, size in zip(numbers, shape, strict=False)]
+    moved = _moved(dense, args, kwargs)
+    told = [
+        given if given == -1 or moved.get(size) == given else size for given, size in zip(numbers, shape, strict=False)
+    ]
     args, kwargs = with_numbers((args, kwargs), iter([*told, *numbers[len(shape) :]]))
     return Needed(args, kwargs)
+
+
+def _moved(dense: _Dense, args: Any, kwargs: Any) -> dict[int, int]:
+    """Sizes of the tensor it works on that depend on values, and so are others here: from the dense run's to these."""
+    tensor = first_tensor(args, kwargs)
+    if dense.sizes.is_fixed or tensor is None or tensor.dim() != len(dense.input_shape):
+        return {}
+    kept = dense.sizes.kept(dense.input)
+    return {
+        before: now
+        for before, now, mask in zip(dense.input_shape, tensor.shape, kept, strict=True)
+        if mask is None and before != now
+    }
 
 
 def _unflatten(dense: _Dense, args: Any, kwargs: Any) -> Needed:
@@ -288,7 +307,12 @@ def _table(dense: _Dense, args: Any, kwargs: Any) -> Needed:
     return Needed(args, kwargs)
 
 
+def _attention(dense: _Dense, args: Any, kwargs: Any) -> Needed:
+    return Needed(args, kwargs, heads=heads_of_call(dense.call, dense.sizes))
+
+
 _RULES: dict[str, _Rule] = {
+    "multi_head_attention_forward": _attention,
     **dict.fromkeys(SCALED, _scaled),
     **dict.fromkeys(
         """view reshape expand broadcast_to new_zeros new_ones new_empty new_full zeros ones empty full""".split(),

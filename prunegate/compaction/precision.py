@@ -125,6 +125,7 @@ def converted(tensor: torch.Tensor, dtype: torch.dtype, copy: bool = False) -> t
 
 def outputs_of(model: nn.Module, inputs: ExampleInputs) -> list[torch.Tensor]:
     """All tensors that a model returns for these inputs, without gradients."""
+    inputs = inputs.copied()
     with torch.no_grad(), exact_arithmetic(inputs.tensors()[0].device):
         outputs = model(*inputs.args, **inputs.kwargs)
     return tensors_in(outputs, names_of_state(model))

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from prunegate.compaction.attention_calls import attend_with
 from prunegate.compaction.derived_classes import derive
 from prunegate.compaction.experts import BY_EXPERTS, of_any_width
 from prunegate.compaction.size_rules import SizeRule, applied, first_tensor, numbers_in, shape_of, with_numbers
@@ -83,6 +84,8 @@ def call_changed(rule: SizeRule, func: Callable[..., Any], args: Any, kwargs: An
         tensor = first_tensor(args, kwargs)
         assert tensor is not None
         return torch.split(tensor, list(change.sections), change.dim)
+    if change.heads is not None:
+        return attend_with(change.heads, *args, **kwargs)
     if change.is_none:
         return func(*args, **kwargs)
     args, kwargs = with_numbers((args, kwargs), iter(applied(change, given)))

@@ -1,8 +1,9 @@
 """Sizes that a module keeps as plain attributes (``hidden_dim``, ``num_heads``), found by what they equal.
 
-Which attribute follows which channels is written nowhere. Candidates are the whole numbers of a module that
-equal the dense size of a dimension that is cut, in a tensor its own code handles; whether one serves is
-found by running (`prunegate.compaction.fix_ups.settle`).
+They may stand in containers as well (``lengths["d"]``), where entries of one size are set together. Which attribute
+follows which channels is written nowhere. Candidates are the whole numbers of a module that equal the dense size of a
+dimension that is cut, in a tensor its own code handles; whether one serves is found by running
+(`prunegate.compaction.fix_ups.settle`).
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from prunegate.compaction.cut_sizes import CutSizes
+from prunegate.compaction.held_sizes import held, sizes_in_containers
 from prunegate.groups import Span, values_in
 
 # Candidates that are tried for one fault, likeliest first: each costs a run.
@@ -59,16 +61,20 @@ def candidates(
     called = {str(span.target) for span in sizes.tape.spans if isinstance(span.target, str)}
     alike = [p for p, other in model.named_modules() if type(other) is type(module) and p in called]
     found = 0
-    for name in [n for n, value in vars(module).items() if type(value) is int and (path, n) not in known]:
+    together: list[tuple[int, tuple[str, ...]]] = [
+        (size, (name,)) for name, size in vars(module).items() if type(size) is int
+    ]
+    together += [(size, tuple(names)) for size, names in sizes_in_containers(module).items()]
+    for size, names in together:
         tried: set[int] = set()
-        for place, (number, dim) in enumerate(places):
-            if sizes.tape.shapes[number][dim] != getattr(module, name) or sizes.shape(number)[dim] in tried:
+        for place, (number, dim) in enumerate(places if (path, names[0]) not in known else ()):
+            if sizes.tape.shapes[number][dim] != size or sizes.shape(number)[dim] in tried:
                 continue
             tried.add(sizes.shape(number)[dim])
             found += 1
             if found > _MOST:
                 return
-            yield tuple(_likes(model, sizes, alike, name, place))
+            yield tuple(like for name in names for like in _likes(model, sizes, alike, name, place))
 
 
 def _likes(model: nn.Module, sizes: CutSizes, alike: Iterable[str], name: str, place: int) -> Iterator[SizeAttribute]:
@@ -77,7 +83,7 @@ def _likes(model: nn.Module, sizes: CutSizes, alike: Iterable[str], name: str, p
         places = _cut_places(sizes, path)
         if place < len(places):
             number, dim = places[place]
-            if getattr(model.get_submodule(path), name, None) == sizes.tape.shapes[number][dim]:
+            if held(vars(model.get_submodule(path)), name) == sizes.tape.shapes[number][dim]:
                 yield SizeAttribute(path, name, number, dim)
 
 

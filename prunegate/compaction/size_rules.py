@@ -14,6 +14,8 @@ from typing import Any, TypeAlias
 
 import torch
 
+from prunegate.compaction.narrow_attention import Heads
+
 # A number that a call is given: a size, or what the code made of sizes.
 Number: TypeAlias = "int | float"
 # One that a rule fixes, or None for any.
@@ -33,16 +35,19 @@ class Change:
             scales it.
         sections: The call is replaced by a split into parts of these sizes, along `dim`.
         positions: From the result only these positions are taken, along `dim`.
+        heads: The call is replaced by an attention with these heads.
     """
 
     numbers: tuple[Number | Fraction | None, ...]
     sections: tuple[int, ...] | None = None
     positions: tuple[int, ...] | None = None
     dim: int = 0
+    heads: Heads | None = None
 
     @property
     def is_none(self) -> bool:
-        return self.sections is None and self.positions is None and all(n is None for n in self.numbers)
+        changed = (self.sections, self.positions, self.heads)
+        return all(part is None for part in changed) and all(n is None for n in self.numbers)
 
 
 @dataclass(frozen=True)
@@ -51,6 +56,8 @@ class SizeRule:
 
     Attributes:
         turn: Of several calls in a forward that look the same, which one it is, from 0; None where all are alike.
+        made_of: Which numbers are the product of which of the tensor's sizes: (place, first, last + 1). Only where the
+            sizes that do not vary leave several rules to choose from.
     """
 
     function: str
@@ -58,20 +65,30 @@ class SizeRule:
     given: tuple[Size, ...]
     change: Change
     turn: int | None = None
+    made_of: tuple[tuple[int, int, int], ...] = ()
 
     @property
     def looks(self) -> tuple[Any, ...]:
         """What calls are known by."""
-        return self.function, self.shape, self.given
+        return self.function, self.shape, self.given, self.made_of
 
     def fits(self, shape: Sequence[int] | None, given: Sequence[Number]) -> bool:
         """Whether a call is one of those."""
-        return _agree(self.shape, shape) and _agree(self.given, given)
+        if not (_agree(self.shape, shape) and _agree(self.given, given)):
+            return False
+        return all([given[place] == _product(shape, first, last) for place, first, last in self.made_of])  # noqa: C419
 
     @property
     def num_fixed(self) -> int:
         """How much it fixes: of several rules that fit, the one that fixes most is meant."""
-        return sum(size is not None for size in (*(self.shape or ()), *self.given))
+        return sum(size is not None for size in (*(self.shape or ()), *self.given)) + len(self.made_of)
+
+
+def _product(shape: Sequence[int] | None, first: int, last: int) -> int:
+    product = 1
+    for size in (shape or ())[first:last]:
+        product = product * size
+    return product
 
 
 def _agree(pattern: Sequence[Size] | None, found: Sequence[Number] | None) -> bool:
@@ -157,12 +174,18 @@ class Observed:
     sections: tuple[int, ...] | None = None
     positions: tuple[int, ...] | None = None
     dim: int = 0
+    heads: Heads | None = None
     at: tuple[Any, Any] = (0, ())
 
     @property
     def is_right(self) -> bool:
         """Whether it is as it should be."""
-        return self.given == self.needed and self.sections is None and self.positions is None
+        return self.given == self.needed and self.others == (None, None, None)
+
+    @property
+    def others(self) -> tuple[Any, Any, Any]:
+        """What it needs besides numbers."""
+        return self.sections, self.positions, self.heads
 
 
 def rule_of(seen: Sequence[Observed]) -> SizeRule:
@@ -183,14 +206,13 @@ def rule_of(seen: Sequence[Observed]) -> SizeRule:
     for place in range(len(first.given)):
         pairs = [(one.given[place], one.needed[place]) for one in seen]
         known, number = _number(pairs)
-        is_kept = number is None and first.sections is None and first.positions is None
+        is_kept = number is None and first.others == (None, None, None)
         given.append(None if alone and is_kept else known)
         numbers.append(number)
-    if len({(one.sections, one.positions, one.dim) for one in seen}) > 1:
+    if len({(*one.others, one.dim) for one in seen}) > 1:
         raise CannotRewriteError(f"the parts that {first.function} makes follow the sizes of the inputs")
-    return SizeRule(
-        first.function, shape, tuple(given), Change(tuple(numbers), first.sections, first.positions, first.dim)
-    )
+    change = Change(tuple(numbers), first.sections, first.positions, first.dim, first.heads)
+    return SizeRule(first.function, shape, tuple(given), change)
 
 
 def _common(found: Sequence[Number]) -> Size:
@@ -219,12 +241,40 @@ def rules_for(places: Sequence[Sequence[Observed]]) -> tuple[SizeRule, ...]:
         places: For each place in the code what was seen there, in the order of the calls.
 
     Raises:
-        CannotRewriteError: Two calls that look the same need different numbers, and their order does not tell them
-            apart.
+        CannotRewriteError: Two calls that look the same need different numbers, and neither how these are made of the
+            tensor's sizes nor their order tells them apart.
     """
     wrong = {one.function for seen in places for one in seen if not one.is_right}
     concerned = [same for seen in places if seen[0].function in wrong for same in _of_one_form(seen)]
     rules = [rule_of(same) for same in concerned]
+    try:
+        return _told_apart(rules, concerned)
+    except CannotRewriteError as error:
+        closer = [replace(rule, made_of=_made_of(seen)) for rule, seen in zip(rules, concerned, strict=True)]
+        if closer == rules:
+            raise
+        try:
+            return _told_apart(closer, concerned)
+        except CannotRewriteError:
+            raise error from None
+
+
+def _made_of(seen: Sequence[Observed]) -> tuple[tuple[int, int, int], ...]:
+    """Which numbers that vary are one of the tensor's sizes, or two side by side multiplied, in all that was seen."""
+    shape = seen[0].shape or ()
+    return tuple(
+        (place, first, last)
+        for place, numbers in enumerate(zip(*(one.given for one in seen), strict=True))
+        if len(set(numbers)) > 1
+        for first in range(len(shape))
+        for last in (first + 1, first + 2)
+        if last <= len(shape) and all(one.given[place] == _product(one.shape, first, last) for one in seen)
+    )
+
+
+def _told_apart(rules: list[SizeRule], concerned: Sequence[Sequence[Observed]]) -> tuple[SizeRule, ...]:
+    """The rules, each call meeting its own first."""
+    rules = list(rules)
     alike: dict[Any, list[int]] = {}
     for place, rule in enumerate(rules):
         alike.setdefault(rule.looks, []).append(place)
@@ -242,7 +292,7 @@ def rules_for(places: Sequence[Sequence[Observed]]) -> tuple[SizeRule, ...]:
                 found = rule
             change = found.change
             if applied(change, one.given) != list(one.needed) or (
-                (change.sections, change.positions) != (one.sections, one.positions)
+                (change.sections, change.positions, change.heads) != one.others
             ):
                 raise CannotRewriteError(f"two of its calls of {one.function} look the same and need other numbers")
     return tuple(unique)

@@ -6,13 +6,14 @@ from collections.abc import Callable, Mapping
 
 import torch
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensor
 
+from prunegate.compaction.held_sizes import held, hold
 from prunegate.compaction.layer_sizes import sizes_after_slicing
 from prunegate.compaction.narrow_attention import fit_attention
 from prunegate.compaction.plan import AttributeValue, Mask, Plan, kept_of
 from prunegate.errors import CompactionError
 from prunegate.groups import in_place_of
+from prunegate.groups.torch_workarounds.fake_tensors import lacks_data
 from prunegate.groups.torch_workarounds.kernels import without_misled_kernels, without_packing
 
 
@@ -124,7 +125,7 @@ def slice_tensors(model: nn.Module, tensors: Mapping[str, Mapping[int, Mask]]) -
         original = _lookup(modules, name)
         cut_tensor = original.detach()
         _check_axes(name, original, axes)
-        if original.is_meta or isinstance(original, FakeTensor):  # no entries to select
+        if lacks_data(original):  # no entries to select
             sizes = [int(axes[axis].sum()) if axis in axes else size for axis, size in enumerate(original.shape)]
             cut_tensor = cut_tensor.new_empty(sizes)
         else:
@@ -146,7 +147,7 @@ def set_attributes(model: nn.Module, attributes: Mapping[str, Mapping[str, Attri
         except AttributeError as error:
             raise CompactionError(f"{path}: no such module. The plan was made for another model.") from error
         for name, value in edits.items():
-            present = vars(module).get(name)
+            present = held(vars(module), name)
             if _sizes(present) is None or isinstance(present, int) != isinstance(value, int):
                 raise CompactionError(
                     f"{path}.{name}: found {present!r}, expected a size like {value!r} to replace. The plan was "
@@ -157,7 +158,7 @@ def set_attributes(model: nn.Module, attributes: Mapping[str, Mapping[str, Attri
                     f"{path}.{name}: found {value!r} for a size of {present!r}, expected at most that: compaction "
                     "makes nothing larger. The plan was made for another model."
                 )
-            setattr(module, name, list(value) if isinstance(present, list) and isinstance(value, tuple) else value)
+            hold(module, name, list(value) if isinstance(present, list) and isinstance(value, tuple) else value)
 
 
 def _sizes(value: object) -> tuple[int, ...] | None:

@@ -130,7 +130,8 @@ def _targets(
         for name, layer in layers.items():
             hook: Callable[..., None] = partial(note, name)
             hooks.enter_context(layer.register_forward_hook(hook))
-        dense(*inputs.args, **inputs.kwargs)
+        given = inputs.copied()
+        dense(*given.args, **given.kwargs)
     return found
 
 

@@ -204,7 +204,7 @@ def _refuse_elsewhere(model: nn.Module, inputs: ExampleInputs) -> None:
 
 def _refuse_inputs_that_do_not_fit(model: nn.Module, inputs: ExampleInputs) -> None:
     """Where nothing is left to prune, it may be that the model cannot be called so: then any cut seems to break it."""
-    copied = copy_with(model)
+    copied, inputs = copy_with(model), inputs.copied()
     try:
         with eval_mode(copied), torch.no_grad():
             copied(*inputs.args, **inputs.kwargs)

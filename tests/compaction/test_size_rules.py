@@ -81,6 +81,27 @@ def test_calls_that_look_the_same_go_by_their_order() -> None:
     assert [rule.turn for rule in rules_for([first, first])] == [None]
 
 
+def test_calls_that_sizes_leave_alike_are_told_apart_by_what_their_numbers_are_made_of() -> None:
+    """Four heads beside four samples: what was left of 64 channels is as many as a head has."""
+
+    def reshape(shape: tuple[int, ...], given: tuple[int, ...], last: int, at: tuple[bool, bool]) -> Observed:
+        return Observed("reshape", shape, (False,) * 4, given, (*given[:-1], last), at=at)
+
+    by_head, merged = [], []
+    for batch, length, at in ((2, 16, SMALL), (4, 48, LONG), (4, 16, MORE)):
+        by_head.append(reshape((batch, 4, length, 16), (batch * 4, length, 16), 16, at))
+        merged.append(reshape((length, batch, 4, 16), (length, batch, 16), 64, at))
+    rules = rules_for([by_head, merged])
+
+    def last(shape: tuple[int, ...], given: tuple[int, ...]) -> int:
+        return int(applied(next(rule for rule in rules if rule.fits(shape, given)).change, given)[-1])
+
+    for batch in (1, 3, 4, 16):
+        for length in (4, 16, 32):
+            assert last((batch, 4, length, 16), (batch * 4, length, 16)) == 16
+            assert last((length, batch, 4, 16), (length, batch, 16)) == 64
+
+
 def test_calls_that_are_right_as_they_are_need_no_rules() -> None:
     right = [view(2, 7, (2, 7, 12), (2, 7, 12), SMALL)]
     assert rules_for([right]) == ()

@@ -220,3 +220,40 @@ def test_queries_keys_and_values_keep_one_width_that_the_models_code_can_follow(
     longer = torch.randn(2, 11, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
     with torch.no_grad():
         torch.testing.assert_close(compact(longer), gated(longer), rtol=1e-9, atol=1e-12)
+
+
+class SparseAttention(SeparateAttention):
+    """Only the queries that stand out attend, picked by an index over samples and heads; others get a running mean."""
+
+    def __init__(self) -> None:
+        super().__init__(shared_heads=4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x)
+        batch, length, _ = x.shape
+        q, k, v = (
+            layer(x).view(batch, length, 4, self.head_width).transpose(1, 2).reshape(-1, length, self.head_width)
+            for layer in (self.query, self.key, self.value)
+        )
+        chosen = torch.bmm(q, k.transpose(1, 2)).amax(-1).topk(3)[1]
+        rows = torch.arange(q.shape[0]).unsqueeze(-1)
+        mask = torch.ones(length, length, dtype=x.dtype).tril().log().expand(batch, 4, -1, -1).flatten(0, 1)
+        weights = (torch.bmm(q[rows, chosen], k.transpose(1, 2)) + mask[rows, chosen]).softmax(-1)
+        y = v.cumsum(1)
+        y[rows, chosen] = torch.bmm(weights, v)
+        if y.shape[-1] != self.head_width:
+            raise ValueError(f"heads of {y.shape[-1]}, expected {self.head_width}")
+        y = y.view(batch, 4, length, self.head_width).transpose(1, 2)
+        return self.head(x + self.out(y.flatten(2)))
+
+
+def test_values_keep_the_width_of_queries_that_an_index_picked() -> None:
+    gated = prunegate.wrap(randomise(SparseAttention(), 0).double().eval(), tokens(2))
+    assert gated.fix_ups.is_plain
+    group = next(group for group in gated.groups if group.num_units == 6)
+    assert {"query", "key", "value", "out"} == {member.module for member in group.members}
+    gated.set_masks(random_masks(gated.groups, 0.5, 1))
+    compact = prunegate.compact(gated).model
+    longer = torch.randn(3, 11, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    with torch.no_grad():
+        torch.testing.assert_close(compact(longer), gated(longer), rtol=1e-9, atol=1e-12)

@@ -237,9 +237,9 @@ class GraphAttention(nn.Module):
     source: torch.Tensor
     target: torch.Tensor
 
-    def __init__(self, heads: int, width: int) -> None:
+    def __init__(self, heads: int, width: int, add_up: Callable[..., torch.Tensor]) -> None:
         super().__init__()
-        self.heads, self.width = heads, width
+        self.heads, self.width, self.add_up = heads, width, add_up
         self.a, self.b = nn.Linear(5, heads * width), nn.Linear(heads * width, 3)
         self.weight = nn.Parameter(torch.randn(1, heads, width))
         self.register_buffer("source", torch.tensor([0, 1, 2, 3, 4, 5, 0]))
@@ -251,14 +251,28 @@ class GraphAttention(nn.Module):
         alpha = F.leaky_relu(score[self.source] + score[self.target]).exp()
         total = torch.zeros_like(score).index_add(0, self.target, alpha)[self.target]
         message = h[self.source] * (alpha / (total + 1e-9)).unsqueeze(-1)
-        index = self.target.view(-1, 1, 1).expand_as(message)
-        y: torch.Tensor = self.b(torch.zeros_like(h).scatter_add(0, index, message).flatten(1))
+        y: torch.Tensor = self.b(self.add_up(h, self.target, message).flatten(1))
         return y
 
 
+def spread(index: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    return index.view(-1, 1, 1).expand_as(like)
+
+
+ADD_UP: dict[str, Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]] = {
+    "scatter_add": lambda h, index, m: torch.zeros_like(h).scatter_add(0, spread(index, m), m),
+    "to zeros of a form": lambda h, index, m: m.new_zeros(6, *m.shape[1:]).scatter_add_(0, spread(index, m), m),
+    "scatter": lambda h, index, m: m.new_zeros(6, *m.shape[1:]).scatter_(0, spread(index, m), m),
+    "scatter_reduce": lambda h, index, m: m.new_zeros(6, *m.shape[1:]).scatter_reduce(0, spread(index, m), m, "amax"),
+    "index_add": lambda h, index, m: m.new_zeros(6, *m.shape[1:]).index_add(0, index, m),
+    "index_put": lambda h, index, m: m.new_zeros(6, *m.shape[1:]).index_put((index,), m, accumulate=True),
+}
+
+
 @pytest.mark.parametrize(("heads", "width"), [(4, 6), (6, 4)])
-def test_graph_attention_loses_heads_or_places_within_them(heads: int, width: int) -> None:
-    assert units(assert_exact(GraphAttention(heads, width), noise(6, 5))) == {"a": 6}
+@pytest.mark.parametrize("name", ADD_UP)
+def test_graph_attention_loses_heads_or_places_within_them(heads: int, width: int, name: str) -> None:
+    assert units(assert_exact(GraphAttention(heads, width, ADD_UP[name]), noise(6, 5))) == {"a": 6}
 
 
 class SparseProduct(nn.Module):

@@ -198,6 +198,35 @@ class Nested(nn.Module):
         return x + self.o(y)
 
 
+class Heads(nn.Module):
+    """A layer without weights that says by itself what its state is, as einops' layers do."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.width = width
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.view(*x.shape[:2], *LITERAL)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"width": self.width}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(**state)  # type: ignore[misc]
+
+
+LITERAL = (6, 6)
+
+
+class OwnState(Block):
+    def __init__(self) -> None:
+        super().__init__()
+        self.split = Heads(6)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.o(self.split(self.q(x)).softmax(1).flatten(2))
+
+
 BLOCKS: dict[str, Callable[[], nn.Module]] = {
     cls.__name__: cls
     for cls in (
@@ -216,7 +245,7 @@ BLOCKS: dict[str, Callable[[], nn.Module]] = {
             OwnBackward,
             NoGrad,
         ),
-        *(Chosen, Nested),
+        *(Chosen, Nested, OwnState),
     )
 }
 

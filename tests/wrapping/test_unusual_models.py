@@ -296,3 +296,58 @@ def test_a_module_may_hold_an_array_of_numpy() -> None:
             return y
 
     assert units(assert_exact(Scaled(), noise(2, 5), (noise(3, 5),))) == {"a": 8}
+
+
+@pytest.mark.parametrize("looks", [False, True])
+def test_a_model_may_write_into_its_input(looks: bool) -> None:
+    class Scales(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(5, 8), nn.Linear(8, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x *= 255
+            if looks and bool((x > 1e9).any()):  # followed on real tensors
+                return self.b(self.a(x).tanh())
+            y: torch.Tensor = self.b(self.a(x))
+            return y / 255
+
+    inputs = noise(2, 5)
+    before = inputs.clone()
+    assert units(assert_exact(Scales(), inputs, (noise(3, 5),))) == {"a": 8}
+    assert torch.equal(inputs, before)
+
+
+class LayerDrop(nn.Module):
+    """Skips some of its layers in training, by chance; their code holds sizes as numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Linear(5, 12), nn.Linear(12, 3)
+        self.layers = nn.ModuleList([HeadsOfThree() for _ in range(4)])
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if bool((x > 1e9).any()):  # so it is followed on real tensors, which draw real numbers
+            x = x.tanh()
+        x = self.stem(x)
+        for layer in self.layers:
+            if not self.training or torch.rand([]) > 0.5:
+                x = layer(x)
+        y: torch.Tensor = self.head(x)
+        return y
+
+
+class HeadsOfThree(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(12, 18), nn.Linear(18, 12)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = F.dropout(self.a(x), 0.1, self.training).view(*x.shape[:2], 3, 6).softmax(1)
+        return x + self.b(y.reshape(*x.shape[:2], 18))
+
+
+def test_layers_that_are_skipped_by_chance_are_skipped_alike_in_every_run_that_is_followed() -> None:
+    gated = assert_exact(LayerDrop(), noise(2, 7, 5), (noise(3, 4, 5),), seeds=3)
+    assert units(gated) == {"stem": 12, **{f"layers.{i}.a": 6 for i in range(4)}}
+    assert not gated.fix_ups.replays

@@ -71,6 +71,10 @@ class ExampleInputs:
         """The same calls, with the places of the outputs that count."""
         return replace(self, outputs=outputs, others=tuple(other.that_count(outputs) for other in self.others))
 
+    def copied(self) -> ExampleInputs:
+        """The same with tensors of their own: a model's code may write into what it is given."""
+        return self.map(lambda tensor: tensor.detach().clone())
+
     def describe(self) -> Any:
         """The form of the inputs as JSON-ready data; `of_form` makes inputs of that form.
 

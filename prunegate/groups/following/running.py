@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import gc
-from collections.abc import Iterator
-from typing import Literal
+from collections.abc import Callable, Iterator
+from typing import Any, Literal
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
-from prunegate.groups.following.watch import Watch
+from prunegate.groups.following.watch import Watch, function_name
 from prunegate.groups.torch_workarounds.copies import modules_by_path
 from prunegate.groups.torch_workarounds.fake_tensors import FakeTensors
 from prunegate.groups.torch_workarounds.kernels import decomposed_attention
@@ -56,6 +57,41 @@ def run_watched(model: nn.Module, watch: Watch, fake_tensors: FakeTensors) -> It
         decomposed_attention(),
         torch.no_grad(),
         fake_tensors.running(),
+        same_draws() if fake_tensors.kind == "real" else contextlib.nullcontext(),
         watch,
     ):
         yield
+
+
+@contextlib.contextmanager
+def same_draws() -> Iterator[None]:
+    """Every run draws the same numbers at the same calls, however many entries earlier calls drew.
+
+    Else a run of the cut model might skip other layers than the dense one (layer drop), and pick other tokens.
+    """
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()  # type: ignore[no-untyped-call]
+    with torch.random.fork_rng(devices), _Reseeded():
+        yield
+
+
+class _Reseeded(TorchFunctionMode):
+    """Seeds anew before every function that draws."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._drawn = 0
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if function_name(func) in _DRAWING:
+            self._drawn += 1
+            torch.manual_seed(self._drawn)
+        return func(*args, **(kwargs or {}))
+
+
+_DRAWING = frozenset(
+    """rand randn randint randperm normal bernoulli multinomial poisson rand_like randn_like randint_like dropout
+    dropout1d dropout2d dropout3d alpha_dropout feature_alpha_dropout dropout_ scaled_dot_product_attention bernoulli_
+    normal_ uniform_ exponential_ log_normal_ cauchy_ geometric_ random_""".split()
+)

@@ -12,7 +12,7 @@ SIZED = frozenset(
     """view reshape unflatten expand broadcast_to new_zeros new_ones new_empty new_full zeros ones empty full rand randn
     split split_with_sizes unsafe_split unsafe_chunk chunk tensor_split getitem narrow select repeat tile layer_norm
     rms_norm group_norm conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d arange linspace
-    eye pad""".split()
+    eye pad multi_head_attention_forward""".split()
 )
 # Functions that compute with numbers, which the code may have made from sizes: scales, counts.
 SCALED = frozenset(
@@ -23,7 +23,7 @@ SCALED = frozenset(
 # Those that are given the sizes of a layer, and say nothing of how a model's code handles its tensors.
 OF_LAYERS = SCALED | frozenset(
     """layer_norm rms_norm group_norm conv1d conv2d conv3d conv_transpose1d conv_transpose2d
-    conv_transpose3d pad""".split()
+    conv_transpose3d pad multi_head_attention_forward""".split()
 )
 
 

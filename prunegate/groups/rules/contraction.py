@@ -32,7 +32,12 @@ def contract(call: Call, left: torch.Tensor, right: torch.Tensor) -> Labels:
         ((*left_kept, *shared), (left_shape[0], left_shape[1], 1)),
         ((*right_kept, *shared), (right_shape[0], 1, right_shape[2])),
     ]
-    labels = unite_operands(call, operands, 3, _places_of(call, right_kept))
+    places = _places_of(call, right_kept)
+    if places is not None and not any(0 in varying(label) for label in (*left_kept, *shared)):
+        # Queries were picked by an index, and told no heads apart: places go, as they do from the values' heads here.
+        values = next(label for label in right_kept if varying(label) == (0, 2))
+        call.constraints.tie(call.constraints.tie_along(values, 0).reshape(-1), places)
+    labels = unite_operands(call, operands, 3, places)
     return labels if batched else tuple(label[0] for label in labels)
 
 

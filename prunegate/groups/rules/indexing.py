@@ -44,7 +44,7 @@ def _index_put(call: Call) -> list[Labels]:
     beside_it = call.clear_of(laid, range(first, first + inserted), _PLACED)
     placed = [label.reshape(on_source(label.shape)) for label in beside_it]
     own = call.clear_of(call.labels_of(source), indexed, _PLACED), _without(call.shape_of(source), indexed)
-    return [unite_operands(call, [own, (tuple(placed), tuple(on_source(shape)))], source.dim())]
+    return [unite_operands(call, [own, (tuple(placed), tuple(on_source(shape)))], source.dim(), has_tables=False)]
 
 
 def _index_select(call: Call) -> list[Labels]:
@@ -58,7 +58,7 @@ def _index_add(call: Call) -> list[Labels]:
     dim = {call.dim("dim", target.dim())}
     call.pin(call.labels_of(call.tensor("index")), "used as an index")
     operands = [_operand(call, tensor, dim) for name in ("self", "source") for tensor in _given(call, name)]
-    return [unite_operands(call, operands, target.dim())]
+    return [unite_operands(call, operands, target.dim(), has_tables=False)]
 
 
 def _gather(call: Call) -> list[Labels]:
@@ -78,7 +78,7 @@ def _gather(call: Call) -> list[Labels]:
         for tensor in _given(call, name):
             cropped = {d for d in range(ndim) if call.shape_of(tensor)[d] != call.shape_of(index)[d]}
             operands.append(_operand(call, tensor, dim | cropped))
-    return [unite_operands(call, operands, ndim)]
+    return [unite_operands(call, operands, ndim, has_tables=False)]
 
 
 def _masked_scatter(call: Call) -> list[Labels]:

@@ -13,7 +13,9 @@ from prunegate.groups.solving.partition import Ids
 Operand = tuple[Labels, Shape]
 
 
-def unite_operands(call: Call, operands: Sequence[Operand], ndim: int, places: Ids | None = None) -> Labels:
+def unite_operands(
+    call: Call, operands: Sequence[Operand], ndim: int, places: Ids | None = None, has_tables: bool = True
+) -> Labels:
     """The labels of a broadcast over ``operands``, whose common units are tied.
 
     Where a label varies on a dimension on which another operand has many entries and no label, that
@@ -21,13 +23,16 @@ def unite_operands(call: Call, operands: Sequence[Operand], ndim: int, places: I
 
     Args:
         places: What places within heads are tied with, should they be what is removed.
+        has_tables: Whether constants of the code may be numbers for each place, as a rotary table holds them; where
+            entries are placed, they are zeros or the like to place them on.
     """
     quick = _along_one_dimension(call, operands, ndim)
     if quick is not None:
         return quick
     shapes = [(1,) * (ndim - len(shape)) + shape for _, shape in operands]
     labels = [[align(label, ndim) for label in found] for found, _ in operands]
-    _set_tables_aside(call, labels)
+    if has_tables:
+        _set_tables_aside(call, labels)
     covered = [{d for label in found for d in varying(label)} for found in labels]
     spanned = [{d for d, size in enumerate(shape) if size > 1} for shape in shapes]
 

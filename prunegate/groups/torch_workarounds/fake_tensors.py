@@ -9,7 +9,7 @@ from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from prunegate.groups.torch_workarounds.caches import caches_of
 from prunegate.groups.torch_workarounds.copies import copy_with
@@ -39,8 +39,8 @@ class FakeTensors:
 
     def of(self, tensor: torch.Tensor) -> torch.Tensor:
         """A tensor of the same form. A fake one for the meta device is on the CPU, so that both can meet."""
-        if self.kind == "real":
-            return tensor
+        if self.kind == "real":  # a copy: the model's code may write into it
+            return tensor.detach().clone()
         if self._mode is None:
             return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
         if not tensor.is_meta:
@@ -79,6 +79,11 @@ class FakeTensors:
         finally:
             for cache in caches:
                 cache.cache_clear()
+
+
+def lacks_data(tensor: torch.Tensor) -> bool:
+    """Whether a tensor has a form and no entries."""
+    return tensor.is_meta or isinstance(tensor, FakeTensor)
 
 
 @contextlib.contextmanager

@@ -1,0 +1,76 @@
+"""Where a module holds numbers: as plain attributes, or in dictionaries, lists and tuples of them.
+
+An entry of a container is named by the way to it: ``lengths.d`` is ``self.lengths["d"]``, ``pairs.0.1`` is
+``self.pairs[0][1]``. Containers may be shared with other modules, so that they are replaced, not changed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from torch import nn
+
+# So deep are containers looked into, and so many entries of one.
+_DEEPEST, _MOST_ENTRIES = 2, 32
+_OF_EVERY_MODULE = frozenset(vars(nn.Module()))
+
+
+def held(attributes: Mapping[str, Any], name: str) -> Any:
+    """What stands under a name; None if nothing does."""
+    if name in attributes:
+        return attributes[name]
+    first, *rest = name.split(".")
+    found = attributes.get(first)
+    for part in rest:
+        found = dict(_entries(found)).get(part)
+    return found
+
+
+def hold(module: nn.Module, name: str, value: Any) -> None:
+    """Put a value where there is one already."""
+    attributes = vars(module)
+    if name in attributes:
+        setattr(module, name, value)
+        return
+    first, *rest = name.split(".")
+    setattr(module, first, _with(attributes[first], rest, value))
+
+
+def sizes_in_containers(module: nn.Module) -> dict[int, list[str]]:
+    """The whole numbers in a module's own containers: for each number the names of all entries that hold it."""
+    found: dict[int, list[str]] = {}
+    for name, value in vars(module).items():
+        if name not in _OF_EVERY_MODULE and type(value) in _CONTAINERS:
+            for inner, number in _numbers(value, _DEEPEST):
+                found.setdefault(number, []).append(f"{name}.{inner}")
+    return found
+
+
+_CONTAINERS = (dict, list, tuple)
+
+
+def _entries(container: Any) -> list[tuple[str, Any]]:
+    """The entries that have a name of their own."""
+    if type(container) is dict:
+        return [(key, entry) for key, entry in container.items() if type(key) is str and "." not in key]
+    return [(str(place), entry) for place, entry in enumerate(container)] if type(container) in (list, tuple) else []
+
+
+def _numbers(container: Any, depth: int) -> Iterator[tuple[str, int]]:
+    if len(container) > _MOST_ENTRIES:
+        return
+    for name, entry in _entries(container):
+        if type(entry) is int:
+            yield name, entry
+        elif type(entry) in _CONTAINERS and depth > 1:
+            yield from ((f"{name}.{inner}", number) for inner, number in _numbers(entry, depth - 1))
+
+
+def _with(container: Any, names: list[str], value: Any) -> Any:
+    """The container with another value for one entry."""
+    if not names:
+        return value
+    first, *rest = names
+    changed = {name: _with(entry, rest, value) if name == first else entry for name, entry in _entries(container)}
+    return {**container, **changed} if type(container) is dict else type(container)(changed.values())
