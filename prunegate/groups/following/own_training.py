@@ -16,7 +16,7 @@ from typing import Any
 from torch import nn
 
 from prunegate.groups.following.lines_run import LinesRun
-from prunegate.groups.following.reading import UNKNOWN, Reader, Search
+from prunegate.groups.following.reading import UNKNOWN, Reader, Search, own_forward
 from prunegate.groups.following.size_calls import SIZED
 
 
@@ -33,8 +33,8 @@ def differs_in_training(model: nn.Module, ran: Collection[str], lines: LinesRun)
     search = Search(lines, _ReaderOfTraining)
     for path in ran:
         module = model.get_submodule(path)
-        if not type(module).__module__.startswith("torch."):
-            forward = type(module).forward
+        forward = own_forward(module)
+        if forward is not None and not type(module).__module__.startswith("torch."):
             names = frozenset(inspect.signature(forward).parameters)
             search.add(forward, path, module, frozenset(), names)
     search.run()
@@ -60,17 +60,18 @@ class _ReaderOfTraining(Reader):
             return
         if held is not UNKNOWN or not isinstance(node.func, (ast.Name, ast.Attribute)):
             self.note(node, condition, always=True)  # code that is not known
-        elif name in SIZED and any(_is_size(inner) for inner in ast.walk(node)):
+        elif name in SIZED and (name not in _MAKING or self._may_hold_channels(node)):
             self.note(node, condition, always=True)
 
+    def _may_hold_channels(self, node: ast.AST) -> bool:
+        """Whether a number of an expression, other than those read from tensors, may be one of channels."""
+        numbers = [inner.value if isinstance(inner, ast.Constant) else self.held(inner) for inner in ast.walk(node)
+                   if isinstance(inner, (ast.Constant, ast.Attribute))]  # fmt: skip
+        return any(isinstance(number, int) and number > 1 for number in numbers)
 
-def _is_size(node: ast.AST) -> bool:
-    """Whether it is a number that may be one of channels."""
-    return isinstance(node, ast.Constant) and isinstance(node.value, int) and node.value > _FEW
 
-
-# Dimensions and steps are small numbers.
-_FEW = 2
+# Functions that make a tensor of a size: where paths are dropped at random, one number for each sample.
+_MAKING = frozenset("new_zeros new_ones new_empty new_full zeros ones empty full rand randn".split())
 
 
 @lru_cache(maxsize=4096)

@@ -248,7 +248,7 @@ class Reader:
                 held = inspect.getattr_static(type(module), function.attr, None)
                 child = module._modules.get(function.attr)
                 if child is not None and not type(child).__module__.startswith("torch."):
-                    return type(child).forward, child
+                    return own_forward(child), child
             else:
                 place, module = names.get(function.value.id), None
                 held = getattr(place, function.attr, None) if isinstance(place, ModuleType) else None
@@ -271,6 +271,15 @@ class Reader:
 
 
 UNKNOWN = object()
+
+
+def own_forward(module: nn.Module) -> Any:
+    """The forward that the model's author wrote: cut and gated modules may have one around it."""
+    for cls in type(module).__mro__:
+        forward = vars(cls).get("forward")
+        if forward is not None and not forward.__module__.startswith(("prunegate.compaction.", "prunegate.gates.")):
+            return forward
+    return None
 
 
 def _flows(node: ast.AST) -> Iterator[tuple[ast.AST, ast.AST]]:

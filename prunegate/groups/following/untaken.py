@@ -17,7 +17,7 @@ from typing import Any
 from torch import nn
 
 from prunegate.groups.following.lines_run import LinesRun
-from prunegate.groups.following.reading import Reader, Search, Unrun
+from prunegate.groups.following.reading import Reader, Search, Unrun, own_forward
 
 
 @dataclass(frozen=True)
@@ -55,10 +55,10 @@ def untaken_branches(model: nn.Module, ran: Collection[str], lines: LinesRun) ->
         ran: Paths of the modules that ran.
     """
     search = Search(lines, Reader)
-    of_model = _arguments(type(model).forward)
+    of_model = _arguments(own_forward(model))
     for path in ran:
         module = model.get_submodule(path)
-        forward = getattr(type(module), "forward", None)
+        forward = own_forward(module)
         if forward is None or type(module).__module__.startswith("torch."):
             continue
         if path == "":  # what the user hands in has no channels that could be removed
