@@ -32,7 +32,7 @@ class RuleError(TraceError):
 
 
 class NothingToPruneError(PrunegateError):
-    """Every channel of the model is pinned; the message lists the reasons."""
+    """No channel of the model is prunable; the message lists the reasons."""
 
 
 class MaskError(PrunegateError):

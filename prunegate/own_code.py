@@ -81,17 +81,17 @@ def imported(name: str, what: str, kind: type[PrunegateError] = ModelNameError) 
         if here not in sys.path[1:]:
             sys.path.append(here)  # the module may import its siblings later, when its functions run
         try:
-            found: Any = importlib.import_module(module)
+            result: Any = importlib.import_module(module)
             for part in path.split("."):
-                found = getattr(found, part)
+                result = getattr(result, part)
         except Exception as error:  # the user's module may raise anything
             raise kind(
                 f"{what}: {name!r} cannot be imported from {here}: {type(error).__name__}: {error}. "
                 "Give module:function, where module is found from the present folder or is installed."
             ) from error
-    if not callable(found):
-        raise kind(f"{what}: {name!r} is a {type(found).__name__}, expected a function or class.")
-    made: Callable[..., Any] = found
+    if not callable(result):
+        raise kind(f"{what}: {name!r} is a {type(result).__name__}, expected a function or class.")
+    made: Callable[..., Any] = result
     return made
 
 

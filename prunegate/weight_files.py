@@ -81,13 +81,13 @@ def fitting_weights(
     expected = model.state_dict()
     best: tuple[int, Misfit] | None = None
     held = _read(Path(path), where, kind)
-    found = [_renamed(state, expected) for _, state in sorted(_states(held), key=lambda entry: entry[0])]
-    if not found:
+    actual = [_renamed(state, expected) for _, state in sorted(_states(held), key=lambda entry: entry[0])]
+    if not actual:
         raise kind(
             f"{where}: {path}: found no weights in it, expected a state_dict, as torch.save(model.state_dict(), path) "
             "writes it, or safetensors."
         )
-    for state in found:
+    for state in actual:
         misfit = _misfit(state, expected)
         if not misfit.count:
             return {name: value for name, value in state.items() if name in expected}

@@ -57,7 +57,7 @@ def objects() -> dict[str, Any]:
         ("gates", r"Gates\(\s*12 channel groups with 2,880 units, fixed masks\s.*\)"),
         ("group", r"ChannelGroup\('conv1', 64 units of conv1\.weight\[0\], bn1\.weight\[0\], .* and \d+ more\)"),
         ("member", r"conv1\.weight\[0\]"),
-        ("analysis", r"Analysis\(12 channel groups with 2,880 units, 1 pinned\)"),
+        ("analysis", r"Analysis\(12 channel groups with 2,880 units, 1 not prunable\)"),
     ],
 )
 def test_repr_says_what_it_is(objects: dict[str, Any], name: str, text: str) -> None:

@@ -48,13 +48,13 @@ def compare_sizes(path: Path, dense: nn.Module, document: Document, stored: Mapp
 
 def _by_tensor(model: nn.Module) -> list[tuple[list[str], torch.Tensor]]:
     """Every tensor of a model with all its names."""
-    found: dict[int, tuple[list[str], torch.Tensor]] = {}
+    results: dict[int, tuple[list[str], torch.Tensor]] = {}
     for name, tensor in (
         *model.named_parameters(remove_duplicate=False),
         *model.named_buffers(remove_duplicate=False),
     ):
-        found.setdefault(id(tensor), ([], tensor))[0].append(name)
-    return list(found.values())
+        results.setdefault(id(tensor), ([], tensor))[0].append(name)
+    return list(results.values())
 
 
 def _before(path: Path, document: Document, names: list[str], shape: tuple[int, ...]) -> tuple[int, ...]:

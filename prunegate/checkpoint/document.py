@@ -132,9 +132,9 @@ def _check_size(fields: dict[str, Any], num_tensors: int) -> None:
     """Refuse descriptions of a model that are out of proportion to it; what users add may have any size."""
     steps = fields.get("steps")
     most = _FEW + _ENTRIES * num_tensors * (len(steps) if isinstance(steps, list) else 1)
-    found = sum(strict_json.size_of(value) for name, value in fields.items() if name not in ("extra", "fingerprint"))
-    if found > most:
-        raise ValueError(f"document: found {found} entries for {num_tensors} tensors, expected at most {most}")
+    result = sum(strict_json.size_of(value) for name, value in fields.items() if name not in ("extra", "fingerprint"))
+    if result > most:
+        raise ValueError(f"document: found {result} entries for {num_tensors} tensors, expected at most {most}")
 
 
 def _compare_hash(version: tuple[int, int], fields: dict[str, Any]) -> None:
@@ -177,9 +177,9 @@ def _texts(value: Any, where: str) -> dict[str, str]:
 
 
 def _costs(value: Any) -> dict[str, dict[str, int]]:
-    found = {metric: _object(costs, f"costs.{metric}") for metric, costs in _object(value, "costs").items()}
-    for metric, costs in found.items():
+    results = {metric: _object(costs, f"costs.{metric}") for metric, costs in _object(value, "costs").items()}
+    for metric, costs in results.items():
         for name, number in costs.items():
             if not isinstance(number, int) or isinstance(number, bool) or number < 0:
                 raise ValueError(f"costs.{metric}.{name}: found {number!r:.80}, expected a whole number of at least 0")
-    return found
+    return results

@@ -37,12 +37,12 @@ class _Largest(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.found = 0
+        self.largest = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         sizes = (math.prod(t.shape) for t in tree_leaves(result) if isinstance(t, torch.Tensor))
-        self.found = max(self.found, *sizes, 0)
+        self.largest = max(self.largest, *sizes, 0)
         return result
 
 
@@ -58,5 +58,5 @@ def effort_of(model: nn.Module, inputs: ExampleInputs) -> Effort | None:
         except Exception:  # a foreign forward may raise anything, and the next kind may serve
             continue
         shapes = tuple(tuple(output.shape) for output in outputs)
-        return Effort(count.get_total_flops() // 2, largest.found, shapes)
+        return Effort(count.get_total_flops() // 2, largest.largest, shapes)
     return None

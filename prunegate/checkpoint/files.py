@@ -119,12 +119,12 @@ def hash_compared(path: Path, document: Document) -> Iterator[None]:
         CheckpointError: They do not match, whatever else the block found wrong.
     """
     with ThreadPoolExecutor(1) as pool:
-        found = pool.submit(_hash, path)
+        result = pool.submit(_hash, path)
         try:
             yield
         finally:
             try:
-                matches = found.result() == document.weights_sha256
+                matches = result.result() == document.weights_sha256
             except ValueError as error:
                 raise CheckpointError(f"{path}: header: {error}. The file is damaged.") from error
             if not matches:

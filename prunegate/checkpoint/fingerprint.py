@@ -41,21 +41,21 @@ class Fingerprint:
             return None
         integers = tuple(tuple(int(v) for v in t.reshape(-1).tolist()) for t in whole)
         form = inputs.describe()
-        found = _numbers(model, _made(form, integers))
-        if not 0 < len(found) <= _MOST_OUTPUTS or not all(math.isfinite(v) for _, values in found for v in values):
+        result = _numbers(model, _made(form, integers))
+        if not 0 < len(result) <= _MOST_OUTPUTS or not all(math.isfinite(v) for _, values in result for v in values):
             return None
-        return cls(form, integers, found)
+        return cls(form, integers, result)
 
     def difference(self, model: nn.Module) -> float:
         """Largest difference of what ``model`` computes from this; infinite if the outputs have another form.
 
         It is relative to the root mean square of each output.
         """
-        found = _numbers(model, self.example_inputs())
-        if [shape for shape, _ in found] != [shape for shape, _ in self.outputs]:
+        actual = _numbers(model, self.example_inputs())
+        if [shape for shape, _ in actual] != [shape for shape, _ in self.outputs]:
             return math.inf
         worst = 0.0
-        for (_, values), (_, expected) in zip(found, self.outputs, strict=True):
+        for (_, values), (_, expected) in zip(actual, self.outputs, strict=True):
             size = max(abs(expected[1]), 1e-300)
             worst = max(worst, *(abs(a - b) / size for a, b in zip(values, expected, strict=True)))
         return worst if math.isfinite(worst) else math.inf
@@ -138,11 +138,11 @@ def _numbers(model: nn.Module, inputs: ExampleInputs) -> tuple[tuple[tuple[int, 
         torch.manual_seed(0)
         device = next((p.device for p in widened.parameters()), torch.device("cpu"))
         outputs = outputs_of(widened, inputs.map(lambda t: t.to(device)))
-    found = []
+    results = []
     for output in outputs:
         flat = output.detach().double().reshape(-1).cpu()
         weights = torch.cos(torch.arange(flat.numel(), dtype=torch.float64))
         count = max(flat.numel(), 1)
         mean, square = float(flat.sum()) / count, float(flat.square().sum()) / count
-        found.append((tuple(output.shape), (mean, math.sqrt(square), float(flat @ weights) / math.sqrt(count))))
-    return tuple(found)
+        results.append((tuple(output.shape), (mean, math.sqrt(square), float(flat @ weights) / math.sqrt(count))))
+    return tuple(results)

@@ -203,11 +203,11 @@ def _compare_names(path: Path, document: Document, model: nn.Module, stored: Set
     missing, unexpected = sorted(present - stored), sorted(stored - present)
     if not missing and not unexpected:
         return True
-    found = (
+    result = (
         f"{path}: tensors: found {len(unexpected)} that the model does not have ({', '.join(unexpected[:3])}) and "
         f"{len(missing)} missing ({', '.join(missing[:3])}), expected the tensors of {document.class_name}."
     )
     if strict:
-        raise CheckpointError(f"{found} To load what fits, say strict=False.")
-    logger.warning("%s What fits is loaded.", found)
+        raise CheckpointError(f"{result} To load what fits, say strict=False.")
+    logger.warning("%s What fits is loaded.", result)
     return False

@@ -35,8 +35,8 @@ def initialise(path: Path, model: nn.Module) -> None:
 
 
 def _own(module: nn.Module) -> dict[str, torch.Tensor]:
-    found = {**module._parameters, **module._buffers}
-    return {name: tensor for name, tensor in found.items() if tensor is not None}
+    results = {**module._parameters, **module._buffers}
+    return {name: tensor for name, tensor in results.items() if tensor is not None}
 
 
 def _reset(module: nn.Module, names: list[str]) -> None:

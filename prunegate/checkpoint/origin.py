@@ -41,8 +41,8 @@ class Origin:
 def origin_of(model: nn.Module) -> Origin | None:
     """Where a model comes from that `prunegate.load` or `prunegate.compact` made; None for any other."""
     # A copied `GraphModule` keeps of its attributes nothing but this one.
-    found = model.meta.get(_ATTRIBUTE) if isinstance(model, fx.GraphModule) else vars(model).get(_ATTRIBUTE)
-    return found if isinstance(found, Origin) else None
+    result = model.meta.get(_ATTRIBUTE) if isinstance(model, fx.GraphModule) else vars(model).get(_ATTRIBUTE)
+    return result if isinstance(result, Origin) else None
 
 
 def set_origin(model: nn.Module, origin: Origin) -> None:

@@ -83,16 +83,16 @@ def check_fingerprint(path: Path, document: Document, model: nn.Module) -> float
         )
     _check_effort(path, document, document.fingerprint, model)
     try:
-        found = document.fingerprint.difference(model)
+        result = document.fingerprint.difference(model)
     except Exception as error:  # a foreign forward may raise anything
         raise CheckpointError(f"{path}: the model does not run: {type(error).__name__}: {error}.") from error
-    if not found <= TOLERANCE:
+    if not result <= TOLERANCE:
         raise CheckpointError(
-            f"{path}: fingerprint: the model computes something else here than where it was saved, by {found:.2g} "
+            f"{path}: fingerprint: the model computes something else here than where it was saved, by {result:.2g} "
             f"(relative, float64), expected at most {TOLERANCE:g}. The file was changed, or another version of torch "
             "or of the model's library runs it differently. Install the versions it was saved with."
         )
-    return found
+    return result
 
 
 def _check_effort(path: Path, document: Document, fingerprint: Fingerprint, model: nn.Module) -> None:

@@ -64,14 +64,14 @@ def digest(tree: Any) -> str:
 
 def without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """An object's entries, of which readers of JSON take the first or the last of a name as they like."""
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    result = dict(pairs)
+    if len(result) < len(pairs):
         seen: set[str] = set()
         for name, _ in pairs:
             if name in seen:
                 raise ValueError(f"document: holds {name!r:.80} twice in one object")
             seen.add(name)
-    return found
+    return result
 
 
 def _refuse_constant(name: str) -> float:

@@ -50,8 +50,8 @@ def versions(builder: Builder | None) -> dict[str, str]:
     """What a structure depends on besides the model: torch, prunegate and the library that builds it."""
     libraries = ["torch", *({builder.library} - {"prunegate"} if builder is not None else ())]
     # What follows a plus says how it was built.
-    found = {library: str(import_module(library).__version__).partition("+")[0] for library in libraries}
-    return {**found, "prunegate": __version__}
+    results = {library: str(import_module(library).__version__).partition("+")[0] for library in libraries}
+    return {**results, "prunegate": __version__}
 
 
 def _tensors(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:

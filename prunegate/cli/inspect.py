@@ -111,7 +111,7 @@ def _print_explanation(console: Console, title: str, explanation: Explanation, m
         table.add_row(group.name, f"{group.num_units}{each}", *shares, listed)
     console.print(table)
     if explanation.pinned:
-        pinned = Table(title="pinned", title_justify="left")
+        pinned = Table(title="not prunable", title_justify="left")
         pinned.add_column("channels of")
         pinned.add_column("units", justify="right")
         pinned.add_column("reason")

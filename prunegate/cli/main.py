@@ -130,7 +130,7 @@ def _parser() -> argparse.ArgumentParser:
         "inspect",
         parents=[common],
         help="show what can be pruned in a model",
-        description="Channel groups, costs and what is pinned.",
+        description="Channel groups, costs and what cannot be pruned.",
     )
     inspect.add_argument(
         "model", nargs="?", help="timm/<name>, torchvision/<name>, prunegate/<name>, or module:function of your own"

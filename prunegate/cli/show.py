@@ -80,12 +80,12 @@ def _shortened(text: str) -> str:
 
 def _differences(certificate: Any) -> list[str]:
     """Each precision's largest relative difference, as far as it is there."""
-    found = []
+    results = []
     for precision in ("float64", "float32"):
         difference = certificate.get(precision)
         if isinstance(difference, dict) and isinstance(difference.get("max_rel"), float):
-            found.append(f"{difference['max_rel']:.1e} ({precision})")
-    return found or ["unknown"]
+            results.append(f"{difference['max_rel']:.1e} ({precision})")
+    return results or ["unknown"]
 
 
 def _as_json(document: Document, sizes: dict[str, tuple[str, tuple[int, ...]]]) -> dict[str, Any]:

@@ -81,11 +81,11 @@ def _against(
     load_weights(original, dense, "--against", CheckpointError)
     cut = StoredPlan(document.steps, str(file)).apply_in_place(original).requires_grad_(False)
     expected = dict(cut.named_parameters())
-    found = dict(model.requires_grad_(False).named_parameters())
-    same = sum(torch.equal(found[name], expected[name]) for name in found if name in expected)
+    actual = dict(model.requires_grad_(False).named_parameters())
+    same = sum(torch.equal(actual[name], expected[name]) for name in actual if name in expected)
     largest = max(
-        float((found[name] - value).norm() / value.norm().clamp(min=1e-12))
+        float((actual[name] - value).norm() / value.norm().clamp(min=1e-12))
         for name, value in expected.items()
-        if name in found
+        if name in actual
     )
-    return _Against(str(dense), len(found), same, largest)
+    return _Against(str(dense), len(actual), same, largest)

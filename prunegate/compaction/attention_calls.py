@@ -27,7 +27,8 @@ def heads_of_call(call: SizeCall, sizes: CutSizes) -> Heads | None:
     """What is left of the heads of a call of the dense run; None where nothing is cut that it would notice.
 
     Raises:
-        CannotRewriteError: It is given keys and values, or what is left is no whole heads and no places within all.
+        CannotRewriteError: It is given keys and values, or neither whole heads nor the same
+            dimensions of all heads are left.
     """
     given = _SIGNATURE.bind(*call.args, **call.kwargs).arguments
     weights = {name: given[name] for name in _WEIGHTS if isinstance(given.get(name), Value)}
@@ -44,7 +45,9 @@ def heads_of_call(call: SizeCall, sizes: CutSizes) -> Heads | None:
     value_width = rows["v_proj_weight"] // count if "v_proj_weight" in rows else width
     left = heads_left(Heads(tuple(range(count)), count, width, value_width, width), masks)
     if left is None:
-        raise CannotRewriteError("an attention of which no whole heads, and no places within all of them, are left")
+        raise CannotRewriteError(
+            "an attention of which neither whole heads nor the same dimensions of all heads are left"
+        )
     return left
 
 

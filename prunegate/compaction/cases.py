@@ -57,11 +57,11 @@ def compared(
     with put_aside(gated.model, compact.model):
         try:
             expected = run(gated, inputs, case.training, case.gradients)
-            found = run(compact, inputs, case.training, case.gradients)
+            actual = run(compact, inputs, case.training, case.gradients)
         except Exception as error:  # a foreign forward may raise anything
             failed = error
         else:
-            apart = difference(expected, found, kept)
+            apart = difference(expected, actual, kept)
             if not apart.max_rel <= unexplained:
                 swing = _swing(gated, case, inputs, expected)
                 if apart.max_rel <= ROUNDINGS * swing:

@@ -40,12 +40,12 @@ class Certificate:
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-ready; null stands for outputs of another form."""
-        found = asdict(self)
+        result = asdict(self)
         for precision in ("float64", "float32"):
-            if found[precision] is not None:
-                found[precision] = {k: v if math.isfinite(v) else None for k, v in found[precision].items()}
+            if result[precision] is not None:
+                result[precision] = {k: v if math.isfinite(v) else None for k, v in result[precision].items()}
         return {
-            **found,
+            **result,
             "checked": list(self.checked),
             "not_checked": list(self.not_checked),
             "limits": list(self.limits),
@@ -101,9 +101,9 @@ def certify(
     return Certificate(double, single, tuple(comparison.checked), tuple(comparison.skipped))
 
 
-def _differs(found: Difference, dtype: torch.dtype, allowed: float) -> str:
+def _differs(result: Difference, dtype: torch.dtype, allowed: float) -> str:
     return (
-        f"compaction: the compact model differs from the gated one by {found.max_rel:.2g} "
+        f"compaction: the compact model differs from the gated one by {result.max_rel:.2g} "
         f"(relative, {str(dtype).removeprefix('torch.')}), expected at most {allowed:.0e}. "
         "Nothing is handed out that computes something else. Please report the model; until then "
         "exclude the channel groups of its unusual layers with wrap(..., exclude=[...])."
@@ -133,11 +133,11 @@ class _Comparison:
                 inputs = case.inputs.map(partial(converted, dtype=dtype))
                 # In single precision differences are rounding: they are measured, and judged as such.
                 unexplained = TOLERANCE[dtype] if dtype is torch.float64 else math.inf
-                found, done, why = compared(gated, compact, case, inputs, self.kept, unexplained)
+                result, done, why = compared(gated, compact, case, inputs, self.kept, unexplained)
                 if why:
                     self.skipped.append(f"{case} in {_name(dtype)}: {why}")
-                if found is not None:
-                    worst = found if worst is None else worst.worst(found)
+                if result is not None:
+                    worst = result if worst is None else worst.worst(result)
                     self.checked.extend([str(done)] if dtype is torch.float64 else [])
         return worst
 

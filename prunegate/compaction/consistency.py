@@ -112,19 +112,19 @@ def check_guesses(
     Raises:
         CompactionError: One is no such size.
     """
-    found = False
+    result = False
     for path, edits in plan.attributes.items():
         for name in edits.keys() - derived.get(path, {}).keys():
             old, new = held(dense[path], name), edits[name]
             if old == new:  # it follows channels of which all are left
                 continue
-            found = True
+            result = True
             if not isinstance(old, int) or not isinstance(new, int) or not _is_left(plan, sizes, path, name, old, new):
                 raise CompactionError(
                     f"{path}.{name}: found {new!r} in place of {old!r}, expected the size that something the module "
                     "handles has before and after the cut. The plan was changed, or made for another model."
                 )
-    return found
+    return result
 
 
 def _is_left(plan: Plan, sizes: CutSizes | None, path: str, name: str, old: int, new: int) -> bool:

@@ -41,10 +41,10 @@ class CutSizes:
 
     def kept(self, number: int) -> KeptByDim:
         """For each dimension of a tensor the positions that stay, None where all do."""
-        found = self._known.get(number)
-        if found is None:
-            found = self._known[number] = self._find(number)
-        return found
+        result = self._known.get(number)
+        if result is None:
+            result = self._known[number] = self._find(number)
+        return result
 
     def _find(self, number: int) -> KeptByDim:
         shape = self.tape.shapes[number]

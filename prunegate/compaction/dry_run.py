@@ -70,7 +70,7 @@ class DryRun:
             self.refused.update({name: Pin(f"cutting it breaks the model: {e}") for name, e in errors.items()})
         self._randomised, self._known = None, {}  # as large as the model
         if self.refused:
-            logger.info("%d channel groups cannot be cut and are pinned", len(self.refused))
+            logger.info("%d channel groups cannot be cut", len(self.refused))
 
     def _runs(self, keep: Mask) -> CutRuns:
         key = (keep.tobytes(), self.fix_ups.replays)

@@ -103,12 +103,12 @@ def run(side: Side, inputs: ExampleInputs, training: bool = False, gradients: bo
         ):
             torch.manual_seed(0)
             outputs = tensors_in(side.model(*inputs.args, **inputs.kwargs), state, inputs.outputs)
-            found = _gradients(outputs, wanted) if gradients else {}
+            result = _gradients(outputs, wanted) if gradients else {}
     finally:
         for module, mode in modes:
             module.training = mode
     buffers = {name: b.detach().clone() for name, b in side.inner.named_buffers()} if training else {}
-    return Found([tensor.detach() for tensor in outputs], found, buffers)
+    return Found([tensor.detach() for tensor in outputs], result, buffers)
 
 
 def _gradients(outputs: Sequence[torch.Tensor], wanted: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -124,40 +124,40 @@ def _gradients(outputs: Sequence[torch.Tensor], wanted: Mapping[str, torch.Tenso
         total = part if total is None else total + part
     if total is None or not wanted:
         return {}
-    found = torch.autograd.grad(total, list(wanted.values()), allow_unused=True)
-    return {name: g for (name, _), g in zip(wanted.items(), found, strict=True) if g is not None}
+    result = torch.autograd.grad(total, list(wanted.values()), allow_unused=True)
+    return {name: g for (name, _), g in zip(wanted.items(), result, strict=True) if g is not None}
 
 
-def difference(expected: Found, found: Found, kept: Kept | None = None) -> Difference:
+def difference(expected: Found, actual: Found, kept: Kept | None = None) -> Difference:
     """How far two runs are apart, in outputs, gradients and buffers.
 
     Args:
         kept: What of the first model's parameters the second one has.
     """
-    result = gap(expected.outputs, found.outputs)
+    result = gap(expected.outputs, actual.outputs)
     first, second = [], []
     # A gradient of zero and none at all are the same.
-    for name in expected.gradients.keys() | found.gradients.keys():
-        one, other = expected.gradients.get(name), found.gradients.get(name)
+    for name in expected.gradients.keys() | actual.gradients.keys():
+        one, other = expected.gradients.get(name), actual.gradients.get(name)
         if one is not None:
             one = kept_of(one, (kept or {}).get(name, {}))
         given = one if one is not None else other
         assert given is not None
         first.append(torch.zeros_like(given) if one is None else one)
         second.append(torch.zeros_like(given) if other is None else other)
-    names = expected.buffers.keys() & found.buffers.keys()
+    names = expected.buffers.keys() & actual.buffers.keys()
     before = [kept_of(expected.buffers[name], (kept or {}).get(name, {})) for name in names]
-    return result.worst(gap(first, second)).worst(gap(before, [found.buffers[name] for name in names]))
+    return result.worst(gap(first, second)).worst(gap(before, [actual.buffers[name] for name in names]))
 
 
-def gap(expected: Sequence[torch.Tensor], found: Sequence[torch.Tensor]) -> Difference:
+def gap(expected: Sequence[torch.Tensor], actual: Sequence[torch.Tensor]) -> Difference:
     """How far lists of tensors are apart; infinite if they differ in form.
 
     Equal infinities are equal, and so are entries that are no number in both. Complex entries are compared whole.
     """
-    if [tuple(t.shape) for t in expected] != [tuple(t.shape) for t in found]:
+    if [tuple(t.shape) for t in expected] != [tuple(t.shape) for t in actual]:
         return Difference(math.inf, math.inf)
-    apart = [_apart(a, b.to(a.device)) for a, b in zip(expected, found, strict=True) if a.numel()]
+    apart = [_apart(a, b.to(a.device)) for a, b in zip(expected, actual, strict=True) if a.numel()]
     largest = max((size for _, size in apart), default=0.0)
     if any(most == math.inf for most, _ in apart):
         return Difference(math.inf, math.inf)

@@ -39,9 +39,9 @@ def in_double(rows: torch.Tensor, weight: torch.Tensor, offs: torch.Tensor, **_:
 
 def modules_with_experts(tape: Tape) -> list[str]:
     """The modules whose own code multiplies by experts: the kernel of that takes some widths alone."""
-    found: dict[str, None] = {}
+    results: dict[str, None] = {}
     for place, operation in enumerate(tape.operations):
         if operation.func is torch.ops.aten._grouped_mm.default:
             around = [span.target for span in tape.spans if span.first <= place < span.last]
-            found[next(target for target in reversed(around) if isinstance(target, str))] = None
-    return list(found)
+            results[next(target for target in reversed(around) if isinstance(target, str))] = None
+    return list(results)

@@ -39,7 +39,7 @@ class Fault:
     position: int = 0
 
 
-class _FoundError(Exception):
+class _FaultError(Exception):
     def __init__(self, fault: Fault) -> None:
         self.fault = fault
 
@@ -48,7 +48,7 @@ class _Later(NamedTuple):
     """A comparison whose numbers are still on their way from the device: two sketches and how far they may differ."""
 
     expected: torch.Tensor
-    found: torch.Tensor
+    actual: torch.Tensor
     tolerance: float
 
 
@@ -66,8 +66,8 @@ def shape_fault(model: nn.Module, inputs: ExampleInputs, sizes: CutSizes) -> tup
     def check(_place: str, number: int, tensor: torch.Tensor) -> str | None:
         expected, kept = sizes.shape(number), sizes.kept(number)
         if tensor.dim() == len(expected) and all(
-            found == wanted or (mask is None and not exact)
-            for found, wanted, mask in zip(tensor.shape, expected, kept, strict=True)
+            actual == wanted or (mask is None and not exact)
+            for actual, wanted, mask in zip(tensor.shape, expected, kept, strict=True)
         ):
             return None
         return f"makes a tensor of shape {tuple(tensor.shape)}, expected {expected}"
@@ -113,7 +113,7 @@ def _told(comparisons: Sequence[_Later]) -> list[str | None]:
     """What is wrong with each; the device is waited for once."""
     if not comparisons:
         return []
-    both = torch.stack([torch.stack([c.expected, c.found.to(c.expected.device)]) for c in comparisons]).tolist()
+    both = torch.stack([torch.stack([c.expected, c.actual.to(c.expected.device)]) for c in comparisons]).tolist()
     told: list[str | None] = []
     for ((a, size), (b, _)), comparison in zip(both, comparisons, strict=True):
         if abs(a - b) <= comparison.tolerance * size or size != size:
@@ -171,8 +171,8 @@ def _run(
         with _hooks(model, sizes, check, running, passed, later), torch.no_grad(), draws:
             given = inputs.copied()  # the other models that are run on them are to find them as they were
             call(*given.args, **given.kwargs)
-    except _FoundError as found:
-        fault = found.fault
+    except _FaultError as result:
+        fault = result.fault
     except Exception as error:  # a foreign forward may raise anything
         fault = Fault(running[-1], f"{type(error).__name__}: {first_line(error)}", passed[0])
     for (blamed, position, _), wrong in zip(later, _told([one for _, _, one in later]), strict=True):
@@ -196,9 +196,9 @@ def _hooks(
             spans.setdefault(span.target, []).append(span)
     calls: Counter[str] = Counter()
 
-    def compare(place: str, expected: Any, found: Any, blamed: str) -> None:
+    def compare(place: str, expected: Any, actual: Any, blamed: str) -> None:
         tensors: list[torch.Tensor] = []
-        map_tensors(found, tensors.append)
+        map_tensors(actual, tensors.append)
         values = values_in(expected)
         if len(values) != len(tensors):
             return
@@ -208,7 +208,7 @@ def _hooks(
             if isinstance(error, _Later):
                 later.append((blamed, passed[0], error))
             elif error is not None:
-                raise _FoundError(Fault(blamed, error, passed[0]))
+                raise _FaultError(Fault(blamed, error, passed[0]))
             passed[0] += 1
 
     def enter(path: str) -> Callable[..., None]:

@@ -44,13 +44,13 @@ def feature_edits(dense: nn.Module, compact: nn.Module, inputs: ExampleInputs) -
     edits = {}
     for path, names in {"": _OF_MODEL, **dict.fromkeys(heads, _OF_HEAD)}.items():
         present = vars(compact.get_submodule(path))
-        found = {
+        results = {
             name: changed[what][present[name]]
             for name, what in names.items()
             if type(present.get(name)) is int and present[name] in changed[what]
         }
-        if found:
-            edits[path] = found
+        if results:
+            edits[path] = results
     return edits
 
 

@@ -40,7 +40,7 @@ class FixUps:
         apart: Modules that are taken apart within a replayed one, or within the graph.
         attributes: Sizes that modules keep as attributes, and what they follow. The plan stores what they
             become, so they are not stored with the fix-ups.
-        whole_heads: Modules whose attention loses whole heads although places within them would be finer units;
+        whole_heads: Modules whose attention loses whole heads although head dimensions would be finer units;
             None for all, as in files of before there was a choice.
     """
 
@@ -214,11 +214,11 @@ def _better(
     """The first fix-ups that let the model run on beyond the fault with its own code, if one does."""
     for option in _options(fix_ups, fault, model, sizes):
         try:
-            found = fault_of(option)
+            result = fault_of(option)
         except (CannotBeReplayedError, CompactionError) as error:  # an attribute that only looks like a size
             logger.debug("%s: %s", fault.module, error)
             continue
-        if found is None or found.position > fault.position:
+        if result is None or result.position > fault.position:
             return option
     return None
 
@@ -245,8 +245,8 @@ def settle(
         impossible = False
         try:
             fault = fault_of(fix_ups)
-        except CannotBeReplayedError as found:
-            fault, impossible = found.fault, True
+        except CannotBeReplayedError as result:
+            fault, impossible = result.fault, True
             if fault.module in seen:  # what is wrong there says more than why that cannot be helped
                 fault = replace(fault, error=f"{seen[fault.module]}, and cannot be replayed: {fault.error}")
         if fault is None:

@@ -21,10 +21,10 @@ def held(attributes: Mapping[str, Any], name: str) -> Any:
     if name in attributes:
         return attributes[name]
     first, *rest = name.split(".")
-    found = attributes.get(first)
+    result = attributes.get(first)
     for part in rest:
-        found = dict(_entries(found)).get(part)
-    return found
+        result = dict(_entries(result)).get(part)
+    return result
 
 
 def hold(module: nn.Module, name: str, value: Any) -> None:
@@ -39,12 +39,12 @@ def hold(module: nn.Module, name: str, value: Any) -> None:
 
 def sizes_in_containers(module: nn.Module) -> dict[int, list[str]]:
     """The whole numbers in a module's own containers: for each number the names of all entries that hold it."""
-    found: dict[int, list[str]] = {}
+    results: dict[int, list[str]] = {}
     for name, value in vars(module).items():
         if name not in _OF_EVERY_MODULE and type(value) in _CONTAINERS:
             for inner, number in _numbers(value, _DEEPEST):
-                found.setdefault(number, []).append(f"{name}.{inner}")
-    return found
+                results.setdefault(number, []).append(f"{name}.{inner}")
+    return results
 
 
 _CONTAINERS = (dict, list, tuple)

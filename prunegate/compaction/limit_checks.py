@@ -53,11 +53,11 @@ class LimitCheck:
         elif isinstance(expected, tuple) and not isinstance(value, torch.Tensor) and value != expected[0]:
             raise LimitError(self._message(f"{place} = {value!r}", f"{expected[0]!r}"))
 
-    def _message(self, found: str, expected: str) -> str:
+    def _message(self, actual: str, expected: str) -> str:
         return (
-            f"{self.path or 'the model'}: found {found}, expected {expected}. This part of the compact model is played "
-            "back from the run on the example inputs, and serves their sizes and arguments alone, as gated.limits "
-            "told. Wrap the dense model with inputs like these."
+            f"{self.path or 'the model'}: found {actual}, expected {expected}. This part of the compact model is "
+            "replayed from the run on the example inputs, and serves their sizes and arguments alone, as gated.limits "
+            "says. Wrap the dense model with inputs like these."
         )
 
 

@@ -31,10 +31,10 @@ def limits_of(fix_ups: FixUps, trace: Trace, inputs: ExampleInputs) -> tuple[Lim
         f"runs only on inputs of the sizes that it was traced with ({shapes}; the number of samples is free) and with "
         "the arguments that it was given then, for it is replayed"
     )
-    found = [Limit(path, played) for path in (("",) if fix_ups.graph else fix_ups.replayed)]
+    results = [Limit(path, played) for path in (("",) if fix_ups.graph else fix_ups.replayed)]
     if inputs.outputs is not None:
         counted = ", ".join(place.lstrip(".") or "the output" for place in inputs.outputs)
-        found.append(Limit("", f"only {counted} is what it was; other outputs may be narrower, or others"))
-    found += [Limit("", f"{what} could not be followed: {why}") for what, why in trace.not_followed]
-    found += [Limit(branch.module, str(branch)) for branch in trace.untaken]
-    return tuple(found)
+        results.append(Limit("", f"only {counted} is what it was; other outputs may be narrower, or others"))
+    results += [Limit("", f"{what} could not be followed: {why}") for what, why in trace.not_followed]
+    results += [Limit(branch.module, str(branch)) for branch in trace.untaken]
+    return tuple(results)

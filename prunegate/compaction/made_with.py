@@ -19,13 +19,13 @@ def made_with(module: nn.Module) -> dict[str, Any]:
 
     It is JSON-ready, equal in every process where they are, and empty for a module with the forward of its own class.
     """
-    found = {
+    results = {
         "forwards": forwards_of(module),
         "heads": _plain(heads_of(module)),
         "sizes": _plain([dataclasses.astuple(rule) for rule in rules_of(module)]),
         "source": source_of(module),
     }
-    return {name: value for name, value in found.items() if value}
+    return {name: value for name, value in results.items() if value}
 
 
 def _plain(value: Any) -> Any:

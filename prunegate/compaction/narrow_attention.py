@@ -71,11 +71,11 @@ def heads_left(known: Heads, masks: Mapping[str, Mapping[int, Mask]]) -> Heads |
     """What masks leave of heads; None if that is no whole heads, or none of one width."""
     count = len(known.kept)
     rows = {part: _rows(masks, part, count, known) for part in "qkv"}
-    if any(found is None for found in rows.values()):
+    if any(result is None for result in rows.values()):
         return None
     kept: Any = np.asarray(rows["q"]).any(axis=1)
-    widths = {part: set(found[kept].sum(axis=1).tolist()) for part, found in rows.items()}  # type: ignore[index]
-    alike = all((found.any(axis=1) == kept).all() for found in rows.values())  # type: ignore[union-attr]
+    widths = {part: set(result[kept].sum(axis=1).tolist()) for part, result in rows.items()}  # type: ignore[index]
+    alike = all((result.any(axis=1) == kept).all() for result in rows.values())  # type: ignore[union-attr]
     if not alike or any(len(some) != 1 for some in widths.values()) or widths["q"] != widths["k"]:
         return None
     left = tuple(head for head, stays in zip(known.kept, kept, strict=True) if stays)

@@ -45,10 +45,10 @@ def other_fault_of(model: nn.Module, runs: CutRuns, fix_ups: FixUps, dtype: torc
         for case in cases_of(runs.inputs, variations)[1:]:
             inputs = case.inputs.map(lambda t: t.to(dtype) if t.is_floating_point() else t)
             try:
-                found, done, _ = compared(*sides, case, inputs, plan.tensors)
+                result, done, _ = compared(*sides, case, inputs, plan.tensors)
             except CompactionError as error:
                 return Fault("", f"does not run ({case}): {error.__cause__}")
-            apart = 0.0 if found is None else found.max_rel
+            apart = 0.0 if result is None else result.max_rel
             if not apart <= _SUSPECT:
                 return Fault("", f"computes something else than the masked model ({done}; relative {apart:.1g})")
     return None
@@ -121,9 +121,9 @@ def has_own_backward(model: nn.Module, runs: CutRuns) -> bool:
 
 def _stored(model: nn.Module, name: str) -> torch.Tensor:
     path, _, attribute = name.rpartition(".")
-    found = getattr(model.get_submodule(path), attribute)
-    assert isinstance(found, torch.Tensor)
-    return found
+    result = getattr(model.get_submodule(path), attribute)
+    assert isinstance(result, torch.Tensor)
+    return result
 
 
 def _own_state(tensor: torch.Tensor) -> torch.Tensor:

@@ -16,8 +16,8 @@ _SOURCE = "_prunegate_source"
 
 def source_of(module: nn.Module) -> str | None:
     """The code that is replayed in place of the forward of a module's own class; None if that runs."""
-    found = getattr(type(module), _SOURCE, None)  # a class may have been derived from the replayed one
-    return found if isinstance(found, str) else None
+    result = getattr(type(module), _SOURCE, None)  # a class may have been derived from the replayed one
+    return result if isinstance(result, str) else None
 
 
 def replayed_class(cls: type[nn.Module], source: str, names: Mapping[str, Any], where: str) -> type[nn.Module]:

@@ -70,11 +70,11 @@ class RewriteSizes(RunningMode):
 
 def innermost() -> RewriteSizes | None:
     """The mode of the innermost module that has one."""
-    found = None
+    result = None
     for mode in running_modes():
         if isinstance(mode, RewriteSizes):
-            found = mode
-    return found
+            result = mode
+    return result
 
 
 def call_changed(rule: SizeRule, func: Callable[..., Any], args: Any, kwargs: Any, given: Sequence[Any]) -> Any:
@@ -108,8 +108,8 @@ def resize(module: nn.Module, rules: Sequence[SizeRule]) -> None:
 
 def rules_of(module: nn.Module) -> tuple[SizeRule, ...]:
     """The rules that a module's forward runs under."""
-    found: tuple[SizeRule, ...] = vars(module).get(_RULES, ())
-    return found
+    results: tuple[SizeRule, ...] = vars(module).get(_RULES, ())
+    return results
 
 
 def _resized_forward(cls: Any) -> Callable[..., Any]:

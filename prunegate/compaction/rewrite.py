@@ -27,9 +27,9 @@ RewriteRule: TypeAlias = Callable[[Writer, Operation, Bound, "Operation | None"]
 def _bound(operation: Operation) -> dict[str, Any]:
     """The operation's arguments by name, defaults filled in."""
     arguments = operation.func._schema.arguments
-    found = {a.name: a.default_value for a in arguments if a.has_default_value()}
-    found.update(zip((a.name for a in arguments), operation.args, strict=False))
-    return {**found, **operation.kwargs}
+    results = {a.name: a.default_value for a in arguments if a.has_default_value()}
+    results.update(zip((a.name for a in arguments), operation.args, strict=False))
+    return {**results, **operation.kwargs}
 
 
 def write_operation(writer: Writer, operation: Operation, again: Operation | None) -> None:

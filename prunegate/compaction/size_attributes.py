@@ -60,7 +60,7 @@ def candidates(
     known = {(attribute.module, attribute.name) for attribute in taken}
     called = {str(span.target) for span in sizes.tape.spans if isinstance(span.target, str)}
     alike = [p for p, other in model.named_modules() if type(other) is type(module) and p in called]
-    found = 0
+    result = 0
     together: list[tuple[int, tuple[str, ...]]] = [
         (size, (name,)) for name, size in vars(module).items() if type(size) is int
     ]
@@ -71,8 +71,8 @@ def candidates(
             if sizes.tape.shapes[number][dim] != size or sizes.shape(number)[dim] in tried:
                 continue
             tried.add(sizes.shape(number)[dim])
-            found += 1
-            if found > _MOST:
+            result += 1
+            if result > _MOST:
                 return
             yield tuple(like for name in names for like in _likes(model, sizes, alike, name, place))
 

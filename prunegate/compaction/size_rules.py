@@ -91,36 +91,36 @@ def _product(shape: Sequence[int] | None, first: int, last: int) -> int:
     return product
 
 
-def _agree(pattern: Sequence[Size] | None, found: Sequence[Number] | None) -> bool:
-    if pattern is None or found is None:
-        return pattern is None and found is None
-    if len(pattern) != len(found):
+def _agree(pattern: Sequence[Size] | None, results: Sequence[Number] | None) -> bool:
+    if pattern is None or results is None:
+        return pattern is None and results is None
+    if len(pattern) != len(results):
         return False
     # Compilers follow no strict zip, and both are as long.
-    return all([wanted is None or wanted == size for wanted, size in zip(pattern, found)])  # noqa: B905, C419
+    return all([wanted is None or wanted == size for wanted, size in zip(pattern, results)])  # noqa: B905, C419
 
 
 def numbers_in(tree: Any) -> list[Any]:
     """All numbers in an argument tree, in order, those of slices among them."""
-    found: list[Any] = []
-    _collect(tree, found)
-    return found
+    results: list[Any] = []
+    _collect(tree, results)
+    return results
 
 
-def _collect(tree: Any, found: list[Any]) -> None:
+def _collect(tree: Any, results: list[Any]) -> None:
     if isinstance(tree, bool):
         return
     if isinstance(tree, _NUMBERS):
-        found.append(tree)
+        results.append(tree)
     elif isinstance(tree, (tuple, list)):
         for entry in tree:
-            _collect(entry, found)
+            _collect(entry, results)
     elif isinstance(tree, dict):
         for entry in tree.values():
-            _collect(entry, found)
+            _collect(entry, results)
     elif isinstance(tree, slice):
         for entry in (tree.start, tree.stop, tree.step):
-            _collect(entry, found)
+            _collect(entry, results)
 
 
 _NUMBERS = (int, float, torch.SymInt)
@@ -201,7 +201,7 @@ def rule_of(seen: Sequence[Observed]) -> SizeRule:
     if first.shape is not None:
         # What was seen once may follow the batch; what channels were cut from does not.
         sizes = zip(*(one.shape or () for one in seen), strict=True)
-        shape = tuple(_common(found) if first.cut[dim] or not alone else None for dim, found in enumerate(sizes))
+        shape = tuple(_common(result) if first.cut[dim] or not alone else None for dim, result in enumerate(sizes))
     given, numbers = [], []
     for place in range(len(first.given)):
         pairs = [(one.given[place], one.needed[place]) for one in seen]
@@ -215,8 +215,8 @@ def rule_of(seen: Sequence[Observed]) -> SizeRule:
     return SizeRule(first.function, shape, tuple(given), change)
 
 
-def _common(found: Sequence[Number]) -> Size:
-    return found[0] if len(set(found)) == 1 else None
+def _common(results: Sequence[Number]) -> Size:
+    return results[0] if len(set(results)) == 1 else None
 
 
 def _number(pairs: Sequence[tuple[Number, Number]]) -> tuple[Size, Number | Fraction | None]:
@@ -285,12 +285,12 @@ def _told_apart(rules: list[SizeRule], concerned: Sequence[Sequence[Observed]]) 
     unique = sorted(dict.fromkeys(rules), key=lambda rule: -rule.num_fixed)
     for rule, seen in zip(rules, concerned, strict=True):
         for one in seen:
-            found = next(
+            result = next(
                 other for other in unique if other.function == one.function and other.fits(one.shape, one.given)
             )
-            if found.turn is not None and found.looks == rule.looks:
-                found = rule
-            change = found.change
+            if result.turn is not None and result.looks == rule.looks:
+                result = rule
+            change = result.change
             if applied(change, one.given) != list(one.needed) or (
                 (change.sections, change.positions, change.heads) != one.others
             ):

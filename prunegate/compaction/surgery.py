@@ -105,13 +105,13 @@ def _check_axes(name: str, tensor: torch.Tensor, axes: Mapping[int, Mask]) -> No
 
 def _by_module(model: nn.Module, plan: Plan) -> dict[str, dict[str, Mapping[int, Mask]]]:
     """For each module the masks of its own tensors, under all of their names."""
-    found: dict[str, dict[str, Mapping[int, Mask]]] = {}
+    results: dict[str, dict[str, Mapping[int, Mask]]] = {}
     aliases, modules = _aliases(model), dict(model.named_modules(remove_duplicate=False))
     for name, axes in plan.tensors.items():
         for alias in aliases[id(_lookup(modules, name))]:
             path, _, attribute = alias.rpartition(".")
-            found.setdefault(path, {})[attribute] = axes
-    return found
+            results.setdefault(path, {})[attribute] = axes
+    return results
 
 
 def slice_tensors(model: nn.Module, tensors: Mapping[str, Mapping[int, Mask]]) -> None:
@@ -181,10 +181,10 @@ def _aliases(model: nn.Module) -> dict[int, list[str]]:
 
 def _lookup(modules: Mapping[str, nn.Module], name: str) -> torch.Tensor:
     path, _, attribute = name.rpartition(".")
-    found = getattr(modules.get(path), attribute, None)
-    if not isinstance(found, torch.Tensor):
+    result = getattr(modules.get(path), attribute, None)
+    if not isinstance(result, torch.Tensor):
         raise CompactionError(f"{name}: no such parameter or buffer. The plan was made for another model.")
-    return found
+    return result
 
 
 def _memory_format(tensor: torch.Tensor) -> torch.memory_format:

@@ -105,13 +105,13 @@ class Writer:
             raise CannotReplayError("a size follows the batch, but not in proportion")
         common = math.gcd(size, traced)
         times, per = size // common, traced // common
-        found = self._batch_sizes.get(size)
-        if found is None:
-            found = self.graph.call_method("size", (node, dim))
-            found = self.graph.call_function(_MULTIPLY, (found, times)) if times != 1 else found
-            found = self.graph.call_function(_DIVIDE, (found, per)) if per != 1 else found
-            self._batch_sizes[size] = found
-        return found
+        result = self._batch_sizes.get(size)
+        if result is None:
+            result = self.graph.call_method("size", (node, dim))
+            result = self.graph.call_function(_MULTIPLY, (result, times)) if times != 1 else result
+            result = self.graph.call_function(_DIVIDE, (result, per)) if per != 1 else result
+            self._batch_sizes[size] = result
+        return result
 
     def shape_of(self, number: int) -> list[Any]:
         """A tensor's shape after the cut, with nodes where it follows the batch."""

@@ -25,8 +25,8 @@ def read_digits() -> tuple[Split, Split]:
     """1,442 training and 355 test images of 8 × 8 pixels; every fifth of each class is for testing."""
     from sklearn.datasets import load_digits
 
-    found = load_digits()
-    images, labels = found.images, found.target.astype(np.int64)
+    result = load_digits()
+    images, labels = result.images, result.target.astype(np.int64)
     # The rank of each image within its class decides, so that both parts hold all classes alike.
     rank = np.empty(len(labels), dtype=np.int64)
     for digit in range(10):

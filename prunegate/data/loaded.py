@@ -107,8 +107,8 @@ class LoadedData:
 def examples(part: Part, count: int, unreadable: UnreadableFiles) -> torch.Tensor:
     """The first ``count`` inputs of a part, (n, channels, height, width)."""
     samples = Samples(part, 0, 0, tries=unreadable.limit + 1)
-    batch, found = collated([samples[position] for position in range(min(count, len(part)))])
-    unreadable.note(found)
+    batch, result = collated([samples[position] for position in range(min(count, len(part)))])
+    unreadable.note(result)
     if not len(batch.indices):
         raise _none_left(part)
     return batch.inputs

@@ -32,6 +32,6 @@ def open_own(settings: DataSettings) -> Source:
     except Exception as error:  # the user's function may raise anything
         raise DataError(f"data.name: {settings.name}: raised {type(error).__name__}: {error}.") from error
     if not (isinstance(made, (tuple, list)) and len(made) == 2):
-        found = f"{len(made)} values" if isinstance(made, (tuple, list)) else f"a {type(made).__name__}"
-        raise DataError(f"data.name: {settings.name}: returned {found}, expected a training set and a test set.")
+        result = f"{len(made)} values" if isinstance(made, (tuple, list)) else f"a {type(made).__name__}"
+        raise DataError(f"data.name: {settings.name}: returned {result}, expected a training set and a test set.")
     return opened(made[0], made[1], settings.name)

@@ -78,9 +78,9 @@ class Part:
             )
         if isinstance(image, torch.Tensor) and image.dim() == 3 and image.is_floating_point():
             return image.float()
-        found = f"{image.dtype} of shape {tuple(image.shape)}" if hasattr(image, "dtype") else type(image).__name__
+        result = f"{image.dtype} of shape {tuple(image.shape)}" if hasattr(image, "dtype") else type(image).__name__
         raise DataError(
-            f"data: {self.name} sample {index}: found {found}, expected a PIL image or a float tensor "
+            f"data: {self.name} sample {index}: found {result}, expected a PIL image or a float tensor "
             "(channels, height, width). Convert it in the data set."
         )
 
@@ -159,13 +159,13 @@ _INPUT_KEYS = ("image", "input", "pixel_values")
 
 def _parts(sample: Mapping[Any, Any], index: int) -> tuple[Any, dict[Any, Any]]:
     """Input and label of a sample that is a dict."""
-    found = [key for key in _INPUT_KEYS if key in sample]
-    if len(found) != 1:
+    results = [key for key in _INPUT_KEYS if key in sample]
+    if len(results) != 1:
         raise DataError(
             f"data: sample {index}: found a dict with the keys {', '.join(map(str, sample))}, expected one of "
             f"{', '.join(_INPUT_KEYS)} for the model's input. Rename it, or give (input, label)."
         )
-    return sample[found[0]], {key: value for key, value in sample.items() if key != found[0]}
+    return sample[results[0]], {key: value for key, value in sample.items() if key != results[0]}
 
 
 def _labels(labels: list[Any]) -> Any:
@@ -207,4 +207,4 @@ def collated(samples: Sequence[Sample]) -> Collated:
         _labels([sample.label for sample in read]),
         torch.tensor([sample.number for sample in read], dtype=torch.int64),
     )
-    return Collated(batch, tuple(found for sample in samples for found in sample.unreadable))
+    return Collated(batch, tuple(result for sample in samples for result in sample.unreadable))

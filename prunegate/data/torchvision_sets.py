@@ -16,8 +16,8 @@ _NOT_YOURS = ("root", "transform", "target_transform", "transforms")
 
 def check_torchvision(settings: DataSettings) -> None:
     """Raise DataError if there is no such class, or it does not take what is given; nothing is read."""
-    found = _class_of(settings.name)
-    told_by = _part_parameter(found, settings.name)
+    result = _class_of(settings.name)
+    told_by = _part_parameter(result, settings.name)
     for key in ("train_split", "test_split"):
         if told_by == "train" and getattr(settings, key) is not None:
             raise DataError(
@@ -25,7 +25,7 @@ def check_torchvision(settings: DataSettings) -> None:
                 "test alone. Remove the key."
             )
     ours = [*_NOT_YOURS, told_by]
-    known = [name for name in _parameters(found) if name not in ours]
+    known = [name for name in _parameters(result) if name not in ours]
     for name in settings.arguments:
         if name not in known:
             near = nearest(name, known)
@@ -49,24 +49,24 @@ def open_torchvision(settings: DataSettings) -> Source:
         DataError: As `check_torchvision`, or the class refuses, mostly because its files are not there.
     """
     check_torchvision(settings)
-    found = _class_of(settings.name)
-    if _part_parameter(found, settings.name) == "train":
-        return opened(_made(found, settings, train=True), _made(found, settings, train=False), settings.name)
-    train = _made(found, settings, split=settings.train_split or "train")
+    result = _class_of(settings.name)
+    if _part_parameter(result, settings.name) == "train":
+        return opened(_made(result, settings, train=True), _made(result, settings, train=False), settings.name)
+    train = _made(result, settings, split=settings.train_split or "train")
     if settings.test_split is not None:
-        return opened(train, _made(found, settings, split=settings.test_split), settings.name)
+        return opened(train, _made(result, settings, split=settings.test_split), settings.name)
     try:
-        test = _made(found, settings, split=_TEST_SPLITS[0])
+        test = _made(result, settings, split=_TEST_SPLITS[0])
     except DataError as error:
         if not isinstance(error.__cause__, ValueError):  # which classes raise for a split that they do not have
             raise
-        test = _made(found, settings, split=_TEST_SPLITS[1])
+        test = _made(result, settings, split=_TEST_SPLITS[1])
     return opened(train, test, settings.name)
 
 
-def _made(found: type, settings: DataSettings, **part: Any) -> Any:
+def _made(result: type, settings: DataSettings, **part: Any) -> Any:
     try:
-        return found(root=settings.folder, **part, **settings.arguments)
+        return result(root=settings.folder, **part, **settings.arguments)
     except Exception as error:  # missing files, packages and odd arguments, each class in its own way
         raise DataError(
             f"data.name: {settings.name} with {part}: {type(error).__name__}: {str(error).rstrip('. ')}. Check "
@@ -86,10 +86,10 @@ def _class_of(name: str) -> type:
     return made
 
 
-def _parameters(found: type) -> list[str]:
+def _parameters(result: type) -> list[str]:
     """All parameters by name, with those of the classes that a class hands ``**kwargs`` on to."""
     names: list[str] = []
-    for each in inspect.getmro(found):
+    for each in inspect.getmro(result):
         if "__init__" not in vars(each):
             continue
         parameters = list(inspect.signature(vars(each)["__init__"]).parameters.values())[1:]
@@ -99,9 +99,9 @@ def _parameters(found: type) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def _part_parameter(found: type, name: str) -> Literal["train", "split"]:
+def _part_parameter(result: type, name: str) -> Literal["train", "split"]:
     # `train` first: EMNIST's `split` is a choice of letters, and its parts are told by the `train` of its base.
-    parameters = _parameters(found)
+    parameters = _parameters(result)
     if "root" in parameters and "train" in parameters:
         return "train"
     if "root" in parameters and "split" in parameters:

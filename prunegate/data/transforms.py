@@ -26,12 +26,12 @@ def normalisation(given: Mapping[str, Any], channels: int) -> tuple[Any, Any]:
     """Mean and deviation of each channel, in shares of the largest pixel: those given, else those of ImageNet."""
     from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
-    found = []
+    results = []
     for name, usual in zip(_OF_EACH_CHANNEL, (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD), strict=True):
         # timm's own are of three channels; taken for one they would make three of it.
         values = given.get(name, usual if channels == 3 else (sum(usual) / 3,))
-        found.append(tuple(values) if isinstance(values, list) else values)
-    return found[0], found[1]
+        results.append(tuple(values) if isinstance(values, list) else values)
+    return results[0], results[1]
 
 
 def make_transforms(given: Mapping[str, Any], channels: int, size: int) -> tuple[Transform, Transform]:
@@ -70,15 +70,15 @@ def make_transforms(given: Mapping[str, Any], channels: int, size: int) -> tuple
             transform: Transform = create_transform((channels, size, size), is_training=training, **arguments)
             # Once for real: timm looks at some arguments only then.
             with seeded(CHECK):
-                found = transform(Image.new("RGB" if channels == 3 else "L", (size, size)))
+                result = transform(Image.new("RGB" if channels == 3 else "L", (size, size)))
         except Exception as error:  # timm asserts, looks up names and lets torchvision check
             raise DataError(
                 f"data.transform: timm refuses {dict(given)}: {type(error).__name__}: {error}. "
                 "See timm.data.create_transform."
             ) from error
-        if tuple(found.shape) != (channels, size, size):
+        if tuple(result.shape) != (channels, size, size):
             raise DataError(
-                f"data.transform: makes images of shape {tuple(found.shape)}, expected {(channels, size, size)}. "
+                f"data.transform: makes images of shape {tuple(result.shape)}, expected {(channels, size, size)}. "
                 "Remove what changes the size."
             )
         made.append(transform)

@@ -41,23 +41,23 @@ class UnreadableFiles:
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
-        self.found: dict[str, str] = {}
+        self.files: dict[str, str] = {}
 
-    def note(self, found: Iterable[Unreadable]) -> None:
+    def note(self, results: Iterable[Unreadable]) -> None:
         """Name the new ones in the log.
 
         Raises:
             DataError: There are more than the limit.
         """
-        for file, reason in found:
-            if file not in self.found:
-                self.found[file] = reason
+        for file, reason in results:
+            if file not in self.files:
+                self.files[file] = reason
                 logger.warning("%s: cannot be read and is left out: %s", file, reason)
-        if len(self.found) > self.limit:
-            some = [f"  {file}: {reason}" for file, reason in list(self.found.items())[:_NAMED]]
-            more = [f"  and {len(self.found) - _NAMED} more"] if len(self.found) > _NAMED else []
+        if len(self.files) > self.limit:
+            some = [f"  {file}: {reason}" for file, reason in list(self.files.items())[:_NAMED]]
+            more = [f"  and {len(self.files) - _NAMED} more"] if len(self.files) > _NAMED else []
             raise DataError(
-                f"data: found {len(self.found)} files that cannot be read, expected {self.limit} at most. "
+                f"data: found {len(self.files)} files that cannot be read, expected {self.limit} at most. "
                 "Remove or replace them, or raise data.unreadable_limit.\n" + "\n".join(some + more)
             )
 

@@ -72,7 +72,7 @@ def loaded(samples: Samples, order: Order, workers: int, pinned: bool = False) -
         try:
             if batches is None:
                 batches = _started(samples, order.after(position), workers, pinned)
-            found = next(batches, None)
+            result = next(batches, None)
         except RuntimeError as error:
             if not str(error).startswith(_PREFIXES):
                 raise
@@ -87,9 +87,9 @@ def loaded(samples: Samples, order: Order, workers: int, pinned: bool = False) -
             batches = None  # first, so that the other old workers leave before new ones come
             _note_death(reason, deaths, workers)
             continue
-        if found is None:
+        if result is None:
             return
-        yield found
+        yield result
         position += 1
         deaths = 0
 

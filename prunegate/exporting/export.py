@@ -113,7 +113,7 @@ def _difference(target: Target, model: nn.Module, cases: Sequence[ExampleInputs]
     for case in cases:
         expected = outputs_of(model, case)
         try:
-            found = target.run(path, case)
+            actual = target.run(path, case)
         except Exception as error:  # a foreign runtime may raise anything
             short = " ".join(str(error).split())[:500]
             raise ExportError(
@@ -121,7 +121,7 @@ def _difference(target: Target, model: nn.Module, cases: Sequence[ExampleInputs]
                 "Nothing was written. If it runs with as many as it was exported with, say dynamic_batch=False "
                 "(--fixed-batch)."
             ) from error
-        worst = max(worst, _relative(expected, found))
+        worst = max(worst, _relative(expected, actual))
     if not worst <= TOLERANCE:
         raise ExportError(
             f"the exported model differs from the compact one by {worst:.2g} (relative), expected at most "
@@ -130,8 +130,8 @@ def _difference(target: Target, model: nn.Module, cases: Sequence[ExampleInputs]
     return worst
 
 
-def _relative(expected: Sequence[torch.Tensor], found: Sequence[torch.Tensor]) -> float:
-    return gap(expected, found).max_rel
+def _relative(expected: Sequence[torch.Tensor], actual: Sequence[torch.Tensor]) -> float:
+    return gap(expected, actual).max_rel
 
 
 def _dynamic_sizes(inputs: ExampleInputs) -> Any:

@@ -34,8 +34,8 @@ def _run(path: Path, inputs: ExampleInputs) -> list[torch.Tensor]:
     # They come in the order of the arguments; where the model ignores some, those left are called by name.
     by_name = dict(zip(names, tensors, strict=True)) if len(names) == len(tensors) else inputs.kwargs
     by_name = {name: by_name[name] for name in names}
-    found = session.run(None, {name: tensor.detach().cpu().numpy() for name, tensor in by_name.items()})
-    return [torch.from_numpy(output) for output in found]
+    result = session.run(None, {name: tensor.detach().cpu().numpy() for name, tensor in by_name.items()})
+    return [torch.from_numpy(output) for output in result]
 
 
 TARGET = Target("onnx", ("onnx", "onnxscript", "onnxruntime"), _write, _run)

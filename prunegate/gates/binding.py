@@ -117,9 +117,9 @@ class Binding:
             twins[id(module)] = twin
             children = module._modules
             for name, child in node.children.items():
-                found = children[name]
-                assert found is not None
-                bound[name] = twin_of(found, child)
+                result = children[name]
+                assert result is not None
+                bound[name] = twin_of(result, child)
             if node.attributes:
                 holders.append((module, node))
             return twin
@@ -226,7 +226,7 @@ def _twin_class(cls: Any, attributes: tuple[str, ...]) -> type[nn.Module]:
         own.__dict__.update(state, _parameters=tensors, _modules=copy.deepcopy(self._modules, memo))
         return own
 
-    def found(self: Any, target: str) -> torch.Tensor:
+    def bound(self: Any, target: str) -> torch.Tensor:
         path, _, name = target.rpartition(".")
         tensor = getattr(self.get_submodule(path), name, None)
         return tensor if isinstance(tensor, torch.Tensor) else cls.get_parameter(self, target)
@@ -243,7 +243,7 @@ def _twin_class(cls: Any, attributes: tuple[str, ...]) -> type[nn.Module]:
         "__class__": property(lambda self: cls),  # so that slices of lists, say, are of the module's own class
         "__copy__": copied,
         "__deepcopy__": copied_deeply,
-        "get_parameter": found,
+        "get_parameter": bound,
         **{name: kept(name) for name in attributes},
     }
     use = _USES.get(cls.forward)

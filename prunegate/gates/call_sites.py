@@ -72,7 +72,7 @@ class MaskCalls(RunningMode):
 
     def _masks_of(self, name: str, func: Callable[..., Any]) -> dict[int, torch.Tensor]:
         """Masks of the present call of a function, by number of the argument."""
-        found: dict[int, torch.Tensor] = {}
+        results: dict[int, torch.Tensor] = {}
         code = None
         for call, mask in self._marked[name]:
             if call.is_every:
@@ -83,8 +83,8 @@ class MaskCalls(RunningMode):
             else:
                 is_meant = self.counts[name] in call.numbers
             if is_meant:
-                found[call.place] = found[call.place] * mask if call.place in found else mask
-        return found
+                results[call.place] = results[call.place] * mask if call.place in results else mask
+        return results
 
     def count(self, name: str) -> None:
         """Note one more call of a function."""

@@ -22,12 +22,12 @@ class Constants:
 
     def at(self, device: torch.device) -> dict[str, torch.Tensor]:
         """All of them on a device; made there the first time."""
-        found = self._tensors.get(device)
-        if found is None:
+        results = self._tensors.get(device)
+        if results is None:
             with torch.inference_mode(False):
-                found = {name: torch.from_numpy(array).to(device) for name, array in self._arrays.items()}
-            self._tensors[device] = found
-        return found
+                results = {name: torch.from_numpy(array).to(device) for name, array in self._arrays.items()}
+            self._tensors[device] = results
+        return results
 
     def __getstate__(self) -> dict[str, Any]:
         return {"_arrays": self._arrays, "_tensors": {}}

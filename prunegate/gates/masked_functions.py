@@ -254,7 +254,7 @@ def _scaled_dot_product_attention(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> torch.Tensor:
-    """Without places of the queries' last dimension, whose length sets the default scale: here the kept ones do."""
+    """Without some head dimensions of the queries, whose length sets the default scale: here the kept ones do."""
     query = masked_query(query, mask, key.dtype, scale is None)
     return nn.functional.scaled_dot_product_attention(
         query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa

@@ -73,9 +73,9 @@ class _MaskedLayerNorm(torch.autograd.Function):
             wide = torch.promote_types(x.dtype, mask.dtype)
             wanted = [t for t in (x, mask, weight, bias) if t is not None and t.requires_grad]
             out = by_operations(x.to(wide), mask, weight, bias, ctx.eps).to(ctx.dtype)
-            found = iter(torch.autograd.grad(out, wanted, gradient, create_graph=True))
+            result = iter(torch.autograd.grad(out, wanted, gradient, create_graph=True))
             return (
-                *(next(found) if t is not None and t.requires_grad else None for t in (x, mask, weight, bias)),
+                *(next(result) if t is not None and t.requires_grad else None for t in (x, mask, weight, bias)),
                 None,
                 None,
             )

@@ -1,8 +1,8 @@
-"""Queries of attention without places of their heads' width, whose length sets the default scale.
+"""Queries of attention without some of their head dimensions, whose length sets the default scale.
 
-With m the mask, K = Σ m of D places and r = (D/K)^(1/2), the query becomes q·m·r: its products with the keys, scaled
-by D^(−1/2) as torch does, are those of K places scaled by K^(−1/2). For the gradient g of the result and P = Σ g·q
-over all that the mask is shared by, ∂q = g·m·r and ∂m = r·P − r/(2K)·Σ P·m.
+With m the mask, K = Σ m of D dimensions and r = (D/K)^(1/2), the query becomes q·m·r: its products with the keys,
+scaled by D^(−1/2) as torch does, are those of K dimensions scaled by K^(−1/2). For the gradient g of the result and
+P = Σ g·q over all that the mask is shared by, ∂q = g·m·r and ∂m = r·P − r/(2K)·Σ P·m.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ def masked_query(query: torch.Tensor, mask: torch.Tensor, dtype: torch.dtype, sc
     """The query times its mask, in ``dtype``.
 
     Args:
-        mask: float32 or wider, broadcasts over the query, the places of a head last.
+        mask: float32 or wider, broadcasts over the query, the dimensions of a head last.
         scales: Whether attention is left to its default scale.
     """
     if are_followed():
@@ -49,8 +49,8 @@ class _MaskedQuery(torch.autograd.Function):
         if torch.is_grad_enabled():  # gradients of gradients are asked for
             wanted = [tensor for tensor in (query, mask) if tensor.requires_grad]
             out = _by_operations(query, mask, ctx.dtype, ctx.scales)
-            found = iter(torch.autograd.grad(out, wanted, gradient, create_graph=True))
-            return (*(next(found) if tensor.requires_grad else None for tensor in (query, mask)), None, None)
+            result = iter(torch.autograd.grad(out, wanted, gradient, create_graph=True))
+            return (*(next(result) if tensor.requires_grad else None for tensor in (query, mask)), None, None)
         of_query = torch.mul(gradient, factor, out=torch.empty_like(query))
         shared = [
             dim for dim in range(query.dim()) if dim < query.dim() - mask.dim() or mask.shape[dim - query.dim()] == 1

@@ -61,13 +61,13 @@ def _by_operations(
     dtype: torch.dtype = torch.float32,
 ) -> list[torch.Tensor]:
     """The same by ordinary operations, which compilers fuse with what reads the weights."""
-    found = list(weights)
+    result = list(weights)
     parts = torch.split(masks, list(where.lengths))
     for owner, axis, mask in zip(where.owners, where.axes, parts, strict=True):
-        found[owner] = found[owner] * _shaped(mask, found[owner], axis)
+        result[owner] = result[owner] * _shaped(mask, result[owner], axis)
     for number in narrow:
-        found[number] = found[number].to(dtype)
-    return found
+        result[number] = result[number].to(dtype)
+    return result
 
 
 def _shaped(mask: torch.Tensor, like: torch.Tensor, axis: int) -> torch.Tensor:
@@ -117,10 +117,10 @@ class _MaskedWeights(torch.autograd.Function):
             [gradients[n] for n in present], [ctx.weights[n] for n in present], ctx.masks, owners, where.axes,
             where.lengths,
         )  # fmt: skip
-        found: list[torch.Tensor | None] = [None] * len(gradients)
+        results: list[torch.Tensor | None] = [None] * len(gradients)
         for n, product in zip(present, products, strict=True):
-            found[n] = product if ctx.needs_input_grad[4 + n] else None
-        return (None, None, None, masks if ctx.needs_input_grad[3] else None, *found)
+            results[n] = product if ctx.needs_input_grad[4 + n] else None
+        return (None, None, None, masks if ctx.needs_input_grad[3] else None, *results)
 
 
 def _version(tensor: torch.Tensor) -> int:
@@ -134,8 +134,8 @@ def _differentiable_backward(ctx: Any, gradients: Sequence[torch.Tensor | None])
     present = [(out, gradient) for out, gradient in zip(outputs, gradients, strict=True) if gradient is not None]
     wanted = [tensor for tensor in inputs if tensor.requires_grad]
     asked, given = zip(*present, strict=True)
-    found = iter(torch.autograd.grad(asked, wanted, given, create_graph=True, allow_unused=True))
-    return (None, None, None, *(next(found) if tensor.requires_grad else None for tensor in inputs))
+    result = iter(torch.autograd.grad(asked, wanted, given, create_graph=True, allow_unused=True))
+    return (None, None, None, *(next(result) if tensor.requires_grad else None for tensor in inputs))
 
 
 # The operations ---------------------------------------------------------------------------------
@@ -150,8 +150,8 @@ def _mask_form(
     dtype: torch.dtype,
 ) -> list[torch.Tensor]:
     # Devices have to agree here as they have to for real.
-    found = [torch.empty_like(weight * masks[:1].to(weight.dtype).sum()) for weight in weights]
-    return [out.to(dtype) if number in narrow else out for number, out in enumerate(found)]
+    results = [torch.empty_like(weight * masks[:1].to(weight.dtype).sum()) for weight in weights]
+    return [out.to(dtype) if number in narrow else out for number, out in enumerate(results)]
 
 
 @operation(
@@ -166,7 +166,7 @@ def _mask(
     narrow: Sequence[int],
     dtype: torch.dtype,
 ) -> list[torch.Tensor]:
-    found = list(weights)
+    result = list(weights)
     outs = [weight.dtype for weight in weights]
     for number in narrow:
         outs[number] = dtype
@@ -174,12 +174,12 @@ def _mask(
     for numbers, plan in parts.for_kernels:
         made = _kernels().mask(plan, [weights[n] for n in numbers], masks)
         for n, masked in zip(numbers, made, strict=True):
-            found[n] = masked
+            result[n] = masked
     for n in parts.others:
         for axis, start, stop in parts.of_weight[n]:
-            found[n] = found[n] * _shaped(masks[start:stop], found[n], axis)
-        found[n] = found[n].to(outs[n])
-    return found
+            result[n] = result[n] * _shaped(masks[start:stop], result[n], axis)
+        result[n] = result[n].to(outs[n])
+    return result
 
 
 def _mask_backward_form(
@@ -203,14 +203,14 @@ def _mask_backward(
     lengths: Sequence[int],
 ) -> tuple[list[torch.Tensor], torch.Tensor]:
     """The weights' gradients, and the masks'; ``owners`` is -1 where an axis' weight has no gradient."""
-    found = list(gradients)
+    result = list(gradients)
     of_masks = torch.zeros_like(masks)
     parts = _parts(weights, owners, axes, [gradient.dtype for gradient in gradients], lengths)
     for numbers, plan in parts.for_kernels:
         some, above = [weights[n] for n in numbers], [gradients[n] for n in numbers]
         made = _kernels().mask_backward(plan, above, some, masks, of_masks)
         for n, product in zip(numbers, made, strict=True):
-            found[n] = product
+            result[n] = product
     for n in parts.others:
         weight, gradient = weights[n], gradients[n].to(weights[n].dtype)
         product = gradient * weight
@@ -222,8 +222,8 @@ def _mask_backward(
             dims = [dim for dim in range(weight.dim()) if dim != axis]
             of_masks[start:stop] = rest.sum(dims) if dims else rest
             gradient = gradient * _shaped(masks[start:stop], weight, axis)
-        found[n] = gradient
-    return found, of_masks
+        result[n] = gradient
+    return result, of_masks
 
 
 class _Parts:
@@ -277,12 +277,12 @@ def _parts(
     if not kernels.serve(weights[0].device):
         return _Parts(weights, owners, axes, outs, lengths or _lengths(weights, owners, axes))
     key = (*(weight.data_ptr() for weight in weights), len(weights), *owners, *axes, *outs)
-    found = _known.get(key)
-    if found is None:
+    result = _known.get(key)
+    if result is None:
         if len(_known) >= _MOST_KNOWN:
             _known.clear()
-        found = _known[key] = _Parts(weights, owners, axes, outs, lengths or _lengths(weights, owners, axes))
-    return found
+        result = _known[key] = _Parts(weights, owners, axes, outs, lengths or _lengths(weights, owners, axes))
+    return result
 
 
 def _lengths(weights: Sequence[torch.Tensor], owners: Sequence[int], axes: Sequence[int]) -> list[int]:

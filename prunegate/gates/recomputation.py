@@ -96,10 +96,10 @@ def _with_noise(function: Callable[..., Any]) -> Callable[..., Any]:
     def run(*args: Any, **kwargs: Any) -> Any:
         if torch._C._current_graph_task_id() == -1:  # the forward itself
             return function(*args, **kwargs)
-        present = [(source, source.get_state()) for source in (found() for found, _ in states) if source is not None]
+        present = [(source, source.get_state()) for source in (result() for result, _ in states) if source is not None]
         try:
-            for found, state in states:
-                source = found()
+            for result, state in states:
+                source = result()
                 if source is not None:
                     source.set_state(state)
             return function(*args, **kwargs)

@@ -42,9 +42,9 @@ class GateSites(nn.Module):
             aliases.setdefault(id(tensor), []).append(name)
         names = [aliases[id(stored[name])] for name in analysis.sites]
         axes = [
-            (number, axis, found[axis])
-            for number, found in enumerate(analysis.sites.values())
-            for axis in sorted(found)
+            (number, axis, result[axis])
+            for number, result in enumerate(analysis.sites.values())
+            for axis in sorted(result)
         ]
         calls = install_call_sites(model, analysis.masked_calls)
         resume_in_recomputation()
@@ -102,11 +102,11 @@ class GateSites(nn.Module):
         # What autocast would do to one weight after the other.
         dtype = torch.get_autocast_dtype(kind)
         narrow = [number for number in self._castable if weights[number].dtype is torch.float32]
-        found: list[torch.Tensor | Narrow] = [*masked_weights(weights, parts[0], self._where, narrow, dtype), *masks]
+        results: list[torch.Tensor | Narrow] = [*masked_weights(weights, parts[0], self._where, narrow, dtype), *masks]
         for number in narrow:
             whole = partial(self._whole, weights[number], number, parts[0])
-            found[number] = Narrow(found[number], whole)  # type: ignore[arg-type]
-        return found
+            results[number] = Narrow(results[number], whole)  # type: ignore[arg-type]
+        return results
 
     def _whole(self, weight: torch.Tensor, number: int, masks: torch.Tensor) -> torch.Tensor:
         """One masked weight in its own precision."""
@@ -145,8 +145,8 @@ def _stored(model: nn.Module, path: Sequence[str]) -> torch.Tensor:
     for name in path[:-1]:
         module = module._modules[name]
     own = module._parameters
-    found: torch.Tensor = own[path[-1]] if path[-1] in own else module._buffers[path[-1]]
-    return found
+    result: torch.Tensor = own[path[-1]] if path[-1] in own else module._buffers[path[-1]]
+    return result
 
 
 def _is_autocast(kind: str) -> bool:

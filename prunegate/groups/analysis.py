@@ -78,7 +78,8 @@ class Analysis:
     units_of: Ids
 
     def __repr__(self) -> str:
-        return f"Analysis({len(self.groups)} channel groups with {self.num_units:,} units, {len(self.pinned)} pinned)"
+        kept = len(self.pinned)
+        return f"Analysis({len(self.groups)} channel groups with {self.num_units:,} units, {kept} not prunable)"
 
     @property
     def num_units(self) -> int:

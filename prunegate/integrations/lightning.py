@@ -104,19 +104,19 @@ def gated_model_of(module: nn.Module) -> GatedModel:
     Raises:
         LoopError: There is none, or more than one.
     """
-    found = {name: part for name, part in module.named_modules() if isinstance(part, GatedModel)}
-    if len(found) != 1:
-        which = f" ({', '.join(found)})" if found else ""
+    results = {name: part for name, part in module.named_modules() if isinstance(part, GatedModel)}
+    if len(results) != 1:
+        which = f" ({', '.join(results)})" if results else ""
         raise LoopError(
-            f"PruningCallback: found {len(found) or 'no'} gated models in {type(module).__name__}{which}, expected "
+            f"PruningCallback: found {len(results) or 'no'} gated models in {type(module).__name__}{which}, expected "
             "one. One budget holds for one gated model. "
             + (
                 "Wrap one module that contains what is to be pruned."
-                if found
+                if results
                 else "Set its model to prunegate.wrap(model, example_inputs)."
             )
         )
-    return next(iter(found.values()))
+    return next(iter(results.values()))
 
 
 def _optimizer_of(gated: GatedModel, optimizers: list[Optimizer]) -> Optimizer:

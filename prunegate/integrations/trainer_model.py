@@ -43,8 +43,8 @@ def answer_trainer(gated: GatedModel) -> None:
 
     forward.__signature__ = inspect.signature(dense_class.forward)  # type: ignore[attr-defined]
     # Statically: some are properties that warn.
-    found = [name for name in _LOOKED_UP if inspect.getattr_static(gated.model, name, None) is not None]
-    body: dict[str, Any] = {name: property(attrgetter(f"model.{name}")) for name in found}
+    results = [name for name in _LOOKED_UP if inspect.getattr_static(gated.model, name, None) is not None]
+    body: dict[str, Any] = {name: property(attrgetter(f"model.{name}")) for name in results}
     gated.__class__ = type(dense_class.__name__, (type(gated),), {**body, "forward": forward, "_answers_trainer": True})
     gated.register_state_dict_post_hook(_tied_once)  # type: ignore[no-untyped-call]
     gated.register_load_state_dict_pre_hook(_untied)  # type: ignore[no-untyped-call]

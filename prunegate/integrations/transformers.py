@@ -118,9 +118,9 @@ class PruningCallback(TrainerCallback, ExportableState):
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         logs = kwargs.get("logs") or {}
         if self.gates is not None and "loss" in logs:
-            found = {f"prunegate_{name}": value for name, value in self.gates.metrics().items()}
-            logs.update(found)  # for the callbacks after this one
-            state.log_history[-1].update(found)
+            results = {f"prunegate_{name}": value for name, value in self.gates.metrics().items()}
+            logs.update(results)  # for the callbacks after this one
+            state.log_history[-1].update(results)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

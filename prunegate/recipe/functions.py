@@ -32,18 +32,18 @@ def check_functions(
     with eval_mode(model):
         outputs = model(inputs.to(device))
     if loss is not None:
-        found = _called("training.loss", training.loss, loss, outputs, labels)
-        if not isinstance(found, torch.Tensor) or found.dim() or not found.requires_grad:
+        result = _called("training.loss", training.loss, loss, outputs, labels)
+        if not isinstance(result, torch.Tensor) or result.dim() or not result.requires_grad:
             raise RecipeError(
-                f"training.loss: {training.loss}: returned {_shown(found)}, expected a 0-d tensor with a gradient, "
+                f"training.loss: {training.loss}: returned {_shown(result)}, expected a 0-d tensor with a gradient, "
                 "such as a mean over the batch."
             )
     if metric is not None:
-        found = _called("training.metric", training.metric, metric, outputs, labels)
-        value = found.item() if isinstance(found, torch.Tensor) and found.numel() == 1 else found
+        result = _called("training.metric", training.metric, metric, outputs, labels)
+        value = result.item() if isinstance(result, torch.Tensor) and result.numel() == 1 else result
         if not is_number(value):
             raise RecipeError(
-                f"training.metric: {training.metric}: returned {_shown(found)}, expected one finite number, the mean "
+                f"training.metric: {training.metric}: returned {_shown(result)}, expected one finite number, the mean "
                 "over the batch's samples."
             )
 

@@ -50,12 +50,12 @@ def run_start(
 def _stages(recipe: Recipe, state: RunState | None) -> list[tuple[str, int]]:
     """The stages that are still to be trained, with the epochs of each; those without any are left out."""
     wanted = recipe.stages
-    found = [("dense", 0, wanted.dense.epochs)]
+    results = [("dense", 0, wanted.dense.epochs)]
     for index in range(len(recipe.budget.fractions)):
-        found += [("gate", index, wanted.gate.epochs), ("finetune", index, wanted.finetune.epochs)]
+        results += [("gate", index, wanted.gate.epochs), ("finetune", index, wanted.finetune.epochs)]
     return [
         (stage, epochs)
-        for stage, index, epochs in found
+        for stage, index, epochs in results
         if epochs and (state is None or place(stage, index) >= state.place)
     ]
 

@@ -48,8 +48,8 @@ def _keys(section: dict[str, Any], definitions: dict[str, Any], before: str) -> 
 
 def _resolved(entry: dict[str, Any], definitions: dict[str, Any]) -> dict[str, Any]:
     reference = entry.get("$ref") or next((part["$ref"] for part in entry.get("allOf", []) if "$ref" in part), None)
-    found: dict[str, Any] = definitions[reference.rpartition("/")[2]] if reference else entry
-    return found
+    results: dict[str, Any] = definitions[reference.rpartition("/")[2]] if reference else entry
+    return results
 
 
 _TYPES = {"integer": "whole number", "string": "text", "boolean": "true or false", "null": "none", "object": "keys"}

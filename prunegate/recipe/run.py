@@ -166,8 +166,8 @@ def _check_output(model: nn.Module, data: Data, recipe: Recipe) -> None:
     if classes is None:  # the loss decides what outputs have to be
         return
     if not isinstance(logits, torch.Tensor) or logits.dim() != 2 or logits.shape[1] < classes:
-        found = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
+        result = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
         raise RecipeError(
-            f"model: {recipe.model.name} returns {found} for two images, expected (2, {classes}). "
+            f"model: {recipe.model.name} returns {result} for two images, expected (2, {classes}). "
             f"Set model.arguments.num_classes to {classes}; for outputs that are no class scores, data.labels to any."
         )

@@ -50,7 +50,7 @@ class GatesSettings(Settings):
     exclude: list[str] = Field(default_factory=list, description="patterns of channel groups that get no gate")
     round_to: Annotated[int, Field(ge=1, le=1024)] = Field(1, description="kept counts are multiples of this")
     attention: Literal["finest", "heads"] = Field(
-        "finest", description="what attention loses: places within its heads where these are more, or whole heads"
+        "finest", description="what attention loses: head dimensions where these are more, or whole heads"
     )
     initial_keep_probability: Annotated[float, Field(gt=0.5, le=0.99)] = Field(
         0.99, description="probability of keeping each unit when the gate stage starts"

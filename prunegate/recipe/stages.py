@@ -159,12 +159,12 @@ class Stages:
     def _harden(self, gated: GatedModel, fraction: float) -> float:
         budgets = [Budget(metric, share) for metric, share in self.budget.shares(fraction).items()]
         gated.harden(*budgets)
-        found = self._recover(gated)
+        result = self._recover(gated)
         accuracy = self._accuracy(gated)
         kept = (f"{b.metric} {gated.realised_cost(b.metric) / gated.dense_cost(b.metric):.4f}" for b in budgets)
         name = metric_name(self.recipe.training.metric)
         told = f"{name} {metric_text(accuracy, name)}"
-        refitted = f"  {found.layers} layers refitted" if found.refitted else ""
+        refitted = f"  {result.layers} layers refitted" if result.refitted else ""
         self._note(f"{'harden':9} {', '.join(kept)} of dense  {told}{refitted}")
         return accuracy
 

@@ -48,19 +48,19 @@ class RunState:
         return {"version": VERSION, **{field.name: getattr(self, field.name) for field in fields(self)}}
 
     @classmethod
-    def from_dict(cls, found: Any) -> RunState:
+    def from_dict(cls, result: Any) -> RunState:
         """The inverse of `as_dict`.
 
         Raises:
             ValueError: Something else, or of another version.
         """
-        version = found.get("version") if isinstance(found, dict) else None
+        version = result.get("version") if isinstance(result, dict) else None
         if version != VERSION:
             raise ValueError(f"found version {version} of a run's state, expected {VERSION}")
         names = [field.name for field in fields(cls)]
-        if missing := [name for name in names if name not in found]:
+        if missing := [name for name in names if name not in result]:
             raise ValueError(f"has no {', '.join(missing)}")
-        return cls(**{name: found[name] for name in names})
+        return cls(**{name: result[name] for name in names})
 
 
 def place(stage: str, budget: int) -> tuple[int, int]:

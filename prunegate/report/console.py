@@ -104,12 +104,12 @@ class ConsoleListener:
         self.close()
         self.console.print(comparison.table())
         for precision in ("float64", "float32"):
-            found = certificate[precision]
-            if found is None or found["max_rel"] is None:
+            result = certificate[precision]
+            if result is None or result["max_rel"] is None:
                 continue  # the model does not run in this precision; `limits` say so
             self._line(
-                f"certificate, {precision}: largest difference to the gated model {found['max_abs']:.1e}, "
-                f"relative {found['max_rel']:.1e}"
+                f"certificate, {precision}: largest difference to the gated model {result['max_abs']:.1e}, "
+                f"relative {result['max_rel']:.1e}"
             )
         self._line(f"everything is in {folder}/ (look at report.png)")
 

@@ -47,7 +47,7 @@ class Distillation:
         """
         with torch.no_grad():
             target = (self.teacher(inputs) / self.temperature).log_softmax(1)
-        found = (scores / self.temperature).log_softmax(1)
-        divergence = F.kl_div(found, target, reduction="batchmean", log_target=True)
+        result = (scores / self.temperature).log_softmax(1)
+        divergence = F.kl_div(result, target, reduction="batchmean", log_target=True)
         # Gradients through the softened scores are smaller by T², which the factor makes up for.
         return (1.0 - self.weight) * label_loss + self.weight * self.temperature**2 * divergence

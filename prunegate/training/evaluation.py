@@ -50,8 +50,8 @@ def _mean(model: nn.Module, batches: Iterable[tuple[Any, ...]], processes: Proce
     total, count = torch.zeros((), dtype=torch.float64), 0
     with eval_mode(model):
         for inputs, labels, *_ in batches:
-            found = metric(model(inputs.to(device, non_blocking=True)), labels_to(labels, device))
-            total += len(inputs) * float(found)
+            result = metric(model(inputs.to(device, non_blocking=True)), labels_to(labels, device))
+            total += len(inputs) * float(result)
             count += len(inputs)
     if processes is None:
         return float(total) / max(count, 1)

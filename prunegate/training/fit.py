@@ -178,12 +178,12 @@ class Fit:
             last = number == len(parts)
             with nullcontext() if last else self.processes.without_averaging(self._prepared):
                 loss = self._loss_of(some_inputs, some_labels)
-                found = self._losses.of(loss, place)
-                if found is None:
+                result = self._losses.of(loss, place)
+                if result is None:
                     self._undo(before or [])
                     break
                 share = len(some_inputs) / len(inputs)
-                value = found if len(parts) == 1 else value + share * found
+                value = result if len(parts) == 1 else value + share * result
                 loss = loss if len(parts) == 1 else loss * share
                 if last and drawn is not None:
                     gated, gates = drawn

@@ -63,20 +63,20 @@ class GateHealth:
 
     def warnings(self) -> list[str]:
         """What is worth changing, seen at the end of the gate stage; each says what to do."""
-        found = []
+        results = []
         if self.undecided_share > _MUCH_UNDECIDED:
-            found.append(
+            results.append(
                 f"gates: {self.undecided_share:.0%} of the units are undecided at the end, expected at most "
                 f"{_MUCH_UNDECIDED:.0%}. Hardening decides for them. Raise stages.gate.epochs or gates.learning_rate."
             )
         if self.flipped_share is not None and self.flipped_share > _MANY_FLIPS:
-            found.append(
+            results.append(
                 f"gates: {self.flipped_share:.0%} of the units changed sides in the last epoch, expected at most "
                 f"{_MANY_FLIPS:.0%}. Raise stages.gate.epochs, or lower stages.gate.target_ramp so that the target "
                 "is reached sooner."
             )
         if abs(self.expected - self.target) > _FAR_OFF * self.target:
-            found.append(
+            results.append(
                 f"gates: the expected {self.metric} are {self.expected / self.target:.2f} of the target at the end, "
                 f"expected within {_FAR_OFF:.0%}. Hardening makes up for the rest at once. Raise stages.gate.epochs "
                 "or lower stages.gate.target_ramp."
@@ -85,11 +85,11 @@ class GateHealth:
             count = len(self.collapsed)
             keeps = "channel group keeps" if count == 1 else "channel groups keep"
             shown = ", ".join(self.collapsed[:3]) + (", ..." if len(self.collapsed) > 3 else "")
-            found.append(
+            results.append(
                 f"gates: {count} {keeps} a single unit ({shown}). What passes through is "
                 "nearly cut off. Raise budget.fraction, or list them under gates.exclude."
             )
-        return found
+        return results
 
 
 def gate_figures(gated: GatedModel, gates: GateTraining, health: GateHealth) -> dict[str, Any]:

@@ -132,9 +132,9 @@ class Losses:
         known = self._processes.gathered_objects([] if place.samples is None else place.samples.tolist())
         bad = [index for value, some in zip(values, known, strict=True) if not math.isfinite(value) for index in some]
         shown = ", ".join(map(str, bad[:16])) + (", ..." if len(bad) > 16 else "")
-        found = next(value for value in values if not math.isfinite(value))
+        result = next(value for value in values if not math.isfinite(value))
         stage = self._plan.stage
-        where = f"{stage}, epoch {place.epoch + 1}, step {place.step}: the loss is {found}, expected a finite number"
+        where = f"{stage}, epoch {place.epoch + 1}, step {place.step}: the loss is {result}, expected a finite number"
         samples = f" The batch holds the training samples {shown}." if bad else ""
         if self.passed_over >= self._plan.nonfinite_batches:
             raise DivergedError(

@@ -83,10 +83,10 @@ class ModelCalls:
         except torch.OutOfMemoryError:
             raise
         except Exception as error:
-            found = described([*call.args, *call.kwargs.values()])
+            result = described([*call.args, *call.kwargs.values()])
             raise LoopError(
                 f"batches: batch {number}: the model raised {type(error).__name__}: {error}. It was called with "
-                f"{found}, expected {self._wanted()}. Hand in whole batches in the form that the model was trained on."
+                f"{result}, expected {self._wanted()}. Hand in whole batches in the form that the model was trained on."
             ) from error
 
     def _arguments(self, batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]] | None:

@@ -118,8 +118,8 @@ class Processes:
         if self.count == 1:
             return [[value] for value in values]
         own = torch.tensor([values], dtype=torch.float64, device=self.device)
-        found: list[list[float]] = self._accelerator.gather(own).T.tolist()
-        return found
+        results: list[list[float]] = self._accelerator.gather(own).T.tolist()
+        return results
 
     def gathered_objects(self, value: Value) -> list[Value]:
         """What all processes have, by rank."""

@@ -70,9 +70,9 @@ def reconstruct(gated: GatedModel, dense: nn.Module, inputs: Any) -> int:
     layers = {name: m for name, m in gated.model.named_modules() if _is_plain(m) and owners[id(_stored_weight(m))] == 1}
     others = {name: m for name, m in dense.named_modules() if name in layers}
     for name, layer in layers.items():
-        found = getattr(others.get(name), "weight", None)
-        if found is None or found.shape != layer.weight.shape:
-            shape = "there is none" if found is None else f"found a weight of shape {tuple(found.shape)}"
+        result = getattr(others.get(name), "weight", None)
+        if result is None or result.shape != layer.weight.shape:
+            shape = "there is none" if result is None else f"found a weight of shape {tuple(result.shape)}"
             raise LoopError(
                 f"reconstruct: {name}: {shape} in the dense model, expected one of shape {tuple(layer.weight.shape)}. "
                 "Layers are compared by their names. Hand in the model that was wrapped."
@@ -108,13 +108,13 @@ def _targets(
 ) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
     """By layer which rows of its calls to compare, and its outputs there; of layers that run once on enough rows."""
     calls: dict[str, int] = dict.fromkeys(layers, 0)
-    found: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
+    results: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
     generator = torch.Generator().manual_seed(0)
 
     def note(name: str, layer: Layer, _: Any, output: torch.Tensor) -> None:
         calls[name] += 1
         if calls[name] > 1:
-            found.pop(name, None)
+            results.pop(name, None)
             return
         if isinstance(layer, nn.Conv2d) and output.dim() != 4:
             return
@@ -124,7 +124,7 @@ def _targets(
             return
         rows = torch.randperm(count, generator=generator)[: max(_ROWS, _ROWS_PER_UNKNOWN * unknowns)]
         rows = rows.sort().values.to(output.device)
-        found[name] = (rows, _rows_of_output(layer, output, rows))
+        results[name] = (rows, _rows_of_output(layer, output, rows))
 
     with eval_mode(dense), ExitStack() as hooks:
         for name, layer in layers.items():
@@ -132,7 +132,7 @@ def _targets(
             hooks.enter_context(layer.register_forward_hook(hook))
         given = inputs.copied()
         dense(*given.args, **given.kwargs)
-    return found
+    return results
 
 
 def _rows_of_output(layer: Layer, output: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:

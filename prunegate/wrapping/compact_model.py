@@ -49,8 +49,8 @@ class Compaction:
     """The result of `compact`.
 
     Attributes:
-        model: The compact model without a trace of gates: of the original class (modules in it that are played
-            back have a subclass of theirs), or a `torch.fx.GraphModule` from the graph back-end.
+        model: The compact model without a trace of gates: of the original class (modules in it that are
+            replayed have a subclass of theirs), or a `torch.fx.GraphModule` from the graph back-end.
         plan: What was removed.
         certificate: How close it is to the gated model, measured before it was handed out.
         backend: The back-end that made it.
@@ -88,9 +88,9 @@ class Compaction:
         for metric, costs in self.costs.items():
             share = costs["compact"] / costs["dense"] if costs["dense"] else 1.0
             lines.append(f"{metric}: {costs['dense']:,} -> {costs['compact']:,} ({share:.3f})")
-        for name, found in (("float64", self.certificate.float64), ("float32", self.certificate.float32)):
-            if found is not None and math.isfinite(found.max_rel):
-                lines.append(f"largest relative difference to the gated model, {name}: {found.max_rel:.1e}")
+        for name, result in (("float64", self.certificate.float64), ("float32", self.certificate.float32)):
+            if result is not None and math.isfinite(result.max_rel):
+                lines.append(f"largest relative difference to the gated model, {name}: {result.max_rel:.1e}")
         lines += [f"compared: {', '.join(self.certificate.checked)}"] if self.certificate.checked else []
         lines += [f"not compared: {line}" for line in self.certificate.not_checked]
         lines += [f"limit: {line}" for line in self.certificate.limits]
@@ -155,8 +155,8 @@ class Compaction:
                 return None
             # Attributes were set that do not matter here. Who loads it gets the model without them.
             checkpoint.save(path, self.model, document, loaded)
-        found = outputs_of(loaded.to(first.device), inputs)
-        same = len(expected) == len(found) and all(torch.equal(a, b) for a, b in zip(expected, found, strict=True))
+        actual = outputs_of(loaded.to(first.device), inputs)
+        same = len(expected) == len(actual) and all(torch.equal(a, b) for a, b in zip(expected, actual, strict=True))
         return loaded if same else None
 
 
@@ -219,8 +219,8 @@ def _certified(gated: GatedModel, model: nn.Module, plan: Plan, fix_ups: FixUps)
     with put_aside(gated.gates):
         gated.set_masks(gated.masks())  # in training they would be drawn
         sides = Side(gated, gated.model), Side.of(model)
-        found = certify(*sides, cases, plan.tensors, gates, decides_by_value=not gated.trace.is_fake)
-    return dataclasses.replace(found, limits=tuple(map(str, limits_of(fix_ups, gated.trace, gated.example_inputs))))
+        result = certify(*sides, cases, plan.tensors, gates, decides_by_value=not gated.trace.is_fake)
+    return dataclasses.replace(result, limits=tuple(map(str, limits_of(fix_ups, gated.trace, gated.example_inputs))))
 
 
 def _origin(
@@ -238,7 +238,7 @@ def _origin(
     if before is not None:
         return dataclasses.replace(before, steps=(*before.steps, step))
     class_name = f"{type(skeleton).__module__}.{type(skeleton).__qualname__}"
-    dense_costs = {metric: found["dense"] for metric, found in costs.items()}
+    dense_costs = {metric: result["dense"] for metric, result in costs.items()}
     return checkpoint.Origin((step,), class_name, None, skeleton, dense_costs)
 
 

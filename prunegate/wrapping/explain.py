@@ -97,7 +97,8 @@ class Explanation:
         ]
         lines += [self.reach_line]
         if self.pinned:
-            lines += ["pinned:", *(f"  {p.name}: {p.num_units} channels. {p.reason}. {p.advice}" for p in self.pinned)]
+            reasons = (f"  {p.name}: {p.num_units} channels. {p.reason}. {p.advice}" for p in self.pinned)
+            lines += ["not prunable:", *reasons]
         if self.limits:
             lines += ["limits:", *(f"  {limit}" for limit in self.limits)]
         if self.unused:

@@ -280,7 +280,7 @@ class GatedModel(nn.Module):
         return copied
 
     def explain(self) -> Explanation:
-        """A report: channel groups, what they cost, what is pinned and why, the least reachable cost."""
+        """A report: channel groups, what they cost, what is not prunable and why, the least reachable cost."""
         reach = {self.backend: Reach.of(self.analysis, self.round_to), **self._other_reach}
         macs, params = self._costs["macs"], self._costs["params"]
         return explain(self.analysis, macs, params, self.least_cost("macs"), self.backend, reach, self.limits)
@@ -291,6 +291,6 @@ def unreachable(gated: GatedModel, metric: str, limit: int) -> str:
     dense, least = gated.dense_cost(metric), gated.least_cost(metric)
     return (
         f"budget: found {limit:,} {metric} ({limit / dense:.4f} of the dense {dense:,}), expected at least "
-        f"{least:,} ({least / dense:.4f}). At least {gated.round_to} unit(s) of each channel group stay, and pinned "
-        "channels always do. Raise the fraction, or see gated.explain() for what is pinned."
+        f"{least:,} ({least / dense:.4f}). At least {gated.round_to} unit(s) of each channel group stay, and all "
+        "channels that are not prunable. Raise the fraction, or see gated.explain() for what is not prunable."
     )

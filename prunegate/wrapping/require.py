@@ -24,8 +24,8 @@ def gated_model(value: Any, where: str) -> GatedModel:
     if isinstance(model, GatedModel):
         return model
     if inspect.isclass(value):
-        found, advice = f"the class {value.__name__}", "Make an instance of it, and wrap that: gated = prunegate.wrap("
-        raise NotGatedError(f"{where}: found {found}, expected a gated model. {advice}{value.__name__}(...), inputs).")
+        result, advice = f"the class {value.__name__}", "Make an instance of it, and wrap that: gated = prunegate.wrap("
+        raise NotGatedError(f"{where}: found {result}, expected a gated model. {advice}{value.__name__}(...), inputs).")
     inner = getattr(value, "module", None)
     if isinstance(inner, GatedModel):
         raise NotGatedError(

@@ -42,7 +42,7 @@ def wrap(
     """Find every channel group of ``model`` and put a learnable gate on each unit.
 
     The model is run once on tensors without data, so nothing is computed and it is not modified;
-    the gated model works on a copy. What compaction could not honour is pinned, with the reason.
+    the gated model works on a copy. What compaction could not honour gets no gate; `GatedModel.pinned` has the reasons.
 
     Args:
         model: Any module; its weights may be anything, also on the meta device. Of one that ``torch.compile`` has
@@ -56,7 +56,7 @@ def wrap(
         backend: How the compact model will be made. ``"module"`` keeps the model's class; modules within it
             whose code cannot follow smaller tensors are replayed from the traced run. ``"graph"`` makes
             an `torch.fx.GraphModule`. ``"auto"`` takes the graph only where it can cut more.
-        attention: What an attention loses. ``"heads"``: whole heads. ``"finest"``: places of the width of its heads,
+        attention: What an attention loses. ``"heads"``: whole heads. ``"finest"``: head dimensions,
             the same in each, where these are more than the heads and the model's code allows it, as few small heads
             are a coarse choice; else whole heads. Kernels of GPUs like widths that are multiples of 8: see
             ``round_to``.
@@ -72,7 +72,7 @@ def wrap(
 
     Raises:
         TraceError: The model does not run on the inputs, or is none that can be taken apart.
-        NothingToPruneError: Every channel is pinned.
+        NothingToPruneError: No channel is prunable.
     """
     if backend not in BACKENDS:
         raise TraceError(f"backend: found {backend!r}, expected one of {', '.join(BACKENDS)}.")
@@ -99,7 +99,7 @@ def wrap(
     dry_run = _tried(model, inputs, trace, analysis, whole_heads, graph=backend == "graph")
     split = trace.split_heads(analysis, whole_heads)
     unsplit = {module for module, groups in split.items() if groups & dry_run.refused.keys()}
-    if unsplit:  # heads whose code cannot do with fewer places within them may still go as wholes
+    if unsplit:  # heads whose code cannot do with fewer dimensions may still go as wholes
         whole_heads |= unsplit
         analysis, refused = _without(trace, whole_heads, patterns)
         dry_run = _tried(model, inputs, trace, analysis, whole_heads, graph=backend == "graph")
@@ -115,7 +115,7 @@ def wrap(
             f"round_to: found {round_to}, expected less than {largest.num_units}, the units of the largest channel "
             f"group ({largest.name}). Kept counts are multiples of it, so nothing could be removed. Say 8 or 16."
         )
-    logger.info("%d channel groups with %d units, %d pinned", len(analysis.groups), analysis.num_units,
+    logger.info("%d channel groups with %d units, %d not prunable", len(analysis.groups), analysis.num_units,
                 len(analysis.pinned))  # fmt: skip
     reach = {
         other.fix_ups.backend: Reach.of(trace.analysis({**refused, **other.refused}, whole_heads), round_to)
@@ -266,5 +266,5 @@ def _excluded(analysis: Analysis, patterns: Sequence[str]) -> dict[str, Pin]:
 def _nothing_left(analysis: Analysis) -> str:
     reasons = "\n".join(f"  {p.name}: {p.num_units} channels. {p.reason}. {p.advice}" for p in analysis.pinned[:10])
     more = f"\n  and {len(analysis.pinned) - 10} more" if len(analysis.pinned) > 10 else ""
-    listed = f" They are pinned:\n{reasons}{more}" if reasons else " No layer produces channels that another reads."
+    listed = f" Not prunable:\n{reasons}{more}" if reasons else " No layer produces channels that another reads."
     return f"the model: found no channel group that can be pruned, expected at least one.{listed}"

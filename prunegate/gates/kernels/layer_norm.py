@@ -18,11 +18,11 @@ def _forward(  # type: ignore[no-untyped-def]
     row = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, block)
     inside = column < columns
-    found = tl.load(x + row * columns + column, mask=inside, other=0.0).to(tl.float32)
+    results = tl.load(x + row * columns + column, mask=inside, other=0.0).to(tl.float32)
     keep = tl.load(mask + column, mask=inside, other=0.0)
     count = tl.sum(keep, axis=0)
-    middle = tl.sum(found * keep, axis=0) / count
-    centred = found - middle
+    middle = tl.sum(results * keep, axis=0) / count
+    centred = results - middle
     spread = tl.sum(centred * centred * keep, axis=0) / count
     factor = 1.0 / tl.sqrt(spread + eps)
     result = centred * factor
@@ -53,10 +53,10 @@ def _backward(  # type: ignore[no-untyped-def]
     of_mask = tl.zeros((block,), dtype=tl.float32)
     row = program.to(tl.int64)
     while row < rows:
-        found = tl.load(x + row * columns + column, mask=inside, other=0.0).to(tl.float32)
+        result = tl.load(x + row * columns + column, mask=inside, other=0.0).to(tl.float32)
         above = tl.load(gradient + row * columns + column, mask=inside, other=0.0).to(tl.float32)
         inverse = tl.load(scale + row)
-        normal = tl.where(inside, (found - tl.load(mean + row)) * inverse, 0.0)
+        normal = tl.where(inside, (result - tl.load(mean + row)) * inverse, 0.0)
         scaled = above * factor
         first = tl.sum(scaled, axis=0) / count
         second = tl.sum(scaled * normal, axis=0) / count

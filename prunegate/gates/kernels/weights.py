@@ -62,10 +62,10 @@ def _mask_backward(  # type: ignore[no-untyped-def]
         row = first + start + tl.arange(0, at_once)
         place = row[:, None] * across + column[None, :]
         inside = (column[None, :] < across) & (place < count)
-        found = tl.load(gradient + place, mask=inside, other=0.0).to(tl.float32)
+        result = tl.load(gradient + place, mask=inside, other=0.0).to(tl.float32)
         value = tl.load(weight + place, mask=inside, other=0.0).to(tl.float32)
-        tl.store(product + place, (found * mask[None, :]).to(kind), mask=inside)
-        total += tl.sum(found * value, axis=0)
+        tl.store(product + place, (result * mask[None, :]).to(kind), mask=inside)
+        total += tl.sum(result * value, axis=0)
     base = tl.load(bases + program)
     tl.store(partial + base + column, total, mask=column < across)
 
@@ -126,13 +126,13 @@ def can_mask(weight: torch.Tensor) -> bool:
 
 def mask(plan: Plan, weights: Sequence[torch.Tensor], masks: torch.Tensor) -> list[torch.Tensor]:
     """All weights of a plan times their masks, which are float32 and flat."""
-    found = _laid_out(plan, weights, plan.out_dtype)
-    sources, targets = _addresses(weights), _addresses(found)
+    result = _laid_out(plan, weights, plan.out_dtype)
+    sources, targets = _addresses(weights), _addresses(result)
     _mask[(len(plan.blocks[0]),)](
         sources, targets, masks, plan.layout, *plan.blocks,
         kind=_KINDS[plan.dtype], out_kind=_KINDS[plan.out_dtype], block=_BLOCK,
     )  # fmt: skip
-    return found
+    return result
 
 
 def mask_backward(

@@ -41,11 +41,11 @@ def lines_of_call() -> list[tuple[str, int]]:
 
 
 def _lines_within(frame: FrameType | None) -> list[tuple[str, int]]:
-    found = []
+    results = []
     while frame is not None and frame.f_code is not _CALL_OF_A_MODULE:
-        found.append((frame.f_code.co_filename, frame.f_lineno))
+        results.append((frame.f_code.co_filename, frame.f_lineno))
         frame = frame.f_back
-    return found
+    return results
 
 
 def _caller(func: Any, frame: FrameType) -> FrameType:

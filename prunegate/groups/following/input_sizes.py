@@ -51,15 +51,15 @@ class Variation:
 def other_sizes(inputs: ExampleInputs) -> list[Variation]:
     """Variations in the number of positions that make a difference, likeliest to be taken first."""
     seen = {_shapes(inputs)}
-    found = []
+    results = []
     for growth in _GROWTHS:
         for layout in _LAYOUTS:
             variation = Variation(layout=layout, growth=growth)
             shapes = _shapes(variation.of(inputs.map(lambda tensor: tensor.to("meta"))))
             if shapes not in seen:
                 seen.add(shapes)
-                found.append(variation)
-    return found
+                results.append(variation)
+    return results
 
 
 def sizes_of(inputs: ExampleInputs) -> tuple[int, tuple[tuple[int, ...], ...]]:

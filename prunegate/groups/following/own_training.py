@@ -38,7 +38,7 @@ def differs_in_training(model: nn.Module, ran: Collection[str], lines: LinesRun)
             names = frozenset(inspect.signature(forward).parameters)
             search.add(forward, path, module, frozenset(), names)
     search.run()
-    return bool(search.found or search.unread)
+    return bool(search.unrun or search.unread)
 
 
 class _ReaderOfTraining(Reader):

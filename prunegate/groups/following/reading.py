@@ -59,13 +59,13 @@ class Search:
 
     Attributes:
         reader: What reads one function.
-        found: Calls that no run made, by where they stand.
+        unrun: Calls that no run made, by where they stand.
         unread: Names of functions whose source is not there.
     """
 
     lines: LinesRun
     reader: type[Reader]
-    found: dict[Line, Unrun] = field(default_factory=dict)
+    unrun: dict[Line, Unrun] = field(default_factory=dict)
     unread: list[str] = field(default_factory=list)
     _tasks: list[_Task] = field(default_factory=list)
     _known: set[Any] = field(default_factory=set)
@@ -221,7 +221,7 @@ class Reader:
         lines = range(node.lineno, (node.end_lineno or node.lineno) + 1)
         if not any((self._file, line) in self.search.lines.called for line in lines):
             unrun = Unrun(self.task.path, condition, self._file, node.lineno, ast.unparse(node))
-            self.search.found.setdefault((self._file, node.lineno), unrun)
+            self.search.unrun.setdefault((self._file, node.lineno), unrun)
 
     def _may_be_of_torch(self, function: ast.expr) -> bool:
         """Whether it is a method of what may be a tensor, or a function of torch."""

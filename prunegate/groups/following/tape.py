@@ -112,19 +112,19 @@ class Tape:
 
     def number(self, tensor: torch.Tensor, labels: Labels = ()) -> int:
         """The present number of a tensor; one never seen is a literal of the model's code."""
-        found = self._numbers.get(id(tensor))
-        if found is None:
-            found = self.add(tensor, labels, Source("literal", "", tensor))
-            self._unlabelled.add(found)
-        return found
+        result = self._numbers.get(id(tensor))
+        if result is None:
+            result = self.add(tensor, labels, Source("literal", "", tensor))
+            self._unlabelled.add(result)
+        return result
 
     def label(self, tensor: torch.Tensor, labels: Callable[[torch.Tensor], Labels]) -> None:
         """Give a literal its labels, at the first operation that works on it."""
-        found = self._numbers.get(id(tensor))
-        if found is None or found in self._unlabelled:
-            found = self.number(tensor)
-            self.labels[found] = labels(tensor)
-            self._unlabelled.discard(found)
+        result = self._numbers.get(id(tensor))
+        if result is None or result in self._unlabelled:
+            result = self.number(tensor)
+            self.labels[result] = labels(tensor)
+            self._unlabelled.discard(result)
 
     def renumber(self, tree: Any) -> Any:
         """New numbers for the tensors of a call's result, so that they are known as that call's."""
@@ -187,9 +187,9 @@ def holds(tree: Any, value: Value) -> bool:
 
 def values_in(tree: Any) -> list[Value]:
     """All `Value` entries of a tree, in order."""
-    found: list[Value] = []
-    map_values(tree, found.append)
-    return found
+    results: list[Value] = []
+    map_values(tree, results.append)
+    return results
 
 
 @dataclass(frozen=True)

@@ -82,7 +82,7 @@ class Trace:
         self.runs: list[Run] = []
         self.not_followed: tuple[tuple[str, str], ...] = ()
         self.untaken: tuple[UntakenBranch, ...] = ()
-        found: dict[str, Any] = {}
+        results: dict[str, Any] = {}
         for kind in KINDS:
             self.constraints = Constraints()
             self._values = Values(self.constraints)
@@ -97,16 +97,16 @@ class Trace:
                 if kind == "real" or isinstance(reason, RuleError):
                     raise
                 logger.info("following the run on %s tensors failed: %s", kind, reason)
-                if found:
+                if results:
                     break
             else:
-                if found and len(self.not_followed) < len(found["not_followed"]):
-                    found = {}
-                if found or not (kind == "meta" and (self.tape.lacks_literals() or self.not_followed)):
+                if results and len(self.not_followed) < len(results["not_followed"]):
+                    results = {}
+                if results or not (kind == "meta" and (self.tape.lacks_literals() or self.not_followed)):
                     break
                 # Other runs may need tensors that know their device; if they do not, this was quicker.
-                found = {} if self.tape.lacks_literals() else dict(vars(self))
-        vars(self).update(found)
+                results = {} if self.tape.lacks_literals() else dict(vars(self))
+        vars(self).update(results)
         for run in self.runs:
             run.tape.close()
         self._united = united_by(self.constraints)
@@ -244,15 +244,15 @@ class Trace:
         self.runs.append(Run(tape, variation, training))
 
     def _pin_outputs(self, outputs: Any, places: Collection[str] | None) -> None:
-        found = tensors_in(outputs, self._state, places)
-        if not found:
+        result = tensors_in(outputs, self._state, places)
+        if not result:
             where = "" if places is None else f" at {', '.join(places)}"
             raise TraceError(
                 f"model output: found no tensor{where}, expected at least one. Nothing can be compared or trained "
                 "then. Return tensors, or containers of them."
             )
-        self._values.use(found)
-        for tensor in found:
+        self._values.use(result)
+        for tensor in result:
             for label in self._values.labels(tensor):
                 self.constraints.pin(label, Pin("part of the model's output"))
 
@@ -290,23 +290,23 @@ class Trace:
         return tape if same and len(tape.spans) == len(self.tape.spans) else None
 
     def attentions(self) -> frozenset[str]:
-        """Modules whose attention can lose whole heads or places within them."""
+        """Modules whose attention can lose whole heads or head dimensions."""
         return frozenset(choice.module for choice in self.constraints.choices if choice.kind == "heads")
 
     def split_heads(self, analysis: Analysis, whole_heads: WholeHeads = frozenset()) -> dict[str, set[str]]:
-        """Modules whose attention loses places within its heads, with the names of the groups that hold these.
+        """Modules whose attention loses head dimensions, with the names of the groups that hold these.
 
         There is no group where something else in the model forbids it.
         """
         starts = [group.first_unit for group in analysis.groups]
-        found: dict[str, set[str]] = {}
+        results: dict[str, set[str]] = {}
         for choice, number in zip(self.constraints.choices, self._ways(whole_heads), strict=True):
             places = choice.ways[number].places
             if places is not None:
                 units = analysis.units_of[places]
                 holding = np.searchsorted(starts, units[units >= 0], side="right") - 1
-                found.setdefault(choice.module, set()).update(analysis.groups[number].name for number in holding)
-        return found
+                results.setdefault(choice.module, set()).update(analysis.groups[number].name for number in holding)
+        return results
 
     def analysis(
         self, refused: Mapping[str, Pin] | None = None, whole_heads: WholeHeads = frozenset(), finest: bool = True
@@ -315,7 +315,7 @@ class Trace:
 
         Args:
             refused: Groups that are left out, by name.
-            whole_heads: Modules whose attention loses whole heads, even where there are more places within them; None
+            whole_heads: Modules whose attention loses whole heads, even where there are more head dimensions; None
                 for all of them.
             finest: Whether units are chosen for the whole network; False for what each operation would choose by
                 itself, as in files of format 1.1 and before.

@@ -104,9 +104,9 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         shapes = {id(t): tuple(t.shape) for t in inputs}
         self._add(outputs, rule(Call(name, None, arguments, inputs, outputs, shapes, values, self.watch)))
 
-    def _add(self, outputs: Sequence[torch.Tensor], found: Sequence[Labels] | None) -> None:
+    def _add(self, outputs: Sequence[torch.Tensor], results: Sequence[Labels] | None) -> None:
         """Note what is known of tensors that a module or function made as a whole."""
-        for tensor, labels in zip(outputs, found or [()] * len(outputs), strict=True):
+        for tensor, labels in zip(outputs, results or [()] * len(outputs), strict=True):
             if self.values is not None:
                 self.values.set(tensor, labels)
             if self.tape is not None:
@@ -131,19 +131,19 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         values.use(inputs)
         labels = signature.rule(call)
         origin = values.origin(inputs[0]) if signature.moves and inputs else None
-        for tensor, found in zip(outputs, labels, strict=True):
-            values.set(tensor, found, origin)
+        for tensor, result in zip(outputs, labels, strict=True):
+            values.set(tensor, result, origin)
 
 
 def _tensors(arguments: Iterable[Any]) -> list[torch.Tensor]:
     """The tensors among an operation's arguments or results, which hold no containers but lists."""
-    found: list[torch.Tensor] = []
+    results: list[torch.Tensor] = []
     for argument in arguments:
         if isinstance(argument, torch.Tensor):
-            found.append(argument)
+            results.append(argument)
         elif isinstance(argument, (list, tuple)):
-            found += _tensors(argument)
-    return found
+            results += _tensors(argument)
+    return results
 
 
 def _unknown(call: Call) -> list[Labels]:
@@ -169,9 +169,9 @@ _signatures: dict[torch._ops.OpOverload, _Signature] = {}
 
 
 def _signature(func: torch._ops.OpOverload) -> _Signature:
-    found = _signatures.get(func)
+    result = _signatures.get(func)
     own = OPERATION_RULES.get(func._schema.name) if OPERATION_RULES else None
-    if found is None or found.own is not own:
+    if result is None or result.own is not own:
         schema = func._schema
         namespace, full = schema.name.split("::")
         in_place = full.endswith("_") and not full.endswith("__")
@@ -179,7 +179,7 @@ def _signature(func: torch._ops.OpOverload) -> _Signature:
         rule = own or (BUILTIN_RULES.get(name) if namespace in _KNOWN_NAMESPACES else None)
         if rule is None:
             rule = pointwise if torch.Tag.pointwise in func.tags else _unknown
-        found = _signatures[func] = _Signature(
+        result = _signatures[func] = _Signature(
             name,
             tuple(a.name for a in schema.arguments),
             {a.name: a.default_value for a in schema.arguments if a.has_default_value()},
@@ -187,4 +187,4 @@ def _signature(func: torch._ops.OpOverload) -> _Signature:
             name in _REARRANGING,
             own,
         )
-    return found
+    return result

@@ -68,13 +68,13 @@ def untaken_branches(model: nn.Module, ran: Collection[str], lines: LinesRun) ->
             search.add(forward, path, module, frozenset(), frozenset(own[:1]) | (frozenset(own) - frozenset(of_model)))
     search.run()
     by_condition: dict[Any, list[Unrun]] = {}
-    for one in search.found.values():
+    for one in search.unrun.values():
         by_condition.setdefault((one.module, one.condition, one.file), []).append(one)
-    found = []
+    results = []
     for (path, condition, file), some in by_condition.items():
         some.sort(key=lambda one: one.line)
-        found.append(UntakenBranch(path, condition, file, some[0].line, tuple(one.call for one in some)))
-    return tuple(found)
+        results.append(UntakenBranch(path, condition, file, some[0].line, tuple(one.call for one in some)))
+    return tuple(results)
 
 
 def _arguments(forward: Callable[..., Any]) -> list[str]:

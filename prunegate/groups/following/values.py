@@ -65,15 +65,15 @@ class Values:
             self._origin[key] = origin
 
     def labels(self, tensor: torch.Tensor) -> Labels:
-        found = self._labels.get(id(tensor))
-        if found is None:  # a literal of the code: every dimension may follow the channels it meets
-            found = tuple(
+        result = self._labels.get(id(tensor))
+        if result is None:  # a literal of the code: every dimension may follow the channels it meets
+            result = tuple(
                 on_axis(self.constraints.new_axis("constant", "literal", d, size), d, tensor.dim())
                 for d, size in enumerate(tensor.shape)
                 if size > 1
             )
-            self.set(tensor, found)
-        return found
+            self.set(tensor, result)
+        return result
 
     def forbid_use(self, tensor: torch.Tensor, ids: Ids, pin: Pin) -> None:
         """Pin ids once the run reads a tensor: what it says holds only while all of them are there."""

@@ -84,8 +84,8 @@ class Call:
 
     def ids(self, tensor: torch.Tensor, dim: int) -> Ids | None:
         """The units along one dimension of a tensor, shape (size,); None if it has none there, or not by it alone."""
-        found = along(self.labels_of(tensor), dim % max(1, tensor.dim())) if tensor.dim() else None
-        return None if found is None or len(varying(found)) > 1 else found.reshape(-1)
+        result = along(self.labels_of(tensor), dim % max(1, tensor.dim())) if tensor.dim() else None
+        return None if result is None or len(varying(result)) > 1 else result.reshape(-1)
 
     def lay(self, ids: Ids | None, dim: int, output: int = 0) -> Labels:
         """Labels for an output whose only units are ``ids``, along ``dim``; of none there are no labels."""
@@ -161,17 +161,17 @@ class Call:
         if address is None or address.function not in (READING if reads else MASKABLE):
             return False
         arguments = self.watch.arguments if address.function in ZERO_NEUTRAL else self.watch.arguments[:1]
-        found = []
+        results = []
         for place, argument in enumerate(arguments):
             mine = self._same_units(argument, label, repeated) if isinstance(argument, torch.Tensor) else None
             if mine is not None:
-                found.append(MaskedArgument(address, place, mine))
+                results.append(MaskedArgument(address, place, mine))
                 if address.function not in EACH_BY_ITSELF:
                     break
-        self.constraints.masked += found
+        self.constraints.masked += results
         if reads:
-            self.constraints.consumed += [("", one.label.reshape(-1)) for one in found]
-        return bool(found)
+            self.constraints.consumed += [("", one.label.reshape(-1)) for one in results]
+        return bool(results)
 
     def _same_units(self, argument: torch.Tensor, label: Ids, repeated: bool) -> Ids | None:
         """The label itself if it broadcasts over the argument, or the argument's own with the same ids."""
@@ -221,13 +221,13 @@ class Call:
         places: Callable[[], Ids | None],
         by_itself: Callable[[], Any] | None = None,
     ) -> None:
-        """Note what is asked for if whole heads or groups go, and what if places within all of them do.
+        """Note what is asked for if whole heads or groups go, and what if dimensions within all of them do.
 
         The solver takes what leaves most units in the whole network.
 
         Args:
             whole: Notes what is asked for then.
-            places: The same. It gives the ids of an attention's places within its heads.
+            places: The same. It gives the ids of an attention's head dimensions.
             by_itself: Which of the two the operation would take by itself.
         """
         ways = [(False, whole), (True, places)]

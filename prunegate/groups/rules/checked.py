@@ -27,7 +27,7 @@ def checked(rule: Rule, target: str, like: str | None) -> Rule:
     @wraps(rule)
     def told(call: Call) -> list[Labels]:
         try:
-            found = rule(call)
+            result = rule(call)
         except PrunegateError:
             raise
         except Exception as error:  # a user's code may raise anything
@@ -36,13 +36,13 @@ def checked(rule: Rule, target: str, like: str | None) -> Rule:
                 f"{where} raised {type(error).__name__}: {first_line(error)}{_line_of(error, rule)}, at {_place(call)}."
                 f" Its arguments are {given}. help(prunegate.register_rule) shows what a rule does."
             ) from error
-        fault = _fault(found, call.outputs)
+        fault = _fault(result, call.outputs)
         if fault is not None:
             raise RuleError(
                 f"{where} returned {fault}, at {_place(call)}. A label has as many dimensions as the tensor: full size "
                 "where its units lie, 1 elsewhere. help(prunegate.register_rule) has examples."
             )
-        return found
+        return result
 
     return told
 
@@ -63,12 +63,12 @@ def _line_of(error: Exception, rule: Rule) -> str:
     return f" ({code.co_filename}, line {lines[-1]})" if code is not None and lines else ""
 
 
-def _fault(found: Any, outputs: Sequence[torch.Tensor]) -> str | None:
+def _fault(result: Any, outputs: Sequence[torch.Tensor]) -> str | None:
     """What is wrong with the labels that a rule returned, if anything is."""
-    if not isinstance(found, (list, tuple)) or len(found) != len(outputs):
-        many = f"{len(found)} entries" if isinstance(found, (list, tuple)) else f"a {type(found).__name__}"
+    if not isinstance(result, (list, tuple)) or len(result) != len(outputs):
+        many = f"{len(result)} entries" if isinstance(result, (list, tuple)) else f"a {type(result).__name__}"
         return f"{many}, expected a list with the labels of each of the {len(outputs)} output tensors"
-    for labels, tensor in zip(found, outputs, strict=True):
+    for labels, tensor in zip(result, outputs, strict=True):
         shape = tuple(tensor.shape)
         if not isinstance(labels, (tuple, list)):
             return f"a {type(labels).__name__} for the output of shape {shape}, expected a tuple of labels"

@@ -114,8 +114,8 @@ def _choose_heads(call: Call, left: tuple[torch.Tensor, Ids], right: tuple[torch
         )
 
     call.constraints.head_places.append((call.module, wide[0].reshape(-1)))
-    prefers_places = len(np.unique(heads)) < wide.shape[2] and not stored
-    choose_within(call, wide, 2, leaves_out, heads=heads, prefers_places=prefers_places)
+    prefers_dimensions = len(np.unique(heads)) < wide.shape[2] and not stored
+    choose_within(call, wide, 2, leaves_out, heads=heads, prefers_dimensions=prefers_dimensions)
     return call.keep([heads])
 
 
@@ -123,8 +123,8 @@ def _places_of(call: Call, labels: Labels) -> Ids | None:
     """The places of queries and keys that those of an attention's values go with: code holds one width of heads."""
     for label in labels:
         if varying(label) == (0, 2):
-            found = (ids for module, ids in reversed(call.constraints.head_places) if module == call.module)
-            places = next(found, None)
+            results = (ids for module, ids in reversed(call.constraints.head_places) if module == call.module)
+            places = next(results, None)
             return places if places is not None and label.shape[2] == places.size else None
     return None
 

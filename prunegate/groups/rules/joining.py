@@ -20,9 +20,9 @@ def _cat(call: Call) -> list[Labels]:
     beside = [tuple(x for x in call.labels_of(t) if x is not mine) for t, mine in zip(parts, across, strict=True)]
     # A label over the joined dimension and another one at once: whatever else it varies on must agree.
     others = {d for label in across if label is not None for d in varying(label) if d != dim}
-    clear = [tuple(x for x in found if not others.intersection(varying(x))) for found in beside]
-    for found, left in zip(beside, clear, strict=True):
-        for label in found:
+    clear = [tuple(x for x in results if not others.intersection(varying(x))) for results in beside]
+    for results, left in zip(beside, clear, strict=True):
+        for label in results:
             if not any(label is x for x in left):
                 call.pin(label, "joined with channels that are arranged differently")
 

@@ -28,16 +28,16 @@ class RuleFamily:
 
 def rule_families() -> list[RuleFamily]:
     """All rules by family, those of users last; operations that torch tags as pointwise need none."""
-    found: dict[str, list[str]] = {}
+    results: dict[str, list[str]] = {}
     for name, rule in (
         *BUILTIN_RULES.items(),
         *((name, known.rule) for name, known in FUNCTION_RULES.items()),
         *((cls.__name__, rule) for cls, rule in BUILTIN_MODULE_RULES.items()),
     ):
-        found.setdefault(_family_of(rule), []).append(name)
+        results.setdefault(_family_of(rule), []).append(name)
     families = [
         RuleFamily(module.rpartition(".")[2], _first_sentence(module), tuple(sorted(names)))
-        for module, names in sorted(found.items())
+        for module, names in sorted(results.items())
     ]
     own = (*OPERATION_RULES, *(cls.__qualname__ for cls in MODULE_RULES))
     return (

@@ -75,11 +75,11 @@ def _split(call: Call) -> list[Labels]:
     equal = call.name in ("split", "unsafe_split") and len(set(lengths)) == 1
     for label in call.labels_of(source):
         whole = label.shape[dim] == 1
-        for i, found in enumerate(results):
-            found.append(label if whole else label.take(range(bounds[i], bounds[i + 1]), axis=dim))
+        for i, result in enumerate(results):
+            result.append(label if whole else label.take(range(bounds[i], bounds[i + 1]), axis=dim))
             if equal and not whole and i:
-                call.constraints.tie(results[0][-1], found[-1])
-    return [call.keep(found) for found in results]
+                call.constraints.tie(results[0][-1], result[-1])
+    return [call.keep(result) for result in results]
 
 
 def _unbind(call: Call) -> list[Labels]:
@@ -185,10 +185,10 @@ def _same_operation(call: Call) -> list[Labels]:
             }
             moved = _invoke(call.func, arguments)
         parts = moved if isinstance(moved, (tuple, list)) else [moved]
-        for found, part in zip(results, parts, strict=True):
+        for result, part in zip(results, parts, strict=True):
             ids = part.numpy().astype(np.int64)
-            found.append(ids)
-    return [call.keep(found) for found in results]
+            result.append(ids)
+    return [call.keep(result) for result in results]
 
 
 def _invoke(func: torch._ops.OpOverload, arguments: dict[str, Any]) -> Any:

@@ -65,7 +65,7 @@ def _over_last_dims(call: Call) -> list[Labels]:
         elif len(inside) > 1:
             free += call.clear_of([label], inside, _STATISTICS)
         else:  # normalised within each unit, as a head's width is
-            own = [align(ids, x.dim()) for found, _ in vectors for ids in found]
+            own = [align(ids, x.dim()) for results, _ in vectors for ids in results]
             choose_within(call, label, inside[0], lambda places: call.mask(places, repeated=True), own)
             vectors = []
             free.append(label)

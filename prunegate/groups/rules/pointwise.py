@@ -22,7 +22,7 @@ def unite_operands(
     dimension cannot be sliced: the unit is tied along it, or pinned if it lies along nothing else.
 
     Args:
-        places: What places within heads are tied with, should they be what is removed.
+        places: What head dimensions are tied with, should they be what is removed.
         has_tables: Whether constants of the code may be numbers for each place, as a rotary table holds them; where
             entries are placed, they are zeros or the like to place them on.
     """
@@ -30,15 +30,15 @@ def unite_operands(
     if quick is not None:
         return quick
     shapes = [(1,) * (ndim - len(shape)) + shape for _, shape in operands]
-    labels = [[align(label, ndim) for label in found] for found, _ in operands]
+    labels = [[align(label, ndim) for label in results] for results, _ in operands]
     if has_tables:
         _set_tables_aside(call, labels)
-    covered = [{d for label in found for d in varying(label)} for found in labels]
+    covered = [{d for label in results for d in varying(label)} for results in labels]
     spanned = [{d for d, size in enumerate(shape) if size > 1} for shape in shapes]
 
     left: list[tuple[set[int], Ids]] = []
-    for found in labels:
-        for label in found:
+    for results in labels:
+        for label in results:
             dims = set(varying(label))
             bare = dims & set().union(*(spanned[j] - covered[j] for j in range(len(operands))))
             if bare == dims:
@@ -135,15 +135,15 @@ def _set_tables_aside(call: Call, labels: list[list[Ids]]) -> None:
     A rotary table, or a scale, over the width of heads meets all heads: were its entries taken for channels,
     every head would have to lose the same positions. Without it each head goes as a whole.
     """
-    wide = [set(varying(label)) for found in labels for label in found]
-    for found in labels:
-        for label in list(found):
+    wide = [set(varying(label)) for result in labels for label in result]
+    for result in labels:
+        for label in list(result):
             dims = set(varying(label))
             wider = [other for other in wide if dims < other]
             # Between two dimensions there is a choice; of more, those of a vector's entries could not be told.
             if wider and call.constraints.is_table(label, with_vectors=max(map(len, wider)) > 2):
                 call.pin(label, "a table or scale that several sets of channels share")
-                found[:] = [x for x in found if x is not label]
+                result[:] = [x for x in result if x is not label]
 
 
 def pointwise(call: Call) -> list[Labels]:

@@ -135,15 +135,15 @@ def _take_state(call: Call, state: torch.Tensor, units: Ids) -> None:
 
 def _outputs(call: Call, output: Ids, last_output: Ids, last_state: Ids) -> list[Labels]:
     """Labels of the output of every step, and of the last states; what tells of packed sequences has none."""
-    found: list[Labels] = []
+    results: list[Labels] = []
     states = iter((last_output, last_state))
     for number, tensor in enumerate(call.outputs):
         if not tensor.is_floating_point():
-            found.append(())
+            results.append(())
             continue
         ids = output if number == 0 else next(states)
-        found.append((on_axis(ids, tensor.dim() - 1, tensor.dim()),) if ids.size > 1 else ())
-    return found
+        results.append((on_axis(ids, tensor.dim() - 1, tensor.dim()),) if ids.size > 1 else ())
+    return results
 
 
 def _note_cost(call: Call, weight: torch.Tensor, positions: int) -> None:

@@ -125,7 +125,7 @@ def module_rule(cls: type[nn.Module]) -> Rule | None:
     """The rule for a module class or the nearest class it extends: a registered one, or one of the package's own."""
     for rules in (MODULE_RULES, BUILTIN_MODULE_RULES):
         if rules:
-            found = next((rules[base] for base in cls.__mro__ if base in rules), None)
-            if found is not None:
-                return found
+            result = next((rules[base] for base in cls.__mro__ if base in rules), None)
+            if result is not None:
+                return result
     return None

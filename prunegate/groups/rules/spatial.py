@@ -17,8 +17,8 @@ _MIXED = "mixed with its neighbours by pooling or resizing"
 
 def _spatial(call: Call) -> list[Labels]:
     source = call.inputs[0]
-    found = re.search(r"(\d)d", call.name)
-    mixed = int(found.group(1)) if found else 2
+    result = re.search(r"(\d)d", call.name)
+    mixed = int(result.group(1)) if result else 2
     for other in call.inputs[1:]:
         call.pin(call.labels_of(other), "used as coordinates")
     positions = range(source.dim() - mixed, source.dim())

@@ -1,4 +1,4 @@
-"""Operations within heads: of a unit that lies along heads and their width, whole heads can go or places from each."""
+"""Operations within heads: of what lies along heads and their width, whole heads can go or dimensions of each."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ def choose_within(
     leaves_out: Callable[[Ids], bool],
     vectors: Sequence[Ids] = (),
     heads: Ids | None = None,
-    prefers_places: bool = False,
+    prefers_dimensions: bool = False,
 ) -> None:
-    """Note that an operation looks at all places of each head: whole heads can go, or the same places from all of them.
+    """Note that an operation looks at all dimensions of each head: whole heads can go, or the same dimensions of all.
 
     Args:
-        label: Over the heads and, along dimension ``inner``, the places.
-        leaves_out: Has the operation leave places out, whose flat ids it is given; says whether it can.
-        vectors: Labels of the operation's own weights along ``inner``, which go with the places.
+        label: Over the heads and, along dimension ``inner``, their dimensions.
+        leaves_out: Has the operation leave dimensions out, whose flat ids it is given; says whether it can.
+        vectors: Labels of the operation's own weights along ``inner``, which go with the dimensions.
         heads: What stands for the heads in the result, of the label's shape but for 1 along ``inner``; see `head_ids`.
-        prefers_places: Whether places would be taken if nothing else counted.
+        prefers_dimensions: Whether dimensions would be taken if nothing else counted.
     """
 
     def whole() -> None:
@@ -46,14 +46,14 @@ def choose_within(
             if dim != inner:
                 kept = call.constraints.tie_along(kept, dim)
         if heads is not None:
-            call.pin(heads, "places within these heads are removed, the heads stay")
+            call.pin(heads, "dimensions of these heads are removed, the heads stay")
         for vector in vectors:
             call.constraints.tie(kept, vector)
         if not leaves_out(kept.reshape(-1)):
             call.pin(kept, _CANNOT_LEAVE_OUT.format(call.name))
         return kept.reshape(-1)
 
-    call.either("heads", whole, places, by_itself=places if prefers_places else whole)
+    call.either("heads", whole, places, by_itself=places if prefers_dimensions else whole)
 
 
 def head_ids(call: Call, label: Ids, inner: int) -> Ids:

@@ -1,4 +1,4 @@
-"""What a user can do about channels that are pinned, by the reason they are pinned for."""
+"""What a user can do about channels that are not prunable, by the reason."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ _ADVICE: tuple[tuple[str, str], ...] = (
     ("index", "Slice or permute with fixed positions instead of an index tensor, where possible."),
     ("joined with channels", "Give both sides channels that a layer makes, for example through a 1x1 convolution."),
     ("merged into one dimension", "Keep the two kinds of channels in dimensions of their own."),
-    ("meets channels that cannot be removed", "The other operand holds inputs or pinned channels; a layer between "
+    ("meets channels that cannot be removed", "The other operand holds inputs, or channels that stay; a layer between "
      "the two (a projection on the shortcut) frees them."),
-    ("summed against channels that cannot", "The other operand holds inputs or pinned channels; a layer between "
+    ("summed against channels that cannot", "The other operand holds inputs, or channels that stay; a layer between "
      "the two frees them."),
     ("is taken over these channels", "Use one of torch's functions for it (mean, var, layer_norm, softmax), which "
      "have a masked form."),

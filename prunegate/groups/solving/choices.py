@@ -21,7 +21,7 @@ from prunegate.groups.solving.partition import Ids, Partition
 if TYPE_CHECKING:
     from prunegate.groups.solving.constraints import Constraints
 
-# What a choice is between: whole heads or places within them, whole groups of channels or places within them.
+# What a choice is between: whole heads or head dimensions, whole groups of channels or places within them.
 ChoiceKind: TypeAlias = Literal["heads", "groups"]
 
 # With at most so many combinations all of them are looked at.
@@ -34,7 +34,7 @@ class Way:
 
     Attributes:
         is_inner: Places within heads or groups go, and these stay.
-        places: Of an attention the ids of the places within its heads, if it is these that go.
+        places: Of an attention the ids of the head dimensions, if it is these that go.
     """
 
     is_inner: bool
@@ -62,7 +62,7 @@ class _Alike:
 
     Attributes:
         ways: For each way that is allowed the sides of its ties and the roots that it pins and that it has read.
-        inner: For each whether places within heads or groups go.
+        inner: For each whether dimensions within heads or groups go.
         members: The choices, and for each the numbers of its ways in the order of ``ways``.
     """
 
@@ -120,14 +120,14 @@ def _what_is_known(
 
 
 def _alike(constraints: Constraints, root_of: Ids, whole_heads: frozenset[str] | None) -> list[_Alike]:
-    found: dict[Any, _Alike] = {}
+    results: dict[Any, _Alike] = {}
     for number, choice in enumerate(constraints.choices):
         numbers = choice.allowed(whole_heads)
         ways = [_roots_of(choice.ways[n], root_of) for n in numbers]
         inner = [choice.ways[n].is_inner for n in numbers]
         key = (*inner, *(part.tobytes() for way in ways for part in way))
-        found.setdefault(key, _Alike(ways, inner, [])).members.append((number, numbers))
-    return list(found.values())
+        results.setdefault(key, _Alike(ways, inner, [])).members.append((number, numbers))
+    return list(results.values())
 
 
 def _roots_of(way: Way, root_of: Ids) -> tuple[Ids, Ids, Ids, Ids]:

@@ -19,12 +19,12 @@ def masked_calls(constraints: Constraints, units_of: Ids) -> list[MaskedCall]:
     units: dict[tuple[str, str, int, tuple[int, ...], bytes], Ids] = {}
     at_code: dict[tuple[str, str, int, CodePlace | None], dict[int, set[Any]]] = defaultdict(lambda: defaultdict(set))
     for masked in constraints.masked:
-        found = collapse(units_of[masked.label])
-        if (found >= 0).any():
+        result = collapse(units_of[masked.label])
+        if (result >= 0).any():
             address = masked.address
-            key = (address.module, address.function, masked.place, found.shape, found.tobytes())
+            key = (address.module, address.function, masked.place, result.shape, result.tobytes())
             alike[key].append(address)
-            units[key] = found
+            units[key] = result
             for code in (address.code, None):
                 at_code[address.module, address.function, masked.place, code][address.index].add(key)
 

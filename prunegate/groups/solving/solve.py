@@ -55,8 +55,8 @@ def solve(
     reasons = _reasons_by_root(constraints, element_of, partition, why, pins)
 
     stored = [axis for axis in constraints.axes if axis.kind != "constant"]
-    found = by_axes_and_reason(alike, partition, reasons)
-    groups, pinned, unit_of_root = _group_units(found, stored, pins, constraints, refused, partition.size)
+    result = by_axes_and_reason(alike, partition, reasons)
+    groups, pinned, unit_of_root = _group_units(result, stored, pins, constraints, refused, partition.size)
     units_of = unit_of_root[partition.roots()][element_of]
 
     greatest = _over_axes(np.maximum, constraints, units_of)
@@ -135,7 +135,7 @@ def _reasons_by_root(constraints: Constraints, element_of: Ids, partition: Parti
 
 
 def _group_units(
-    found: Mapping[tuple[tuple[int, ...], int], Ids],
+    results: Mapping[tuple[tuple[int, ...], int], Ids],
     stored: Sequence[LabelledAxis],
     pins: list[Pin],
     constraints: Constraints,
@@ -149,7 +149,7 @@ def _group_units(
     pinned: list[PinnedGroup] = []
     unit_of_root = np.full(num_elements, -1, dtype=np.int64)
     count = 0
-    for (signature, reason), roots in sorted(found.items(), key=lambda item: (item[0][0], item[0][1])):
+    for (signature, reason), roots in sorted(results.items(), key=lambda item: (item[0][0], item[0][1])):
         named_by = next((i for i in signature if i in producing), signature[0])
         name = _group_name(stored[named_by].tensor)
         if reason != _NO_REASON and named_by not in producing:
@@ -201,8 +201,8 @@ def _over_axes(reduce: np.ufunc, constraints: Constraints, values: Ids) -> list[
     """One number for each axis: ids are handed out axis after axis, so all are found at once."""
     if not constraints.axes:
         return []
-    found: list[int] = reduce.reduceat(values, [axis.start for axis in constraints.axes]).tolist()
-    return found
+    results: list[int] = reduce.reduceat(values, [axis.start for axis in constraints.axes]).tolist()
+    return results
 
 
 def _with_members(
@@ -256,19 +256,19 @@ def _least_units(constraints: Constraints, units_of: Ids, bounds: Ids) -> list[i
 
 def _multiples(constraints: Constraints, units_of: Ids, bounds: Ids) -> list[int]:
     """What the number of each group's units that stay is best a multiple of."""
-    found = [1] * (len(bounds) - 1)
+    result = [1] * (len(bounds) - 1)
     for ids, multiple in constraints.multiples:
         units = units_of[ids.reshape(-1)]
         present, entries = np.unique(units[units >= 0], return_counts=True)
         for group, count in zip(np.searchsorted(bounds, present, side="right") - 1, entries, strict=True):
-            found[group] = math.lcm(found[group], multiple // math.gcd(multiple, int(count)))
-    return found
+            result[group] = math.lcm(result[group], multiple // math.gcd(multiple, int(count)))
+    return result
 
 
 def _groups_among(units: Ids, bounds: Ids) -> list[int]:
     """The groups, ascending, that have units here."""
-    found: list[int] = np.unique(np.searchsorted(bounds, units[units >= 0], side="right") - 1).tolist()
-    return found
+    results: list[int] = np.unique(np.searchsorted(bounds, units[units >= 0], side="right") - 1).tolist()
+    return results
 
 
 def _sites(

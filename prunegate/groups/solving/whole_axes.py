@@ -46,19 +46,19 @@ def elements_of(axes: Sequence[LabelledAxis], pairs: Iterable[tuple[int, int]]) 
         first, second = leader_of(left), leader_of(right)
         leaders[max(first, second)] = min(first, second)
 
-    found: dict[int, AlikeAxes] = {}
+    results: dict[int, AlikeAxes] = {}
     offsets = []
     elements = stored = 0
     for number, axis in enumerate(axes):
         leader = leader_of(number)
         if leader == number:
-            found[leader] = AlikeAxes(elements, axis.length, [])
+            results[leader] = AlikeAxes(elements, axis.length, [])
             elements += axis.length
         if axis.kind != "constant":
-            found[leader].stored.append(stored)
+            results[leader].stored.append(stored)
             stored += 1
-        offsets.append(axis.start - found[leader].first_element)
+        offsets.append(axis.start - results[leader].first_element)
     ids = np.arange(axes[-1].start + axes[-1].length if axes else 0, dtype=np.int64)
     if axes:
         ids -= np.repeat(offsets, [axis.length for axis in axes])
-    return ids, list(found.values())
+    return ids, list(results.values())

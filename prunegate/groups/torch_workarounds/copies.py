@@ -59,16 +59,16 @@ def on_meta(tensor: torch.Tensor) -> torch.Tensor:
 
 def modules_by_path(model: nn.Module) -> list[tuple[str, nn.Module]]:
     """What ``model.named_modules()`` gives, each module once by the first path it has, without nested generators."""
-    found: dict[int, tuple[str, nn.Module]] = {}
+    results: dict[int, tuple[str, nn.Module]] = {}
     pending = [("", model)]
     while pending:
         path, module = pending.pop()
-        if id(module) in found:
+        if id(module) in results:
             continue
-        found[id(module)] = (path, module)
+        results[id(module)] = (path, module)
         prefix = f"{path}." if path else ""
         pending += [(prefix + n, m) for n, m in reversed(module._modules.items()) if m is not None]
-    return list(found.values())
+    return list(results.values())
 
 
 _ATOMS = frozenset({bool, int, float, complex, str, bytes, type(None), type, torch.dtype, torch.device, torch.Size})
@@ -163,9 +163,9 @@ class _Copier:
         twins.update((id(handle), handle_on(handle, self.memo)) for handle in self._handles)
         rebind = Rebinding(twins)
         for value, replace in self._doubtful():
-            found = rebind(value)
-            if found is not value:
-                replace(found)
+            result = rebind(value)
+            if result is not value:
+                replace(result)
 
     def _hidden_modules(self) -> list[nn.Module]:
         """The modules that only functions refer to: they may have statistics that a forward changes.
@@ -215,8 +215,8 @@ def _are_alike(module: nn.Module, model: nn.Module) -> bool:
 
 def _is_inert(value: Any) -> bool:
     """Whether ``value`` is no function, and holds none, that could refer to something with a copy."""
-    found = reached(value if type(value) is set else [value], lambda one: isinstance(one, enum.Enum))
-    return all(type(one) in _INERT or isinstance(one, enum.Enum | type | types.ModuleType) for one in found)
+    result = reached(value if type(value) is set else [value], lambda one: isinstance(one, enum.Enum))
+    return all(type(one) in _INERT or isinstance(one, enum.Enum | type | types.ModuleType) for one in result)
 
 
 _INERT = _ATOMS | {tuple, frozenset, functools.partial, types.FunctionType, types.CellType, types.BuiltinFunctionType}

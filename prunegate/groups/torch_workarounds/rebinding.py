@@ -43,11 +43,11 @@ def rebound(value: Any, twins: Mapping[int, Any]) -> Any:
 def refers_to(value: Any, ids: Container[int]) -> bool:
     """Whether ``value`` is one of the objects with these ids, or `rebound` finds one of them in it."""
 
-    def is_one(found: Any) -> bool:
-        referent = _referent(found)
-        return id(found) in ids or (referent is not None and id(referent) in ids)
+    def is_one(result: Any) -> bool:
+        referent = _referent(result)
+        return id(result) in ids or (referent is not None and id(referent) in ids)
 
-    return any(is_one(found) for found in reached([value], is_one))
+    return any(is_one(result) for result in reached([value], is_one))
 
 
 def reached(values: Iterable[Any], is_end: Callable[[Any], bool]) -> Iterator[Any]:
@@ -99,13 +99,13 @@ class Rebinding:
             elif not self._is_known(one):
                 for part in _parts(one):
                     holders.setdefault(id(part), []).append(id(one))
-        found = set(changing)
+        result = set(changing)
         while changing:
-            more = [holder for holder in holders.get(changing.pop(), ()) if holder not in found]
-            found.update(more)
+            more = [holder for holder in holders.get(changing.pop(), ()) if holder not in result]
+            result.update(more)
             changing += more
         for one in met:
-            self._changes.setdefault(id(one), id(one) in found)
+            self._changes.setdefault(id(one), id(one) in result)
         self._alive += met
 
     def _is_known(self, value: Any) -> bool:
