@@ -53,7 +53,7 @@ def test_inspect_shows_groups_and_pinned_with_reasons(folder: Path, capsys: pyte
         assert any(group.name in line and f" {group.num_units} " in line for line in printed.splitlines())
         for member in group.members:
             assert f"{member.tensor}[{member.axis}]" in printed
-    assert "pinned" in printed
+    assert "not prunable" in printed
     assert any(" 7 " in line and "part of the model's output" in line for line in printed.splitlines())
     assert f"{gated.dense_cost('macs'):,} MACs per sample" in printed
     assert files(folder) == before
