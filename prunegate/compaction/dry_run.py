@@ -24,6 +24,7 @@ from prunegate.compaction.precision import Widely, converted, outputs_of, random
 from prunegate.compaction.surgery import cut
 from prunegate.gates import GateSites
 from prunegate.groups import Analysis, ExampleInputs, FakeTensors, Pin, Trace, copy_with, the_same
+from prunegate.groups.following.running import single_draws
 from prunegate.groups.torch_workarounds.kernels import decomposed_attention, exact_arithmetic
 
 logger = logging.getLogger(__name__)
@@ -135,7 +136,8 @@ def shape_fault_of(model: nn.Module, runs: CutRuns, fix_ups: FixUps) -> Fault | 
     fixed_up: nn.Module | None = None
     for sizes in runs.at_given_sizes() if fix_ups.replays else runs.runs:
         # The fused kernel of torch's encoder layers checks nothing on tensors without data.
-        with decomposed_attention(), fake_tensors.running_unfollowed(), torch.no_grad():
+        draws = single_draws(sizes.variation.dropped)
+        with decomposed_attention(), fake_tensors.running_unfollowed(), torch.no_grad(), draws:
             if fixed_up is None:
                 fixed_up = fake_tensors.of_model(model).eval()
                 cut(fixed_up, Plan.of(sizes.analysis, sizes.keep))

@@ -81,7 +81,7 @@ def _observe(
         resize(copied.get_submodule(path), ())  # what its code does by itself is to be seen
     given = sizes.variation.of(inputs).map(fake_tensors.of)
     learner = _Learner(sizes, frozenset(paths), seen, sizes_of(given))
-    with run_watched(copied, learner, fake_tensors):
+    with run_watched(copied, learner, fake_tensors, sizes.variation.dropped):
         try:
             copied(*given.args, **given.kwargs)
         except CannotRewriteError:

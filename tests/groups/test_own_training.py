@@ -10,8 +10,9 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+import prunegate
 from prunegate.groups import ExampleInputs, Trace
-from tests.wrapping.exactness import assert_exact, noise
+from tests.wrapping.exactness import assert_exact, noise, units
 
 
 class Net(nn.Module):
@@ -93,6 +94,61 @@ class CallsWhatItIsGiven(Net):
     def forward(self, x: torch.Tensor) -> Any:
         y = self.a(x)
         return self.b(self.augment(y) if self.training else y)
+
+
+class DropsLayers(nn.Module):
+    """Without a sum around them: what comes before a layer is then read by what comes behind it."""
+
+    share = 0.3
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.layers, self.b = (
+            nn.Linear(5, 12),
+            nn.ModuleList(nn.Linear(12, 12) for _ in range(2)),
+            nn.Linear(12, 3),
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.a(x)
+        for layer in self.layers:
+            if self.training:
+                draw = torch.rand([])
+                if draw < self.share:
+                    continue
+            y = layer(y).relu()
+        return self.b(y)
+
+
+class DropsLayersByName(DropsLayers):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.a(x)
+        for layer in self.layers:
+            skip = self.training and torch.rand(1).item() < self.share
+            if not skip:
+                y = layer(y).relu()
+        return self.b(y)
+
+
+class ReturnsEarly(DropsLayers):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.a(x)
+        if self.training and torch.rand(()) < self.share:
+            return self.b(y)
+        return self.b(self.layers[1](self.layers[0](y)).relu())
+
+
+@pytest.mark.parametrize("kind", [DropsLayers, DropsLayersByName])
+def test_channels_around_a_layer_that_is_dropped_at_random_go_together(kind: type[DropsLayers]) -> None:
+    model = kind()
+    gated = assert_exact(model, noise(2, 6, 5), (noise(3, 6, 5),), seeds=4)
+    assert units(gated) == {"a": 12}
+    model.share = 0.0  # layers that are never dropped may lose different channels
+    assert units(prunegate.wrap(model.eval(), noise(2, 6, 5))) == {"a": 12, "layers.0": 12, "layers.1": 12}
+
+
+def test_channels_around_a_way_out_go_together() -> None:
+    assert units(assert_exact(ReturnsEarly(), noise(2, 6, 5), seeds=4)) == {"a": 12, "layers.0": 12}
 
 
 def follows_training(model: nn.Module) -> bool:

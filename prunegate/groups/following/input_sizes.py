@@ -13,6 +13,7 @@ from typing import TypeAlias
 import torch
 
 from prunegate.groups.following.inputs import ExampleInputs
+from prunegate.groups.torch_workarounds.draws import Dropped
 
 # For a tensor the dimensions that are positions: pixels, tokens, samples of sound.
 _Layout: TypeAlias = Callable[[torch.Tensor], tuple[int, ...]]
@@ -26,6 +27,7 @@ class Variation:
         doubled: Every sample is there twice.
         layout: Where positions are taken to be, a name in `_LAYOUTS`; None if they stay.
         growth: How their number grows, ``"steps"`` or ``"twice"``.
+        dropped: What is dropped where the model's code decides by a single random number; None leaves it to chance.
         other: Number of the other call that is taken in place of the example inputs; None for these.
     """
 
@@ -33,6 +35,7 @@ class Variation:
     layout: str | None = None
     growth: str = "steps"
     other: int | None = None
+    dropped: Dropped | None = None
 
     def of(self, inputs: ExampleInputs) -> ExampleInputs:
         """The example inputs so varied. Values are those of the example, repeated."""

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import ast
 import inspect
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from types import CodeType
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import nn
 
@@ -20,8 +21,20 @@ from prunegate.groups.following.reading import UNKNOWN, Reader, Search, own_forw
 from prunegate.groups.following.size_calls import SIZED
 
 
-def differs_in_training(model: nn.Module, ran: Collection[str], lines: LinesRun) -> bool:
-    """Whether code of the model, other than torch's own layers, does more in training than in a run in eval mode.
+class OwnTraining(NamedTuple):
+    """What code of a model, other than torch's own layers, does in training and did not do in a run in eval mode.
+
+    Attributes:
+        does_more: It does something that has to do with channels.
+        skips: It may skip what eval mode does, such as layers that are dropped at random.
+    """
+
+    does_more: bool = False
+    skips: bool = False
+
+
+def own_training(model: nn.Module, ran: Collection[str], lines: LinesRun) -> OwnTraining:
+    """Read what the model does in training.
 
     Args:
         ran: Paths of the modules that ran.
@@ -29,8 +42,8 @@ def differs_in_training(model: nn.Module, ran: Collection[str], lines: LinesRun)
     """
     classes: set[Any] = {type(module) for module in model.modules()}
     if not any(map(_looks_at_training, classes)):
-        return False
-    search = Search(lines, _ReaderOfTraining)
+        return OwnTraining()
+    search = _SearchOfTraining(lines, _ReaderOfTraining)
     for path in ran:
         module = model.get_submodule(path)
         forward = own_forward(module)
@@ -38,7 +51,12 @@ def differs_in_training(model: nn.Module, ran: Collection[str], lines: LinesRun)
             names = frozenset(inspect.signature(forward).parameters)
             search.add(forward, path, module, frozenset(), names)
     search.run()
-    return bool(search.unrun or search.unread)
+    return OwnTraining(bool(search.unrun or search.unread), search.skips)
+
+
+@dataclass
+class _SearchOfTraining(Search):
+    skips: bool = False
 
 
 class _ReaderOfTraining(Reader):
@@ -50,9 +68,34 @@ class _ReaderOfTraining(Reader):
         if isinstance(node, ast.Attribute):
             return node.attr == "training"
         if isinstance(node, ast.BoolOp) and isinstance(node.op, ast.And):
-            # What a module was built without stays off.
-            return any(map(self.changes, node.values)) and not any(self.held(value) is False for value in node.values)
+            return any(map(self.changes, node.values)) and not any(map(self._is_never, node.values))
         return not isinstance(node, ast.Call) and any(map(self.changes, ast.iter_child_nodes(node)))
+
+    def _is_never(self, test: ast.expr) -> bool:
+        """Whether a condition is never met: what a module was built without, or drops with probability 0."""
+        if isinstance(test, ast.Compare) and isinstance(test.ops[0], ast.Lt):
+            return bool(self.held(test.comparators[0]) == 0)
+        return not self.changes(test) and self.held(test) is False
+
+    def branch(self, statement: ast.If | ast.While, rest: Sequence[ast.stmt]) -> None:
+        if not self.changes(statement.test):
+            return
+        after = statement.test.end_lineno or statement.test.lineno
+        arms = (statement.body, statement.orelse)
+        leaves = any(map(self._may_leave, (*statement.body, *statement.orelse)))
+        if any(self.ran(arm, after) for arm in arms) or (leaves and self.ran(rest, after)):
+            assert isinstance(self.search, _SearchOfTraining)
+            self.search.skips = True
+
+    def _may_leave(self, statement: ast.stmt) -> bool:
+        if isinstance(statement, (ast.Return, ast.Continue, ast.Break)):
+            return True
+        if isinstance(statement, ast.If) and self._is_never(statement.test):
+            return any(map(self._may_leave, statement.orelse))
+        inner = (getattr(statement, name, []) for name in ("body", "orelse", "finalbody"))
+        return not isinstance(statement, ast.FunctionDef) and any(
+            self._may_leave(one) for some in inner for one in some
+        )
 
     def other_call(self, node: ast.Call, name: str, condition: str) -> None:
         held = self.held(node.func)

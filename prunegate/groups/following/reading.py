@@ -123,10 +123,11 @@ class Reader:
                 below = self._below(statement.test, condition)
                 after = statement.test.end_lineno or statement.test.lineno
                 for arm in (statement.body, statement.orelse):
-                    self.body(arm, None if self._ran(arm, after) else below)
+                    self.body(arm, None if self.ran(arm, after) else below)
                 rest = statements[number + 1 :]
+                self.branch(statement, rest)
                 if isinstance(statement, ast.If) and any(map(_leaves, (statement.body, statement.orelse))):
-                    condition = None if self._ran(rest, after) else below
+                    condition = None if self.ran(rest, after) else below
             elif not isinstance(statement, (ast.FunctionDef, ast.ClassDef, ast.Raise, ast.Assert)):
                 for inner in ast.iter_child_nodes(statement):
                     if isinstance(inner, (ast.expr, ast.withitem)):
@@ -138,7 +139,7 @@ class Reader:
                 if isinstance(statement, ast.Match):
                     for case in statement.cases:
                         below = self._below(statement.subject, condition)
-                        self.body(case.body, None if self._ran(case.body, statement.lineno) else below)
+                        self.body(case.body, None if self.ran(case.body, statement.lineno) else below)
 
     def expression(self, node: ast.AST, condition: str | None) -> None:
         """Read an expression that is computed under a condition."""
@@ -154,7 +155,10 @@ class Reader:
         for inner in ast.iter_child_nodes(node):
             self.expression(inner, condition)
 
-    def _ran(self, statements: Sequence[ast.stmt], after: int) -> bool:
+    def branch(self, statement: ast.If | ast.While, rest: Sequence[ast.stmt]) -> None:
+        """Look at a condition, and at the statements behind it."""
+
+    def ran(self, statements: Sequence[ast.stmt], after: int) -> bool:
         """Whether a run went through these statements, as far as that shows beyond a line."""
         lines = (line for one in statements for line in range(max(one.lineno, after + 1), (one.end_lineno or 0) + 1))
         return any((self._file, line) in self.search.lines.passed for line in lines)

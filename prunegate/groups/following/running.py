@@ -13,6 +13,7 @@ from torch.overrides import TorchFunctionMode
 
 from prunegate.groups.following.watch import Watch, function_name
 from prunegate.groups.torch_workarounds.copies import modules_by_path
+from prunegate.groups.torch_workarounds.draws import Dropped, ScalarDraws
 from prunegate.groups.torch_workarounds.fake_tensors import FakeTensors
 from prunegate.groups.torch_workarounds.kernels import decomposed_attention
 
@@ -50,17 +51,29 @@ def stored_tensors(model: nn.Module) -> list[tuple[Literal["parameter", "buffer"
 
 
 @contextlib.contextmanager
-def run_watched(model: nn.Module, watch: Watch, fake_tensors: FakeTensors) -> Iterator[None]:
-    """The modes under which a model is followed, without the mode that follows its operations."""
+def run_watched(
+    model: nn.Module, watch: Watch, fake_tensors: FakeTensors, dropped: Dropped | None = None
+) -> Iterator[None]:
+    """The modes under which a model is followed, without the mode that follows its operations.
+
+    Args:
+        dropped: What is dropped where a single random number decides; None leaves it to chance.
+    """
     with (
         watch.modules_of(model),
         decomposed_attention(),
         torch.no_grad(),
         fake_tensors.running(),
         same_draws() if fake_tensors.kind == "real" else contextlib.nullcontext(),
+        single_draws(dropped),
         watch,
     ):
         yield
+
+
+def single_draws(dropped: Dropped | None) -> contextlib.AbstractContextManager[Any]:
+    """Decides what code decides by a single random number; None leaves it to chance."""
+    return contextlib.nullcontext() if dropped is None else ScalarDraws(dropped)
 
 
 @contextlib.contextmanager

@@ -18,8 +18,8 @@ from prunegate.groups.following.input_sizes import Variation, other_sizes
 from prunegate.groups.following.inputs import ExampleInputs
 from prunegate.groups.following.lines_run import LinesRun
 from prunegate.groups.following.outputs import names_of_state, tensors_in
-from prunegate.groups.following.own_training import differs_in_training
-from prunegate.groups.following.running import no_collection, run_watched, stored_tensors
+from prunegate.groups.following.own_training import OwnTraining, own_training
+from prunegate.groups.following.running import no_collection, run_watched, single_draws, stored_tensors
 from prunegate.groups.following.size_calls import OF_LAYERS
 from prunegate.groups.following.tape import Source, Tape
 from prunegate.groups.following.tracer import Tracer
@@ -32,6 +32,7 @@ from prunegate.groups.solving.constraints import Constraints, Pin
 from prunegate.groups.solving.solve import solve
 from prunegate.groups.solving.united import united_by, ways_of
 from prunegate.groups.torch_workarounds.copies import copy_with, the_same
+from prunegate.groups.torch_workarounds.draws import Dropped
 from prunegate.groups.torch_workarounds.fake_tensors import KINDS, FakeTensors, Kind
 from prunegate.groups.torch_workarounds.kernels import decomposed_attention
 
@@ -142,16 +143,16 @@ class Trace:
             self._values.add_leaf(tensor, kind, name)
         # What a run leaves behind in the model is not there in the next one.
         self._run(copy_with(copied, the_same), inputs, Variation(), training=False)
-        trains_otherwise = differs_in_training(copied, self._ran, self._lines)
+        training = own_training(copied, self._ran, self._lines)
         self.untaken = untaken_branches(copied, self._ran, self._lines)
-        if self._handles_sizes() or self._unused() or trains_otherwise or self.untaken:
-            self._follow_variations(copied, inputs, trains_otherwise)
+        if self._handles_sizes() or self._unused() or any(training) or self.untaken:
+            self._follow_variations(copied, inputs, training)
         for number in range(len(inputs.others)):
-            self._follow_other(copied, inputs, number, trains_otherwise)
+            self._follow_other(copied, inputs, number, training)
         if self.untaken:
             self.untaken = untaken_branches(copied, self._ran, self._lines)
 
-    def _follow_other(self, copied: nn.Module, inputs: ExampleInputs, number: int, trains_otherwise: bool) -> None:
+    def _follow_other(self, copied: nn.Module, inputs: ExampleInputs, number: int, own: OwnTraining) -> None:
         """Follow another call that the user gave, as it is and at another size."""
         known = set(self.tape.sized)
         try:
@@ -162,10 +163,10 @@ class Trace:
         if not known.issuperset(self.runs[-1].tape.sized):
             sizes = [replace(v, doubled=True, other=number) for v in other_sizes(inputs.others[number])]
             self._tried(copied, inputs, [*sizes, doubled], training=False)
-        if trains_otherwise and self._tried(copied, inputs, [doubled, Variation(other=number)], training=True) is None:
+        if any(own) and self._tried(copied, inputs, [doubled, Variation(other=number)], training=True) is None:
             self.not_followed += ((f"training mode at other_calls[{number}]", self._reason),)
 
-    def _follow_variations(self, copied: nn.Module, inputs: ExampleInputs, trains_otherwise: bool) -> None:
+    def _follow_variations(self, copied: nn.Module, inputs: ExampleInputs, own: OwnTraining) -> None:
         """Follow a run at another size, and one in training mode, as far as the model makes them."""
         known, other = set(self.tape.sized), None
         sizes = [*(replace(v, doubled=True) for v in other_sizes(inputs)), Variation(doubled=True)]
@@ -173,7 +174,7 @@ class Trace:
             other = self._tried(copied, inputs, sizes, training=False)
             if other is None:
                 self.not_followed += (("another number of samples", self._reason),)
-        if trains_otherwise or self._unused():
+        if own.does_more or self._unused():
             # Heads that only training runs read channels too; what they ask for must hold as well.
             trained = self._tried(copied, inputs, [Variation(doubled=True)], training=True)
             if trained is None:
@@ -182,6 +183,11 @@ class Trace:
                 taken = sizes[:-1] if other is None else [other]
                 # BatchNorm may refuse a single sample.
                 self._tried(copied, inputs, [v for t in taken for v in (replace(t, doubled=False), t)], training=True)
+        if own.skips:
+            # Channels on both sides of what is dropped at random go together.
+            ways: tuple[Dropped, ...] = ("even", "odd")
+            if not all(self._tried(copied, inputs, [Variation(True, dropped=way)], training=True) for way in ways):
+                self.not_followed += (("training mode with layers dropped", self._reason),)
 
     def _tried(
         self, model: nn.Module, inputs: ExampleInputs, variations: Sequence[Variation], training: bool
@@ -208,7 +214,8 @@ class Trace:
         """Whether torch's own kernels take such sizes: what follows a run is quicker, and asks less."""
         inputs = inputs.map(self._fake_tensors.of)
         try:
-            with self._fake_tensors.running_unfollowed(), decomposed_attention(), torch.no_grad():
+            draws = single_draws("none" if training else None)
+            with self._fake_tensors.running_unfollowed(), decomposed_attention(), torch.no_grad(), draws:
                 model.train(training)(*inputs.args, **inputs.kwargs)
         except Exception as error:  # a foreign forward may raise anything
             raise TraceError(f"the model does not take them: {type(error).__name__}: {error}") from error
@@ -224,12 +231,15 @@ class Trace:
         watch = Watch(tape, module_rule, FUNCTION_RULES)
         watch.lines = self._lines
         costs = len(self.constraints.contractions)
+        if training and variation.dropped is None:
+            variation = replace(variation, dropped="none")
         inputs = variation.of(inputs).map(self._fake_tensors.of)
         for tensor in inputs.tensors():
             self._values.set(tensor, ())
             tape.add(tensor, (), Source("input"))
         try:
-            with run_watched(model.train(training), watch, self._fake_tensors), Tracer(self._values, watch, tape):
+            watched = run_watched(model.train(training), watch, self._fake_tensors, variation.dropped)
+            with watched, Tracer(self._values, watch, tape):
                 outputs = model(*inputs.args, **inputs.kwargs)
         except RuleError:  # what a user's rule did is not the model's doing
             raise
