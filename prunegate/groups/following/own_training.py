@@ -17,8 +17,9 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from prunegate.groups.following.lines_run import LinesRun
-from prunegate.groups.following.reading import UNKNOWN, Reader, Search, own_forward
+from prunegate.groups.following.reading import UNKNOWN, Reader, Search
 from prunegate.groups.following.size_calls import SIZED
+from prunegate.groups.following.source_code import own_forward
 
 
 class OwnTraining(NamedTuple):
@@ -46,10 +47,9 @@ def own_training(model: nn.Module, ran: Collection[str], lines: LinesRun) -> Own
     search = _SearchOfTraining(lines, _ReaderOfTraining)
     for path in ran:
         module = model.get_submodule(path)
-        forward = own_forward(module)
-        if forward is not None and not type(module).__module__.startswith("torch."):
-            names = frozenset(inspect.signature(forward).parameters)
-            search.add(forward, path, module, frozenset(), names)
+        forward = vars(module).get("forward") or own_forward(module)
+        names = frozenset() if forward is None else frozenset(inspect.signature(forward).parameters)
+        search.add_forward(path, module, frozenset(), names)
     search.run()
     return OwnTraining(bool(search.unrun or search.unread), search.skips)
 
@@ -61,6 +61,9 @@ class _SearchOfTraining(Search):
 
 class _ReaderOfTraining(Reader):
     """Reads what only training runs: what changes is the mode alone."""
+
+    def decides(self, test: ast.expr) -> bool:
+        return self.changes(test)
 
     def changes(self, node: ast.AST) -> bool:
         if isinstance(node, ast.Name):

@@ -4,16 +4,24 @@ from __future__ import annotations
 
 import ast
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
-from types import CodeType, FunctionType, ModuleType
+from types import FunctionType, ModuleType
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
 from prunegate.groups.following.lines_run import SUSPECT, Line, LinesRun
+from prunegate.groups.following.source_code import (
+    definition,
+    first_argument,
+    flows_of,
+    is_of,
+    leaves,
+    own_forward,
+    picks_channels,
+)
 
 _SIZES = frozenset({"shape", "ndim"})
 _SIZE_CALLS = frozenset({"size", "dim", "numel", "ndimension", "nelement"})
@@ -59,14 +67,18 @@ class Search:
 
     Attributes:
         reader: What reads one function.
+        ran: Identities of the modules that ran.
         unrun: Calls that no run made, by where they stand.
         unread: Names of functions whose source is not there.
+        changing: Names of attributes that a forward sets to what changes from call to call.
     """
 
     lines: LinesRun
     reader: type[Reader]
+    ran: frozenset[int] = frozenset()
     unrun: dict[Line, Unrun] = field(default_factory=dict)
     unread: list[str] = field(default_factory=list)
+    changing: set[str] = field(default_factory=set)
     _tasks: list[_Task] = field(default_factory=list)
     _known: set[Any] = field(default_factory=set)
 
@@ -81,17 +93,33 @@ class Search:
     ) -> None:
         """Read one more function; see `_Task`."""
         function = inspect.unwrap(function)
-        if not isinstance(function, FunctionType) or function.__module__.startswith("torch."):
+        if not isinstance(function, FunctionType) or is_of(function, "torch."):
             return
         key = (function.__code__, type(module), changing, carrying, condition)
         if key not in self._known:
             self._known.add(key)
             self._tasks.append(_Task(path, module, function, changing, carrying, condition))
 
+    def add_forward(self, path: str, module: nn.Module, changing: frozenset[str], carrying: frozenset[str]) -> None:
+        """Read the forward that a module's author wrote, or that was put in its place."""
+        own = vars(module).get("forward")
+        if isinstance(own, FunctionType):
+            self.add(own, path, None, changing, carrying)
+        elif not is_of(type(module), "torch."):
+            self.add(own_forward(module), path, module, changing, carrying)
+
     def run(self) -> None:
+        first, known = list(self._tasks), -1
+        while len(self.changing) > known:  # what one function sets decides in another
+            known = len(self.changing)
+            self._tasks = list(first)
+            self._known.clear()
+            self._read()
+
+    def _read(self) -> None:
         while self._tasks:
             task = self._tasks.pop()
-            tree = _definition(task.function.__code__)
+            tree = definition(task.function.__code__)
             if tree is None:
                 self.unread.append(task.function.__qualname__)
             else:
@@ -105,8 +133,12 @@ class Reader:
         self.search, self.task = search, task
         self.changing, self.carrying = set(task.changing), set(task.carrying)
         self._file = task.function.__code__.co_filename
-        self._self = _first_argument(tree) if task.module is not None else None
-        flows = [flow for node in ast.walk(tree) for flow in _flows(node)]
+        self._self = first_argument(tree) if task.module is not None else None
+        nodes = list(ast.walk(tree))
+        flows = [flow for node in nodes for flow in flows_of(node)]
+        # What functions within the function are given is not known.
+        inner = (node.args for node in nodes if isinstance(node, (ast.FunctionDef, ast.Lambda)) and node is not tree)
+        self.carrying.update(argument.arg for arguments in inner for argument in arguments.args)
         for names, test in ((self.changing, self.changes), (self.carrying, self.carries)):
             before = -1
             while len(names) > before:
@@ -114,6 +146,13 @@ class Reader:
                 for target, value in flows:
                     if test(value):
                         names |= {n.id for n in ast.walk(target) if isinstance(n, ast.Name)} - {self._self}
+        for target, value in flows:
+            if isinstance(target, ast.Attribute) and self.is_own(target) and self.changes(value):
+                search.changing.add(target.attr)
+
+    def is_own(self, node: ast.Attribute) -> bool:
+        """Whether it is an attribute of the module."""
+        return isinstance(node.value, ast.Name) and node.value.id == self._self
 
     def body(self, statements: Sequence[ast.stmt], condition: str | None) -> None:
         """Read statements that are run under a condition; None for such as runs decide about."""
@@ -126,9 +165,16 @@ class Reader:
                     self.body(arm, None if self.ran(arm, after) else below)
                 rest = statements[number + 1 :]
                 self.branch(statement, rest)
-                if isinstance(statement, ast.If) and any(map(_leaves, (statement.body, statement.orelse))):
+                if isinstance(statement, ast.If) and any(map(leaves, (statement.body, statement.orelse))):
                     condition = None if self.ran(rest, after) else below
-            elif not isinstance(statement, (ast.FunctionDef, ast.ClassDef, ast.Raise, ast.Assert)):
+            elif isinstance(statement, ast.For):
+                self.expression(statement.iter, condition)
+                below = condition or (
+                    f"for ... in {ast.unparse(statement.iter)}" if self.changes(statement.iter) else None
+                )
+                self.body(statement.body, None if self.ran(statement.body, statement.lineno) else below)
+                self.body(statement.orelse, condition)
+            elif not isinstance(statement, (ast.ClassDef, ast.Raise, ast.Assert)):
                 for inner in ast.iter_child_nodes(statement):
                     if isinstance(inner, (ast.expr, ast.withitem)):
                         self.expression(inner, condition)
@@ -148,8 +194,22 @@ class Reader:
             for arm in (node.body, node.orelse):
                 self.expression(arm, self._below(node.test, condition))
             return
+        if isinstance(node, ast.BoolOp):
+            self.expression(node.values[0], condition)
+            for value in node.values[1:]:
+                self.expression(value, self._below(node.values[0], condition))
+            return
         if isinstance(node, ast.Call):
             self.call(node, condition)
+            function = node.func.value if isinstance(node.func, ast.Attribute) else node.func
+            for part in (function, *node.args, *node.keywords):
+                self.expression(part, condition)
+            return
+        if isinstance(node, ast.Attribute):
+            self.attribute(node, condition)
+        elif isinstance(node, ast.Subscript):
+            if picks_channels(node.slice):
+                self.note(node, condition)
         elif isinstance(node, ast.BinOp) and isinstance(node.op, ast.MatMult):
             self.note(node, condition)
         for inner in ast.iter_child_nodes(node):
@@ -164,13 +224,30 @@ class Reader:
         return any((self._file, line) in self.search.lines.passed for line in lines)
 
     def _below(self, test: ast.expr, condition: str | None) -> str | None:
-        return ast.unparse(test) if condition is None and self.changes(test) else condition
+        return ast.unparse(test) if condition is None and self.decides(test) else condition
+
+    def decides(self, test: ast.expr) -> bool:
+        """Whether a condition may be met in one call and not in another: by sizes, arguments or values of tensors."""
+        return self.changes(test) or any(map(self._looks_at_values, ast.walk(test)))
+
+    def _looks_at_values(self, node: ast.AST) -> bool:
+        if isinstance(node, ast.Compare) and isinstance(node.ops[0], (ast.Lt, ast.LtE, ast.Gt, ast.GtE)):
+            return any(map(self.carries, (node.left, *node.comparators)))
+        function = node.func if isinstance(node, ast.Call) else None
+        return (
+            isinstance(function, ast.Attribute)
+            and function.attr not in _STORAGE | _SIZE_CALLS
+            and self.held(function) is UNKNOWN
+            and self.carries(function.value)
+        )
 
     def changes(self, node: ast.AST) -> bool:
         """Whether an expression may have another value in another call of the same model."""
         if isinstance(node, ast.Name):
             return node.id in self.changing
         if isinstance(node, ast.Attribute):
+            if self.is_own(node):
+                return node.attr in self.search.changing
             return node.attr in _SIZES or (node.attr not in _STORAGE and self.changes(node.value))
         if isinstance(node, ast.Call):
             function = node.func
@@ -212,11 +289,37 @@ class Reader:
             self.search.add(called, self.task.path, module, changing, carrying, condition)
         elif name in SUSPECT and self._may_be_of_torch(node.func):
             self.note(node, condition)
+            self._dimension(node)
         elif condition is not None:
             self.other_call(node, name, condition)
 
     def other_call(self, node: ast.Call, name: str, condition: str) -> None:
         """Read a call of anything else below a condition."""
+        layer = self.held(node.func)
+        if isinstance(layer, nn.Module) and id(layer) not in self.search.ran and any(True for _ in layer.parameters()):
+            self.note(node, condition)
+
+    def attribute(self, node: ast.Attribute, condition: str | None) -> None:
+        """Read an attribute: a property, or a function of torch that is called elsewhere."""
+        module = self.task.module
+        if module is not None and self.is_own(node):
+            held = inspect.getattr_static(type(module), node.attr, None)
+            if isinstance(held, property):
+                self.search.add(held.fget, self.task.path, module, frozenset(), frozenset(), condition)
+        elif node.attr in SUSPECT and isinstance(node.value, ast.Name):
+            place = self.task.function.__globals__.get(node.value.id)
+            if isinstance(place, ModuleType) and place.__name__.startswith("torch"):
+                self.note(node, condition, always=True)
+
+    def _dimension(self, node: ast.Call) -> None:
+        """Note a call whose dimension is for an argument of the model to say."""
+        given = [keyword.value for keyword in node.keywords if keyword.arg in ("dim", "axis")]
+        for inner in (inner for expression in given for inner in ast.walk(expression)):
+            is_argument = isinstance(inner, ast.Name) and inner.id in self.task.changing
+            if is_argument or (isinstance(inner, ast.IfExp) and self.decides(inner.test)):
+                unrun = Unrun(self.task.path, ast.unparse(given[0]), self._file, node.lineno, ast.unparse(node))
+                if self.carries(node):
+                    self.search.unrun.setdefault((self._file, node.lineno), unrun)
 
     def note(self, node: ast.expr, condition: str | None, always: bool = False) -> None:
         """Note a call that no run made, if it may have to do with channels."""
@@ -238,7 +341,7 @@ class Reader:
         if isinstance(held, ModuleType):
             return held.__name__.startswith("torch")
         if isinstance(function, ast.Name):  # Python's own max, or a function that was imported by name
-            return getattr(held, "__module__", "").startswith("torch")
+            return is_of(held, "torch")
         return not (root.id == self._self and isinstance(function, ast.Attribute) and function.value is root)
 
     def _called(self, function: ast.expr) -> tuple[Callable[..., Any] | None, nn.Module | None]:
@@ -251,14 +354,15 @@ class Reader:
             if function.value.id == self._self and module is not None:
                 held = inspect.getattr_static(type(module), function.attr, None)
                 child = module._modules.get(function.attr)
-                if child is not None and not type(child).__module__.startswith("torch."):
-                    return own_forward(child), child
+                if child is not None and not is_of(type(child), "torch."):
+                    replaced = vars(child).get("forward")
+                    return (replaced, None) if isinstance(replaced, FunctionType) else (own_forward(child), child)
             else:
                 place, module = names.get(function.value.id), None
                 held = getattr(place, function.attr, None) if isinstance(place, ModuleType) else None
         if isinstance(held, staticmethod):
             held, module = held.__func__, None
-        is_own = isinstance(held, FunctionType) and not held.__module__.startswith("torch.")
+        is_own = isinstance(held, FunctionType) and not is_of(held, "torch.")
         return (held, module) if is_own else (None, None)
 
     def _given(
@@ -275,55 +379,3 @@ class Reader:
 
 
 UNKNOWN = object()
-
-
-def own_forward(module: nn.Module) -> Any:
-    """The forward that the model's author wrote: cut and gated modules may have one around it."""
-    for cls in type(module).__mro__:
-        forward = vars(cls).get("forward")
-        if forward is not None and not forward.__module__.startswith(("prunegate.compaction.", "prunegate.gates.")):
-            return forward
-    return None
-
-
-def _flows(node: ast.AST) -> Iterator[tuple[ast.AST, ast.AST]]:
-    """What names are given here, and from which expression."""
-    if isinstance(node, ast.Assign):
-        yield from ((target, node.value) for target in node.targets)
-    elif isinstance(node, (ast.AugAssign, ast.AnnAssign, ast.NamedExpr)):
-        if node.value is not None:
-            yield node.target, node.value
-    elif isinstance(node, (ast.For, ast.comprehension)):
-        yield node.target, node.iter
-    elif isinstance(node, ast.withitem) and node.optional_vars is not None:
-        yield node.optional_vars, node.context_expr
-
-
-def _first_argument(tree: ast.FunctionDef) -> str | None:
-    arguments = (*tree.args.posonlyargs, *tree.args.args)
-    return arguments[0].arg if arguments else None
-
-
-def _leaves(statements: Sequence[ast.stmt]) -> bool:
-    return bool(statements) and isinstance(statements[-1], (ast.Return, ast.Continue, ast.Break))
-
-
-@lru_cache(maxsize=256)
-def _definitions(file: str) -> Mapping[tuple[str, int], ast.FunctionDef]:
-    """The functions of a file, by name and by every line at which they may be said to begin."""
-    try:
-        with open(file, encoding="utf-8") as opened:
-            tree = ast.parse(opened.read())
-    except (OSError, SyntaxError, ValueError):  # code that was typed in, or made by a program
-        return {}
-    functions = (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef))
-    return {(node.name, line): node for node in functions for line in _first_lines(node)}
-
-
-def _first_lines(node: ast.FunctionDef) -> Iterator[int]:
-    yield node.lineno
-    yield from (decorator.lineno for decorator in node.decorator_list)
-
-
-def _definition(code: CodeType) -> ast.FunctionDef | None:
-    return _definitions(code.co_filename).get((code.co_name, code.co_firstlineno))

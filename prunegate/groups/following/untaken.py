@@ -10,14 +10,15 @@ built with (``self.pre_norm``) are none of these: they do not change from call t
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 
 from prunegate.groups.following.lines_run import LinesRun
-from prunegate.groups.following.reading import Reader, Search, Unrun, own_forward
+from prunegate.groups.following.reading import Reader, Search, Unrun
+from prunegate.groups.following.source_code import own_forward
 
 
 @dataclass(frozen=True)
@@ -54,18 +55,15 @@ def untaken_branches(model: nn.Module, ran: Collection[str], lines: LinesRun) ->
     Args:
         ran: Paths of the modules that ran.
     """
-    search = Search(lines, Reader)
-    of_model = _arguments(own_forward(model))
-    for path in ran:
-        module = model.get_submodule(path)
-        forward = own_forward(module)
-        if forward is None or type(module).__module__.startswith("torch."):
-            continue
+    modules = {path: model.get_submodule(path) for path in ran}
+    search = Search(lines, Reader, frozenset(map(id, modules.values())))
+    of_model = _arguments(model)
+    for path, module in modules.items():
         if path == "":  # what the user hands in has no channels that could be removed
-            search.add(forward, path, module, frozenset(of_model), frozenset())
+            search.add_forward(path, module, frozenset(of_model), frozenset())
         else:
-            own = _arguments(forward)
-            search.add(forward, path, module, frozenset(), frozenset(own[:1]) | (frozenset(own) - frozenset(of_model)))
+            own = _arguments(module)
+            search.add_forward(path, module, frozenset(), frozenset(own[:1]) | (frozenset(own) - frozenset(of_model)))
     search.run()
     by_condition: dict[Any, list[Unrun]] = {}
     for one in search.unrun.values():
@@ -77,8 +75,11 @@ def untaken_branches(model: nn.Module, ran: Collection[str], lines: LinesRun) ->
     return tuple(results)
 
 
-def _arguments(forward: Callable[..., Any]) -> list[str]:
+def _arguments(module: nn.Module) -> list[str]:
+    replaced = vars(module).get("forward")
     try:
-        return list(inspect.signature(forward).parameters)[1:]
+        if replaced is not None:
+            return list(inspect.signature(replaced).parameters)
+        return list(inspect.signature(own_forward(module)).parameters)[1:]
     except (TypeError, ValueError):  # a forward that is not Python code
         return []
