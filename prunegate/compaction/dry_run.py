@@ -106,7 +106,7 @@ class DryRun:
         """Training mode, gradients and other sizes, where more than torch's own functions decides about them."""
         keep, _ = _halves(self.analysis, frozenset(chosen))
         runs = self._runs(keep)
-        plain = self.fix_ups.is_plain and not (self.inputs.others or self.trace.untaken)
+        plain = self.fix_ups.is_plain and not (self.inputs.others or self.trace.untaken or self.trace.not_followed)
         plain = plain and not trains_otherwise(self.trace)
         if plain and not has_own_backward(self.model, runs):
             return None

@@ -7,12 +7,14 @@ nothing shared: on inputs of their own, under one seed, on copies whose buffers 
 from __future__ import annotations
 
 import math
+import random
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+import numpy as np
 import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
@@ -80,6 +82,19 @@ class Found:
     buffers: Mapping[str, torch.Tensor]
 
 
+@contextmanager
+def _seeded() -> Iterator[None]:
+    """Python's and NumPy's numbers are drawn anew from a seed, and go on afterwards as if nothing had been drawn."""
+    before, before_numpy = random.getstate(), np.random.get_state()
+    random.seed(0)
+    np.random.seed(0)
+    try:
+        yield
+    finally:
+        random.setstate(before)
+        np.random.set_state(before_numpy)
+
+
 def run(side: Side, inputs: ExampleInputs, training: bool = False, gradients: bool = False) -> Found:
     """Run a model on inputs of its own, with random operations steadied."""
     inputs = inputs.copied()
@@ -100,6 +115,7 @@ def run(side: Side, inputs: ExampleInputs, training: bool = False, gradients: bo
             exact_arithmetic(device),
             Steady() if training else nullcontext(),
             without_dropout(),
+            _seeded(),
         ):
             torch.manual_seed(0)
             outputs = tensors_in(side.model(*inputs.args, **inputs.kwargs), state, inputs.outputs)
@@ -206,6 +222,8 @@ class Steady(TorchFunctionMode):
         if name in _DROPOUT:
             given: torch.Tensor = args[0] if args else kwargs["input"]
             return given if name.endswith("_") else given.clone()
+        if name in ("rrelu", "rrelu_"):
+            kwargs["training"], args = False, (*args[:3], *args[4:])
         if name in _LIKE:
             return torch.full_like(args[0], 0.5 if name != "bernoulli" else 1.0)
         if name in _IN_PLACE and isinstance(args[0], torch.Tensor):

@@ -32,6 +32,8 @@ def limits_of(fix_ups: FixUps, trace: Trace, inputs: ExampleInputs) -> tuple[Lim
         "the arguments that it was given then, for it is replayed"
     )
     results = [Limit(path, played) for path in (("",) if fix_ups.graph else fix_ups.replayed)]
+    if results and inputs.others:
+        results.append(Limit("", "the other_calls that wrap() was given are not served, for the same reason"))
     if inputs.outputs is not None:
         counted = ", ".join(place.lstrip(".") or "the output" for place in inputs.outputs)
         results.append(Limit("", f"only {counted} is what it was; other outputs may be narrower, or others"))

@@ -196,6 +196,12 @@ def _var_mean(
     return (variance, mean) if keepdim else (_squeezed(variance, dims), _squeezed(mean, dims))
 
 
+def _root(variance: torch.Tensor) -> torch.Tensor:
+    """The square root; where it is zero the gradient is zero, as torch's own deviations have it."""
+    positive = variance > 0
+    return torch.where(positive, torch.where(positive, variance, 1).sqrt(), 0)
+
+
 def _squeezed(x: torch.Tensor, dims: list[int]) -> torch.Tensor:
     gone = {d % x.dim() for d in dims}
     return x.reshape([size for d, size in enumerate(x.shape) if d not in gone])
@@ -213,7 +219,7 @@ def _first(name: str, root: bool) -> Masked:
         correction: int | None = None,
     ) -> torch.Tensor:
         variance, _ = _var_mean(x, mask, dim, unbiased, keepdim, correction)
-        return variance.sqrt() if root else variance
+        return _root(variance) if root else variance
 
     masked.__name__ = name
     return masked
@@ -228,7 +234,7 @@ def _std_mean(
     correction: int | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     variance, mean = _var_mean(x, mask, dim, unbiased, keepdim, correction)
-    return variance.sqrt(), mean
+    return _root(variance), mean
 
 
 def _pairwise_distance(

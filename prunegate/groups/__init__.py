@@ -5,6 +5,7 @@ from __future__ import annotations
 from prunegate.groups.analysis import Analysis, LoopNest, MaskedCall
 from prunegate.groups.channel_group import ChannelGroup, Member, PinnedGroup
 from prunegate.groups.following.inputs import ExampleInputs
+from prunegate.groups.following.maskable import function_name
 from prunegate.groups.following.tape import (
     Operation,
     Record,
@@ -17,7 +18,7 @@ from prunegate.groups.following.tape import (
     values_in,
 )
 from prunegate.groups.following.trace import Trace
-from prunegate.groups.following.watch import CallAddress, function_name
+from prunegate.groups.following.watch import CallAddress
 from prunegate.groups.rules import Call, register_rule
 from prunegate.groups.solving.constraints import Pin
 from prunegate.groups.torch_workarounds.copies import copy_with, in_place_of, on_meta, the_same

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from typing import Any
 
@@ -80,6 +81,28 @@ class Centres(Net):
         return self.b(centred(self.a(x), on=self.training))
 
 
+class Chooses(Net):
+    """The mode picks a function, where no condition stands."""
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return self.b([torch.relu, self.soft][int(self.training)](self.a(x)))
+
+    def soft(self, y: torch.Tensor) -> torch.Tensor:
+        return y.softmax(-1)
+
+
+class Switches(Net):
+    """What it is in is noted by a method of its own."""
+
+    def train(self, mode: bool = True) -> Switches:
+        self.recompute = mode
+        return super().train(mode)
+
+    def forward(self, x: torch.Tensor) -> Any:
+        y = self.a(x)
+        return self.b(nn.functional.normalize(y, dim=-1) if self.recompute else y)
+
+
 class HoldsANumber(Net):
     def forward(self, x: torch.Tensor) -> Any:
         y = self.a(x)
@@ -130,6 +153,15 @@ class DropsLayersByName(DropsLayers):
         return self.b(y)
 
 
+class DropsLayersByPython(DropsLayers):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.a(x)
+        for layer in self.layers:
+            if not self.training or random.random() >= self.share:
+                y = layer(y).relu()
+        return self.b(y)
+
+
 class ReturnsEarly(DropsLayers):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         y = self.a(x)
@@ -138,7 +170,7 @@ class ReturnsEarly(DropsLayers):
         return self.b(self.layers[1](self.layers[0](y)).relu())
 
 
-@pytest.mark.parametrize("kind", [DropsLayers, DropsLayersByName])
+@pytest.mark.parametrize("kind", [DropsLayers, DropsLayersByName, DropsLayersByPython])
 def test_channels_around_a_layer_that_is_dropped_at_random_go_together(kind: type[DropsLayers]) -> None:
     model = kind()
     gated = assert_exact(model, noise(2, 6, 5), (noise(3, 6, 5),), seeds=4)
@@ -162,7 +194,7 @@ def test_what_only_drops_at_random_is_not_followed(kind: type[Net]) -> None:
     assert not follows_training(model)
 
 
-@pytest.mark.parametrize("kind", [HasHead, HasLayer, Centres, HoldsANumber, CallsWhatItIsGiven])
+@pytest.mark.parametrize("kind", [HasHead, HasLayer, Centres, Chooses, Switches, HoldsANumber, CallsWhatItIsGiven])
 def test_what_has_to_do_with_channels_is_followed_and_exact(kind: type[Net]) -> None:
     model = kind()
     if kind is not HasHead:

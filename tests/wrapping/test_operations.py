@@ -342,6 +342,16 @@ def test_a_generated_weight_loses_what_leaves_most_units() -> None:
     assert "h.weight" in {member.tensor for group in gated.groups for member in group.members}
 
 
+def test_a_deviation_of_zero_has_no_gradient_as_torch_has_it() -> None:
+    net = rows(lambda m, y: y.relu() / (y.relu().std(-1, keepdim=True) + 1e-5))
+    gated = prunegate.wrap(net.double().eval(), ROWS)
+    gated.set_masks({group.name: torch.arange(group.num_units) < 2 for group in gated.groups})
+    with torch.no_grad():
+        dict(gated.model.named_parameters())["a.bias"].fill_(-100.0)
+    gated(ROWS).sum().backward()
+    assert all(bool(p.grad.isfinite().all()) for p in gated.parameters() if p.grad is not None)
+
+
 def test_a_slice_of_which_no_channel_is_kept_is_empty() -> None:
     net = image(lambda m, y: torch.cat([y[:, 8:], y[:, :8]], 1)).double().eval()
     gated = prunegate.wrap(net, IMAGE)

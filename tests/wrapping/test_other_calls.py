@@ -96,6 +96,73 @@ def test_a_branch_that_no_run_took_is_told_with_its_line_and_the_cure(
     assert "other_calls=[...]" in told[0]
 
 
+class Forms(_Layers):
+    """One branch, in many spellings."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.softmax, self.extra, self.on = nn.Softmax(-1), nn.Linear(12, 12), False
+
+    def flipped(self, y: torch.Tensor) -> torch.Tensor:
+        return y.flip(-1)
+
+    def forward(self, x: torch.Tensor, m: bool = False) -> torch.Tensor:
+        return self.last(self.step(self.first(x), x, m))
+
+    def step(self, y: torch.Tensor, x: torch.Tensor, m: bool) -> torch.Tensor:
+        return y
+
+    def slices(self, y: torch.Tensor, x: torch.Tensor, m: bool) -> torch.Tensor:
+        return y + y[..., :1] if m else y
+
+    def layer(self, y: torch.Tensor, x: torch.Tensor, m: bool) -> torch.Tensor:
+        return self.softmax(y) if m else y
+
+    def weights(self, y: torch.Tensor, x: torch.Tensor, m: bool) -> torch.Tensor:
+        if m:
+            return self.extra(y)
+        return y
+
+    def method(self, y: torch.Tensor, x: torch.Tensor, m: bool) -> torch.Tensor:
+        return self.flipped(y) if m else y
+
+    def loop(self, y: torch.Tensor, x: torch.Tensor, m: bool) -> torch.Tensor:
+        for _ in range(x.shape[1] // 97):
+            y = y.flip(-1)
+        return y
+
+    def short_circuit(self, y: torch.Tensor, x: torch.Tensor, m: bool) -> torch.Tensor:
+        return y - ((m and y.amax(-1, keepdim=True)) or 0.0)
+
+    def values(self, y: torch.Tensor, x: torch.Tensor, m: bool) -> torch.Tensor:
+        if bool(y.abs().max() > 1e9):
+            y = y.flip(-1)
+        return y
+
+    def chosen(self, y: torch.Tensor, x: torch.Tensor, m: bool) -> torch.Tensor:
+        f = torch.softmax if m else torch.clamp
+        return f(y, -1)
+
+    def kept_for_later(self, y: torch.Tensor, x: torch.Tensor, m: bool) -> torch.Tensor:
+        self.on = m
+        return self.reads_later(y)
+
+    def reads_later(self, y: torch.Tensor) -> torch.Tensor:
+        return y.softmax(-1) if self.on else y
+
+    def dimension(self, y: torch.Tensor, x: torch.Tensor, m: bool) -> torch.Tensor:
+        return y - y.mean(dim=-1 if m else 1, keepdim=True)
+
+
+_FORMS = "slices layer weights method loop short_circuit values chosen kept_for_later dimension".split()
+
+
+@pytest.mark.parametrize("form", _FORMS)
+def test_a_branch_is_told_however_it_is_spelled(form: str) -> None:
+    kind: type[nn.Module] = type(form, (Forms,), {"step": getattr(Forms, form)})
+    assert any("other_calls=[...]" in str(limit) for limit in gated_of(kind()).limits)
+
+
 def test_calls_of_another_length_are_rewritten_too() -> None:
     class Literal(_Layers):
         def forward(self, x: torch.Tensor, flat: bool = False) -> torch.Tensor:

@@ -27,8 +27,14 @@ def place_in_code(func: Any) -> CodePlace:
     return CodePlace(code.co_filename, code.co_firstlineno, code.co_name, frame.f_lasti)
 
 
+def line_in_code(func: Any) -> tuple[str, int]:
+    """The file and line of the same."""
+    frame = _caller(func, sys._getframe(2))
+    return frame.f_code.co_filename, frame.f_lineno
+
+
 def lines_in_code(func: Any) -> list[tuple[str, int]]:
-    """The files and lines of the same and of all that led there since the running module was called."""
+    """The same, and the files and lines of all that led there since the running module was called."""
     return _lines_within(_caller(func, sys._getframe(2)))
 
 
@@ -59,7 +65,7 @@ _CALL_OF_A_MODULE = nn.Module._call_impl.__code__
 _CALLING = frozenset({"prunegate.groups.following.watch", "torch.nn.modules.module"})
 _PASSING_ON = frozenset(
     """torch.overrides torch._tensor torch.functional torch.utils._device prunegate.groups.following.watch
-    prunegate.groups.torch_workarounds.kernels prunegate.gates.call_sites prunegate.compaction.resizing
-    prunegate.compaction.learning prunegate.compaction.equivalence prunegate.compaction.precision
-    prunegate.compaction.experts""".split()
+    prunegate.groups.following.own_training prunegate.groups.torch_workarounds.kernels prunegate.gates.call_sites
+    prunegate.compaction.resizing prunegate.compaction.learning prunegate.compaction.equivalence
+    prunegate.compaction.precision prunegate.compaction.experts""".split()
 )

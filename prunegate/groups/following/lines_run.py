@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
-from prunegate.groups.following.maskable import MASKABLE
-
-# Functions of which the result at one channel depends on other channels if they are called along these.
-SUSPECT = MASKABLE | frozenset(
-    """argmax argmin argsort chunk count_nonzero cummax cummin cumprod flip median msort nanmean nanmedian nansum
-    quantile roll sort tensor_split topk unique""".split()
-)
 # File and line of a call.
 Line: TypeAlias = "tuple[str, int]"
+# The same with the function's name, and the numbers that it was given if these say where it looks.
+Functions: TypeAlias = "set[tuple[Any, ...]]"
 
 
 @dataclass(frozen=True)
@@ -22,15 +17,32 @@ class LinesRun:
     """Lines that runs went through.
 
     Attributes:
-        called: Where functions in `SUSPECT` were called.
         passed: Where any function was called, and where the functions stand that led there.
+        functions: Which functions were called, and where.
     """
 
-    called: set[Line] = field(default_factory=set)
     passed: set[Line] = field(default_factory=set)
+    functions: Functions = field(default_factory=set)
 
-    def add(self, name: str, stack: Sequence[Line]) -> None:
-        """A call of one of torch's functions, by the lines that led to it, the last one first."""
-        if name in SUSPECT:
-            self.called.add(stack[0])
+    def add(self, stack: Sequence[Line]) -> None:
+        """The call of a module, by the lines that led to it, the last one first."""
         self.passed.update(stack)
+
+    def add_function(self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any], stack: Sequence[Line]) -> None:
+        """A call of one of torch's functions."""
+        self.functions.add(as_called(name, args, kwargs, stack[0]))
+        self.passed.update(stack)
+
+
+def as_called(name: str, args: Sequence[Any], kwargs: Mapping[str, Any], line: Line) -> tuple[Any, ...]:
+    """What tells one call of a function from others: where it stands, and the numbers and slices that it is given."""
+    pending, numbers = [*args, *kwargs.values()], []
+    while pending:
+        one = pending.pop()
+        if type(one) in (tuple, list):
+            pending += one
+        elif type(one) is int:
+            numbers.append(one)
+        elif type(one) is slice:
+            pending += [one.start, one.stop, one.step]
+    return (*line, name, tuple(numbers))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 # For these it is enough that removed units are zero.
 ZERO_NEUTRAL = frozenset(
     """matmul mm bmm mv dot vdot einsum linear conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d
@@ -18,3 +21,9 @@ MASKABLE = READING | frozenset(
     """layer_norm rms_norm group_norm batch_norm mean var std var_mean std_mean amax amin max min aminmax logsumexp
     logcumsumexp prod softmax softmin log_softmax pairwise_distance""".split()
 )
+
+
+def function_name(func: Callable[..., Any]) -> str:
+    """A function's name without the underscores of operators and in-place forms: ``x @ y`` is ``matmul``."""
+    name = getattr(func, "__name__", "")
+    return name.strip("_") if name.startswith("__") else name

@@ -1,25 +1,35 @@
-"""Whether a model's own code acts differently in training, read off the code.
+"""Whether a model's own code does more in training than to drop at random what it computes anyway.
 
-Dropping at random what is computed anyway makes no difference to which channels go together. Layers and heads that
-only training runs do, and so do calls that look across channels, and sizes that are handed to functions.
+Runs in training mode are made without following them, which is quick. What counts is which functions are called, and
+where in the code: if nothing but noise and dropping is new, training says nothing about which channels go together.
 """
 
 from __future__ import annotations
 
-import ast
 import inspect
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable
 from functools import lru_cache
-from types import CodeType
+from types import CodeType, FunctionType
 from typing import Any, NamedTuple
 
+import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
-from prunegate.groups.following.lines_run import LinesRun
-from prunegate.groups.following.reading import UNKNOWN, Reader, Search
-from prunegate.groups.following.size_calls import SIZED
-from prunegate.groups.following.source_code import own_forward
+from prunegate.groups.following.code_places import line_in_code
+from prunegate.groups.following.lines_run import Functions, as_called
+from prunegate.groups.following.maskable import function_name
+from prunegate.groups.following.source_code import is_of
+
+# New in training, these work on each entry by itself.
+_HARMLESS = frozenset(
+    """add add_ iadd radd sub sub_ isub rsub mul mul_ imul rmul div div_ truediv itruediv rtruediv floor floor_ lt gt le
+    ge item to type_as clone detach contiguous float half double dropout dropout_ bernoulli bernoulli_ rand_like
+    randn_like empty_like zeros_like ones_like uniform_ normal_ get size dim numel is_floating_point bool""".split()
+)
+# So do tensors of these, of one number for each sample.
+_MAKING = frozenset("new_zeros new_ones new_empty new_full zeros ones empty full rand randn".split())
 
 
 class OwnTraining(NamedTuple):
@@ -27,111 +37,85 @@ class OwnTraining(NamedTuple):
 
     Attributes:
         does_more: It does something that has to do with channels.
-        skips: It may skip what eval mode does, such as layers that are dropped at random.
+        skips: It skips some of what eval mode does, where a draw says so.
     """
 
     does_more: bool = False
     skips: bool = False
 
 
-def own_training(model: nn.Module, ran: Collection[str], lines: LinesRun) -> OwnTraining:
-    """Read what the model does in training.
+class Recorder(TorchFunctionMode):
+    """Notes which functions a run calls, and where.
 
     Args:
-        ran: Paths of the modules that ran.
-        lines: What the run in eval mode went through.
+        before: What another run called.
+        samples: How many samples the run is on.
+
+    Attributes:
+        calls: How often each was called.
+        more: Whether one was called that has to do with channels, and that the other run did not call there.
     """
+
+    def __init__(self, before: Functions, samples: int) -> None:
+        super().__init__()
+        self._before, self._samples = before, samples
+        self.calls: Counter[Any] = Counter()
+        self.more = False
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        name, result = function_name(func), func(*args, **kwargs)
+        call = as_called(name, args, kwargs, line_in_code(func))
+        self.calls[call] += 1
+        self.more = self.more or (call not in self._before and not self._is_harmless(name, result))
+        return result
+
+    def _is_harmless(self, name: str, result: Any) -> bool:
+        if name not in _MAKING or not isinstance(result, torch.Tensor):
+            return name in _HARMLESS
+        return all(size == 1 for size in result.shape[1:]) and result.shape[:1].numel() in (1, self._samples)
+
+
+def may_differ_in_training(model: nn.Module) -> bool:
+    """Whether code of the model, other than torch's own layers, looks at which mode it is in, as far as that shows."""
     classes: set[Any] = {type(module) for module in model.modules()}
-    if not any(map(_looks_at_training, classes)):
-        return OwnTraining()
-    search = _SearchOfTraining(lines, _ReaderOfTraining)
-    for path in ran:
-        module = model.get_submodule(path)
-        forward = vars(module).get("forward") or own_forward(module)
-        names = frozenset() if forward is None else frozenset(inspect.signature(forward).parameters)
-        search.add_forward(path, module, frozenset(), names)
-    search.run()
-    return OwnTraining(bool(search.unrun or search.unread), search.skips)
-
-
-@dataclass
-class _SearchOfTraining(Search):
-    skips: bool = False
-
-
-class _ReaderOfTraining(Reader):
-    """Reads what only training runs: what changes is the mode alone."""
-
-    def decides(self, test: ast.expr) -> bool:
-        return self.changes(test)
-
-    def changes(self, node: ast.AST) -> bool:
-        if isinstance(node, ast.Name):
-            return node.id in self.changing
-        if isinstance(node, ast.Attribute):
-            return node.attr == "training"
-        if isinstance(node, ast.BoolOp) and isinstance(node.op, ast.And):
-            return any(map(self.changes, node.values)) and not any(map(self._is_never, node.values))
-        return not isinstance(node, ast.Call) and any(map(self.changes, ast.iter_child_nodes(node)))
-
-    def _is_never(self, test: ast.expr) -> bool:
-        """Whether a condition is never met: what a module was built without, or drops with probability 0."""
-        if isinstance(test, ast.Compare) and isinstance(test.ops[0], ast.Lt):
-            return bool(self.held(test.comparators[0]) == 0)
-        return not self.changes(test) and self.held(test) is False
-
-    def branch(self, statement: ast.If | ast.While, rest: Sequence[ast.stmt]) -> None:
-        if not self.changes(statement.test):
-            return
-        after = statement.test.end_lineno or statement.test.lineno
-        arms = (statement.body, statement.orelse)
-        leaves = any(map(self._may_leave, (*statement.body, *statement.orelse)))
-        if any(self.ran(arm, after) for arm in arms) or (leaves and self.ran(rest, after)):
-            assert isinstance(self.search, _SearchOfTraining)
-            self.search.skips = True
-
-    def _may_leave(self, statement: ast.stmt) -> bool:
-        if isinstance(statement, (ast.Return, ast.Continue, ast.Break)):
+    if any(map(_looks_at_training, classes)):
+        return True
+    for module in model.modules():
+        hooks = (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
+        if hooks or "forward" in vars(module):
             return True
-        if isinstance(statement, ast.If) and self._is_never(statement.test):
-            return any(map(self._may_leave, statement.orelse))
-        inner = (getattr(statement, name, []) for name in ("body", "orelse", "finalbody"))
-        return not isinstance(statement, ast.FunctionDef) and any(
-            self._may_leave(one) for some in inner for one in some
-        )
-
-    def other_call(self, node: ast.Call, name: str, condition: str) -> None:
-        held = self.held(node.func)
-        if isinstance(held, nn.modules.dropout._DropoutNd):
-            return
-        if held is not UNKNOWN or not isinstance(node.func, (ast.Name, ast.Attribute)):
-            self.note(node, condition, always=True)  # code that is not known
-        elif name in SIZED and (name not in _MAKING or self._may_hold_channels(node)):
-            self.note(node, condition, always=True)
-
-    def _may_hold_channels(self, node: ast.AST) -> bool:
-        """Whether a number of an expression, other than those read from tensors, may be one of channels."""
-        numbers = [inner.value if isinstance(inner, ast.Constant) else self.held(inner) for inner in ast.walk(node)
-                   if isinstance(inner, (ast.Constant, ast.Attribute))]  # fmt: skip
-        return any(isinstance(number, int) and number > 1 for number in numbers)
-
-
-# Functions that make a tensor of a size: where paths are dropped at random, one number for each sample.
-_MAKING = frozenset("new_zeros new_ones new_empty new_full zeros ones empty full rand randn".split())
+    return False
 
 
 @lru_cache(maxsize=4096)
 def _looks_at_training(cls: type) -> bool:
-    for base in cls.__mro__:
-        if base.__module__.startswith("torch.") or base is object:
+    return any(
+        "train" in vars(base) or any(map(_names_training, vars(base).values()))
+        for base in cls.__mro__
+        if not is_of(base, "torch.") and base is not object
+    )
+
+
+def _names_training(member: Any) -> bool:
+    """Whether a function, or one of those of Python code that it calls by name, names the mode."""
+    pending, known = [member], set[int]()
+    while pending:
+        one = pending.pop()
+        if isinstance(one, property):
+            pending += [one.fget, one.fset]
             continue
-        for member in vars(base).values():
-            code = getattr(inspect.unwrap(member) if callable(member) else member, "__code__", None)
-            if code is not None and _names_training(code):
+        function = inspect.unwrap(getattr(one, "__func__", one)) if callable(getattr(one, "__func__", one)) else None
+        if not isinstance(function, FunctionType) or is_of(function, "torch.") or id(function) in known:
+            continue
+        known.add(id(function))
+        codes = [function.__code__]
+        while codes:
+            code = codes.pop()
+            if "training" in code.co_names or "training" in code.co_consts:
                 return True
+            codes += [constant for constant in code.co_consts if isinstance(constant, CodeType)]
+            pending += [function.__globals__.get(name) for name in code.co_names]
     return False
-
-
-def _names_training(code: CodeType) -> bool:
-    inner = (constant for constant in code.co_consts if isinstance(constant, CodeType))
-    return "training" in code.co_names or any(map(_names_training, inner))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ast
+import builtins
 import inspect
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from types import FunctionType, ModuleType
@@ -12,13 +14,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from prunegate.groups.following.lines_run import SUSPECT, Line, LinesRun
+from prunegate.groups.following.lines_run import Line, LinesRun
+from prunegate.groups.following.mixing import MIXING, is_mixing
 from prunegate.groups.following.source_code import (
     definition,
     first_argument,
     flows_of,
     is_of,
     leaves,
+    names_in,
     own_forward,
     picks_channels,
 )
@@ -66,21 +70,20 @@ class Search:
     """Reads functions, and those that they call, as far as it can be told which these are.
 
     Attributes:
-        reader: What reads one function.
         ran: Identities of the modules that ran.
         unrun: Calls that no run made, by where they stand.
-        unread: Names of functions whose source is not there.
         changing: Names of attributes that a forward sets to what changes from call to call.
     """
 
     lines: LinesRun
-    reader: type[Reader]
     ran: frozenset[int] = frozenset()
     unrun: dict[Line, Unrun] = field(default_factory=dict)
-    unread: list[str] = field(default_factory=list)
     changing: set[str] = field(default_factory=set)
     _tasks: list[_Task] = field(default_factory=list)
     _known: set[Any] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        self.called = {call[:3] for call in self.lines.functions}
 
     def add(
         self,
@@ -94,6 +97,8 @@ class Search:
         """Read one more function; see `_Task`."""
         function = inspect.unwrap(function)
         if not isinstance(function, FunctionType) or is_of(function, "torch."):
+            return
+        if (function.__module__ or "").partition(".")[0] in sys.stdlib_module_names:
             return
         key = (function.__code__, type(module), changing, carrying, condition)
         if key not in self._known:
@@ -120,13 +125,11 @@ class Search:
         while self._tasks:
             task = self._tasks.pop()
             tree = definition(task.function.__code__)
-            if tree is None:
-                self.unread.append(task.function.__qualname__)
-            else:
-                self.reader(self, task, tree).body(tree.body, task.condition)
+            if tree is not None:
+                _Reader(self, task, tree).body(tree.body, task.condition)
 
 
-class Reader:
+class _Reader:
     """Reads one function: what of it changes from call to call, and what is called below such conditions."""
 
     def __init__(self, search: Search, task: _Task, tree: ast.FunctionDef) -> None:
@@ -135,7 +138,7 @@ class Reader:
         self._file = task.function.__code__.co_filename
         self._self = first_argument(tree) if task.module is not None else None
         nodes = list(ast.walk(tree))
-        flows = [flow for node in nodes for flow in flows_of(node)]
+        self._flows = flows = [flow for node in nodes for flow in flows_of(node)]
         # What functions within the function are given is not known.
         inner = (node.args for node in nodes if isinstance(node, (ast.FunctionDef, ast.Lambda)) and node is not tree)
         self.carrying.update(argument.arg for arguments in inner for argument in arguments.args)
@@ -145,7 +148,7 @@ class Reader:
                 before = len(names)
                 for target, value in flows:
                     if test(value):
-                        names |= {n.id for n in ast.walk(target) if isinstance(n, ast.Name)} - {self._self}
+                        names |= names_in(target) - {self._self}
         for target, value in flows:
             if isinstance(target, ast.Attribute) and self.is_own(target) and self.changes(value):
                 search.changing.add(target.attr)
@@ -164,7 +167,6 @@ class Reader:
                 for arm in (statement.body, statement.orelse):
                     self.body(arm, None if self.ran(arm, after) else below)
                 rest = statements[number + 1 :]
-                self.branch(statement, rest)
                 if isinstance(statement, ast.If) and any(map(leaves, (statement.body, statement.orelse))):
                     condition = None if self.ran(rest, after) else below
             elif isinstance(statement, ast.For):
@@ -209,14 +211,11 @@ class Reader:
             self.attribute(node, condition)
         elif isinstance(node, ast.Subscript):
             if picks_channels(node.slice):
-                self.note(node, condition)
+                self.note(node, condition, "getitem")
         elif isinstance(node, ast.BinOp) and isinstance(node.op, ast.MatMult):
-            self.note(node, condition)
+            self.note(node, condition, "matmul")
         for inner in ast.iter_child_nodes(node):
             self.expression(inner, condition)
-
-    def branch(self, statement: ast.If | ast.While, rest: Sequence[ast.stmt]) -> None:
-        """Look at a condition, and at the statements behind it."""
 
     def ran(self, statements: Sequence[ast.stmt], after: int) -> bool:
         """Whether a run went through these statements, as far as that shows beyond a line."""
@@ -224,15 +223,13 @@ class Reader:
         return any((self._file, line) in self.search.lines.passed for line in lines)
 
     def _below(self, test: ast.expr, condition: str | None) -> str | None:
-        return ast.unparse(test) if condition is None and self.decides(test) else condition
+        return ast.unparse(test) if self.decides(test) else condition
 
     def decides(self, test: ast.expr) -> bool:
         """Whether a condition may be met in one call and not in another: by sizes, arguments or values of tensors."""
         return self.changes(test) or any(map(self._looks_at_values, ast.walk(test)))
 
     def _looks_at_values(self, node: ast.AST) -> bool:
-        if isinstance(node, ast.Compare) and isinstance(node.ops[0], (ast.Lt, ast.LtE, ast.Gt, ast.GtE)):
-            return any(map(self.carries, (node.left, *node.comparators)))
         function = node.func if isinstance(node, ast.Call) else None
         return (
             isinstance(function, ast.Attribute)
@@ -287,17 +284,44 @@ class Reader:
             bound = module is not None
             changing, carrying = (self._given(called, bound, node, test) for test in (self.changes, self.carries))
             self.search.add(called, self.task.path, module, changing, carrying, condition)
-        elif name in SUSPECT and self._may_be_of_torch(node.func):
-            self.note(node, condition)
-            self._dimension(node)
-        elif condition is not None:
-            self.other_call(node, name, condition)
+            return
+        self._dimension(node)
+        if condition is not None and self._may_mix(node.func, name):
+            self.note(node, condition, name)
 
-    def other_call(self, node: ast.Call, name: str, condition: str) -> None:
-        """Read a call of anything else below a condition."""
-        layer = self.held(node.func)
-        if isinstance(layer, nn.Module) and id(layer) not in self.search.ran and any(True for _ in layer.parameters()):
-            self.note(node, condition)
+    def _may_mix(self, function: ast.expr, name: str) -> bool:
+        """Whether a call of something that is not read may look across channels.
+
+        Losses do not count: they are made of what the model returns, of which nothing is removed.
+        """
+        if "loss" in name.lower():
+            return False
+        if isinstance(function, ast.Attribute):
+            held = self.held(function)
+            if isinstance(held, nn.Module):
+                never_ran = id(held) not in self.search.ran and any(True for _ in held.parameters())
+                return never_ran or is_mixing(held)
+            if held is not UNKNOWN:
+                return callable(held)
+            module = self._python_module(function)
+            return name in MIXING and (module is None or module.__name__.startswith("torch"))
+        if isinstance(function, ast.Name):
+            known = self.task.function.__globals__.get(name, getattr(builtins, name, UNKNOWN))
+            if known is not UNKNOWN:
+                return is_of(known, "torch") and name in MIXING
+            values = [value for target, value in self._flows if isinstance(target, ast.Name) and target.id == name]
+            return any(isinstance(value, _CHOICES) for value in values)
+        # What a call or a lookup gives, but of a table in the file or as another object of a class.
+        inner = function.func if isinstance(function, ast.Call) else getattr(function, "value", None)
+        is_known = isinstance(inner, ast.Name) and (inner.id == "type" or inner.id in self.task.function.__globals__)
+        return not is_known or (isinstance(inner, ast.Name) and inner.id == "getattr")
+
+    def _python_module(self, function: ast.expr) -> ModuleType | None:
+        root = function
+        while isinstance(root, ast.Attribute):
+            root = root.value
+        held = self.task.function.__globals__.get(root.id) if isinstance(root, ast.Name) else None
+        return held if isinstance(held, ModuleType) else None
 
     def attribute(self, node: ast.Attribute, condition: str | None) -> None:
         """Read an attribute: a property, or a function of torch that is called elsewhere."""
@@ -306,10 +330,12 @@ class Reader:
             held = inspect.getattr_static(type(module), node.attr, None)
             if isinstance(held, property):
                 self.search.add(held.fget, self.task.path, module, frozenset(), frozenset(), condition)
-        elif node.attr in SUSPECT and isinstance(node.value, ast.Name):
-            place = self.task.function.__globals__.get(node.value.id)
-            if isinstance(place, ModuleType) and place.__name__.startswith("torch"):
-                self.note(node, condition, always=True)
+            elif isinstance(held, FunctionType):  # a method that is called elsewhere
+                names = frozenset(inspect.signature(held).parameters)
+                self.search.add(held, self.task.path, module, frozenset(), names, condition)
+        place = self._python_module(node)
+        if node.attr in MIXING and place is not None and place.__name__.startswith("torch"):
+            self.note(node, condition, node.attr, always=True)
 
     def _dimension(self, node: ast.Call) -> None:
         """Note a call whose dimension is for an argument of the model to say."""
@@ -321,28 +347,14 @@ class Reader:
                 if self.carries(node):
                     self.search.unrun.setdefault((self._file, node.lineno), unrun)
 
-    def note(self, node: ast.expr, condition: str | None, always: bool = False) -> None:
+    def note(self, node: ast.expr, condition: str | None, name: str, always: bool = False) -> None:
         """Note a call that no run made, if it may have to do with channels."""
         if condition is None or not (always or self.carries(node)):
             return
         lines = range(node.lineno, (node.end_lineno or node.lineno) + 1)
-        if not any((self._file, line) in self.search.lines.called for line in lines):
+        if not any((self._file, line, name) in self.search.called for line in lines):
             unrun = Unrun(self.task.path, condition, self._file, node.lineno, ast.unparse(node))
             self.search.unrun.setdefault((self._file, node.lineno), unrun)
-
-    def _may_be_of_torch(self, function: ast.expr) -> bool:
-        """Whether it is a method of what may be a tensor, or a function of torch."""
-        root = function
-        while isinstance(root, ast.Attribute):
-            root = root.value
-        if not isinstance(root, ast.Name):
-            return True
-        held = self.task.function.__globals__.get(root.id)
-        if isinstance(held, ModuleType):
-            return held.__name__.startswith("torch")
-        if isinstance(function, ast.Name):  # Python's own max, or a function that was imported by name
-            return is_of(held, "torch")
-        return not (root.id == self._self and isinstance(function, ast.Attribute) and function.value is root)
 
     def _called(self, function: ast.expr) -> tuple[Callable[..., Any] | None, nn.Module | None]:
         """The function of Python code that is called, and whose method it is; None if that cannot be told."""
@@ -360,6 +372,8 @@ class Reader:
             else:
                 place, module = names.get(function.value.id), None
                 held = getattr(place, function.attr, None) if isinstance(place, ModuleType) else None
+        elif isinstance(function, ast.Attribute) and isinstance(holder := self.held(function.value), nn.Module):
+            held, module = inspect.getattr_static(type(holder), function.attr, None), holder
         if isinstance(held, staticmethod):
             held, module = held.__func__, None
         is_own = isinstance(held, FunctionType) and not is_of(held, "torch.")
@@ -379,3 +393,5 @@ class Reader:
 
 
 UNKNOWN = object()
+# Expressions that choose or make a function.
+_CHOICES = (ast.Lambda, ast.IfExp, ast.Subscript, ast.Attribute)

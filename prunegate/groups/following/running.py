@@ -11,7 +11,8 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from prunegate.groups.following.watch import Watch, function_name
+from prunegate.groups.following.maskable import function_name
+from prunegate.groups.following.watch import Watch
 from prunegate.groups.torch_workarounds.copies import modules_by_path
 from prunegate.groups.torch_workarounds.draws import Dropped, ScalarDraws
 from prunegate.groups.torch_workarounds.fake_tensors import FakeTensors

@@ -54,6 +54,11 @@ def picks_channels(index: ast.expr) -> bool:
     return isinstance(last, ast.Constant) and isinstance(last.value, int) and (counted or len(index.elts) > 2)
 
 
+def names_in(node: ast.AST) -> set[str]:
+    """The variables that an expression names."""
+    return {inner.id for inner in ast.walk(node) if isinstance(inner, ast.Name)}
+
+
 def leaves(statements: Sequence[ast.stmt]) -> bool:
     return bool(statements) and isinstance(statements[-1], (ast.Return, ast.Continue, ast.Break))
 

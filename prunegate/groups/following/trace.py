@@ -18,7 +18,7 @@ from prunegate.groups.following.input_sizes import Variation, other_sizes
 from prunegate.groups.following.inputs import ExampleInputs
 from prunegate.groups.following.lines_run import LinesRun
 from prunegate.groups.following.outputs import names_of_state, tensors_in
-from prunegate.groups.following.own_training import OwnTraining, own_training
+from prunegate.groups.following.own_training import OwnTraining, Recorder, may_differ_in_training
 from prunegate.groups.following.running import no_collection, run_watched, single_draws, stored_tensors
 from prunegate.groups.following.size_calls import OF_LAYERS
 from prunegate.groups.following.tape import Source, Tape
@@ -32,7 +32,7 @@ from prunegate.groups.solving.constraints import Constraints, Pin
 from prunegate.groups.solving.solve import solve
 from prunegate.groups.solving.united import united_by, ways_of
 from prunegate.groups.torch_workarounds.copies import copy_with, the_same
-from prunegate.groups.torch_workarounds.draws import Dropped
+from prunegate.groups.torch_workarounds.draws import Dropped, ScalarDraws
 from prunegate.groups.torch_workarounds.fake_tensors import KINDS, FakeTensors, Kind
 from prunegate.groups.torch_workarounds.kernels import decomposed_attention
 
@@ -143,7 +143,7 @@ class Trace:
             self._values.add_leaf(tensor, kind, name)
         # What a run leaves behind in the model is not there in the next one.
         self._run(copy_with(copied, the_same), inputs, Variation(), training=False)
-        training = own_training(copied, self._ran, self._lines)
+        training = self._own_training(copied, inputs)
         self.untaken = untaken_branches(copied, self._ran, self._lines)
         if self._handles_sizes() or self._unused() or any(training) or self.untaken:
             self._follow_variations(copied, inputs, training)
@@ -219,6 +219,32 @@ class Trace:
                 model.train(training)(*inputs.args, **inputs.kwargs)
         except Exception as error:  # a foreign forward may raise anything
             raise TraceError(f"the model does not take them: {type(error).__name__}: {error}") from error
+
+    def _own_training(self, model: nn.Module, inputs: ExampleInputs) -> OwnTraining:
+        """What training does beyond what the first run did, as runs that are not followed show."""
+        if not may_differ_in_training(model):
+            return OwnTraining()
+        kept = self._recorded(model, inputs, "none")
+        if kept is None:
+            return OwnTraining(does_more=True)
+        usual, draws = kept
+        ways: tuple[Dropped, ...] = ("even", "odd") if draws else ()
+        others = [self._recorded(model, inputs, way) for way in ways]
+        return OwnTraining(usual.more, any(other is None or other[0].calls != usual.calls for other in others))
+
+    def _recorded(self, model: nn.Module, inputs: ExampleInputs, dropped: Dropped) -> tuple[Recorder, int] | None:
+        """What a run in training mode calls, and how many single numbers it draws."""
+        inputs = inputs.alone() if inputs.batch_size() > 1 else inputs.alone().doubled()
+        inputs = inputs.map(self._fake_tensors.of)
+        recorder, draws = Recorder(self._lines.functions, inputs.batch_size()), ScalarDraws(dropped)
+        fake_tensors = self._fake_tensors.running_unfollowed()
+        try:
+            with fake_tensors, decomposed_attention(), torch.no_grad(), draws, recorder:
+                copy_with(model, the_same).train()(*inputs.args, **inputs.kwargs)
+        except Exception as error:  # a foreign forward may raise anything
+            logger.info("a run in training mode failed: %s", error)
+            return None
+        return recorder, draws.count
 
     def _handles_sizes(self) -> bool:
         """Whether the model's code hands sizes to functions that are not layers."""

@@ -17,7 +17,7 @@ from typing import Any
 from torch import nn
 
 from prunegate.groups.following.lines_run import LinesRun
-from prunegate.groups.following.reading import Reader, Search, Unrun
+from prunegate.groups.following.reading import Search, Unrun
 from prunegate.groups.following.source_code import own_forward
 
 
@@ -56,7 +56,7 @@ def untaken_branches(model: nn.Module, ran: Collection[str], lines: LinesRun) ->
         ran: Paths of the modules that ran.
     """
     modules = {path: model.get_submodule(path) for path in ran}
-    search = Search(lines, Reader, frozenset(map(id, modules.values())))
+    search = Search(lines, frozenset(map(id, modules.values())))
     of_model = _arguments(model)
     for path, module in modules.items():
         if path == "":  # what the user hands in has no channels that could be removed

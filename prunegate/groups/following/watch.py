@@ -20,7 +20,7 @@ from torch.overrides import TorchFunctionMode
 
 from prunegate.groups.following.code_places import CodePlace, lines_in_code, lines_of_call, place_in_code
 from prunegate.groups.following.lines_run import LinesRun
-from prunegate.groups.following.maskable import MASKABLE
+from prunegate.groups.following.maskable import MASKABLE, function_name
 from prunegate.groups.following.size_calls import SIZED, SizeCall, SizeCallKey, is_scaled
 from prunegate.groups.following.tape import Span, Tape, Value, holds
 from prunegate.groups.torch_workarounds.copies import modules_by_path
@@ -138,7 +138,7 @@ class Watch(TorchFunctionMode):
         kwargs = kwargs or {}
         name = function_name(func)
         if self.lines is not None:
-            self.lines.add(name, lines_in_code(func))
+            self.lines.add_function(name, args, kwargs, lines_in_code(func))
         if self._tape is not None and not self.is_opaque and (name in SIZED or is_scaled(name, args, kwargs)):
             return self._sized(self._tape, name, func, args, kwargs)
         return self._called(name, func, args, kwargs)
@@ -208,7 +208,7 @@ class Watch(TorchFunctionMode):
 
     def _enter(self, path: str, module: nn.Module, args: Any, kwargs: Any) -> None:
         if self.lines is not None:
-            self.lines.add("", lines_of_call())
+            self.lines.add(lines_of_call())
         frame = Frame(path, self._counts.copy(), number=self._calls[path])
         self._calls[path] += 1
         if self._tape is not None and not self.is_opaque:
@@ -247,9 +247,3 @@ def _finish(span: Span, tape: Tape, result: Any) -> None:
     if isinstance(before, Value):
         span.returns_argument = holds(span.args, before) or holds(span.kwargs, before)
     span.result = tape.renumber(result)
-
-
-def function_name(func: Callable[..., Any]) -> str:
-    """A function's name without the underscores of operators and in-place forms: ``x @ y`` is ``matmul``."""
-    name = getattr(func, "__name__", "")
-    return name.strip("_") if name.startswith("__") else name

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from typing import Any, Literal, TypeAlias
 
@@ -15,15 +16,30 @@ Dropped: TypeAlias = Literal["none", "even", "odd"]
 
 
 class ScalarDraws(TorchFunctionMode):
-    """Gives a known number wherever a single uniform one is drawn; tensors without data could not decide anything."""
+    """Gives a known number wherever torch or Python draw a single uniform one: tensors without data decide nothing.
+
+    Attributes:
+        count: How many were drawn.
+    """
 
     def __init__(self, dropped: Dropped) -> None:
         super().__init__()
-        self.dropped, self._count = dropped, 0
+        self.dropped, self.count = dropped, 0
+
+    def __enter__(self) -> ScalarDraws:
+        self._own = {name: getattr(random, name) for name in ("random", "uniform")}
+        random.random = self._draw
+        random.uniform = lambda a, b: a + (b - a) * self._draw()
+        return super().__enter__()  # type: ignore[no-any-return, no-untyped-call]
+
+    def __exit__(self, *error: Any) -> None:
+        for name, function in self._own.items():
+            setattr(random, name, function)
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
 
     def _draw(self) -> float:
-        drops = self.dropped == ("odd" if self._count % 2 else "even")
-        self._count += 1
+        drops = self.dropped == ("odd" if self.count % 2 else "even")
+        self.count += 1
         return _DROPS if drops else _KEEPS
 
     def __torch_function__(
