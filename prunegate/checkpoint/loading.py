@@ -82,7 +82,7 @@ def _loaded(
         if document.builder is None:
             raise CheckpointError(
                 f"{path}: holds a {document.class_name}, which is neither a timm nor a torchvision model. "
-                f"Code is never loaded from a file. Hand in a dense instance: load({str(path)!r}, model=...)."
+                f"Code is never loaded from a file. Pass a dense instance: load({str(path)!r}, model=...)."
             )
         return _load_built(path, document, tensors, strict)
     dense = model if isinstance(model, nn.Module) else _made(path, model)
@@ -102,7 +102,7 @@ def _made(path: Path, make: Callable[[], nn.Module]) -> nn.Module:
         return make()
     except Exception as error:  # the user's code may raise anything
         raise CheckpointError(
-            f"{path}: model: {name}() raised {type(error).__name__}: {error}. Hand in a dense instance with the "
+            f"{path}: model: {name}() raised {type(error).__name__}: {error}. Pass a dense instance with the "
             f"arguments that it had: load({str(path)!r}, model={name}(...))."
         ) from error
 

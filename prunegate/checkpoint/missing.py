@@ -29,7 +29,7 @@ def initialise(path: Path, model: nn.Module) -> None:
         if not callable(reset):
             raise CheckpointError(
                 f"{path}: {owner}.{names[0]}: is not in the file, and a {type(module).__name__} does not say how it is "
-                "initialised. Hand in a dense model that has it: load(..., model=..., strict=False)."
+                "initialised. Pass a dense model that has it: load(..., model=..., strict=False)."
             )
         _reset(module, names)
 

@@ -64,7 +64,7 @@ def check_same(path: Path, document: Document, made: Rebuilt, is_built: bool, ve
     raise CheckpointError(
         f"{path}: {'structure_sha256: does not match the model' if stored else 'structure_sha256: found none'}, and "
         "there is no fingerprint to tell by what it computes. The file was changed, or another version of torch or of "
-        "the model's library builds it differently. If you trust the file, hand in the dense model that it was made "
+        "the model's library builds it differently. If you trust the file, pass the dense model that it was made "
         "from: load(..., model=...), with strict=False if it still does not match."
     )
 

@@ -31,7 +31,7 @@ _NAMED = (type, FunctionType, BuiltinFunctionType, MethodType)
 def structure_of(model: nn.Module) -> str:
     """SHA-256 of the modules with their classes, plain attributes and forwards, and of the tensors' shapes.
 
-    The class of the model itself is left out: a user may hand in a subclass. Values, types and devices of tensors
+    The class of the model itself is left out: a user may pass a subclass. Values, types and devices of tensors
     do not count. Another version of a library may give its modules other attributes; two models of one hash
     compute the same, while two of different hashes may or may not.
     """

@@ -160,8 +160,8 @@ def test_a_metric_of_ones_own_is_told_by_its_name(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"training": {"loss": None}}, r"training\.loss: found none beside data\.labels=any, expected module:function"),
-        ({"training": {"loss": None, "metric": None}}, r"training\.loss and training\.metric: found none beside"),
+        ({"training": {"loss": None}}, r"training\.loss: found none with data\.labels=any, expected module:function"),
+        ({"training": {"loss": None, "metric": None}}, r"training\.loss and training\.metric: found none with"),
         ({"training": {"metric": "mse"}}, r"training\.metric: found 'mse', expected module:function"),
         ({"training": {"metric": f"{HERE}:nil"}}, r"training\.metric: 'tests.*:nil' cannot be imported"),
         ({"distillation": {"weight": 0.5}}, r"distillation\.weight: found 0\.5 beside data\.labels=any, expected 0"),

@@ -91,11 +91,11 @@ def test_several_outputs_may_count() -> None:
 @pytest.mark.parametrize(
     ("outputs", "told"),
     [
-        ("scores", r"found no output 'scores'. There is: \.logits, \.states\[0\]"),
-        (lambda out: out.scores, "the function failed on what the model returns with AttributeError"),
-        (lambda out: out.logits + 1, "found a function that makes tensors, expected one that picks"),
-        (lambda out: None, "found a choice of nothing"),
-        ([], "found a choice of nothing"),
+        ("scores", r"the model has no output 'scores'. The outputs are: \.logits, \.states\[0\]"),
+        (lambda out: out.scores, "the function failed on the model's output with AttributeError"),
+        (lambda out: out.logits + 1, "the function returns new tensors. It has to return tensors of"),
+        (lambda out: None, "nothing was chosen, expected at least one tensor"),
+        ([], "nothing was chosen, expected at least one tensor"),
         (0, "found 0, expected names such as"),
         ([0], r"found \[0\], expected names such as"),
     ],
