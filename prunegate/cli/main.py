@@ -35,7 +35,7 @@ _EXAMPLES = """examples:
   eval "$(prunegate completion bash)"
 
 exit codes:
-  0 success, 2 a mistake in the arguments or files (see the message), 130 interrupted, 128 + n stopped by signal n
+  0 success, 2 a mistake in the arguments or files (see the message), 130 interrupted, 128 + n after signal n
 """
 
 

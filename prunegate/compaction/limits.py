@@ -1,4 +1,4 @@
-"""Limits: conditions outside of which it is not shown that a compact model computes what the gated one computes."""
+"""Limits: conditions outside of which it is not proved that a compact model computes the same as the gated one."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class Limit:
     """One condition.
 
     Attributes:
-        module: Path of the module that it is about; empty for the whole model.
+        module: Path of the module concerned; empty for the whole model.
         what: What holds there, e.g. ``"runs only at the traced sizes"``.
     """
 
@@ -25,7 +25,7 @@ class Limit:
 
 
 def limits_of(fix_ups: FixUps, trace: Trace, inputs: ExampleInputs) -> tuple[Limit, ...]:
-    """The limits of what `wrap` found."""
+    """The limits known after `wrap`."""
     shapes = ", ".join(str(tuple(tensor.shape)) for tensor in inputs.tensors())
     played = (
         f"runs only on inputs of the sizes that it was traced with ({shapes}; the number of samples is free) and with "
