@@ -29,12 +29,12 @@ def limits_of(fix_ups: FixUps, trace: Trace, inputs: ExampleInputs) -> tuple[Lim
     shapes = ", ".join(str(tuple(tensor.shape)) for tensor in inputs.tensors())
     played = (
         f"runs only on inputs of the sizes that it was traced with ({shapes}; the number of samples is free) and with "
-        "the arguments that it was given then, for it is replayed"
+        "the arguments of that run, as it is replayed"
     )
     results = [Limit(path, played) for path in (("",) if fix_ups.graph else fix_ups.replayed)]
     if inputs.outputs is not None:
         counted = ", ".join(place.lstrip(".") or "the output" for place in inputs.outputs)
-        results.append(Limit("", f"only {counted} is what it was; other outputs may be narrower, or others"))
+        results.append(Limit("", f"only {counted} is preserved; other outputs may be narrower or different"))
     results += [Limit("", f"{what} could not be followed: {why}") for what, why in trace.not_followed]
     results += [Limit(branch.module, str(branch)) for branch in trace.untaken]
     return tuple(results)

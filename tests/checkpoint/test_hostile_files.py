@@ -232,7 +232,7 @@ HANDMADE: dict[str, tuple[Callable[[bytes], bytes], str]] = {
     "an unlikely number": (whole(lambda d: d["extra"].update(a=10**50)), "found a number of 51 digits"),
     "other inputs than compared": (
         whole(lambda d: d["steps"][0].update(inputs={"list": [{"list": []}, {"dict": {}}]})),
-        "fingerprint.inputs: are others than",
+        "fingerprint.inputs: differ from",
     ),
     "swapped tensors": (swapped, "weights_sha256: does not match"),
     "other type": (retyped, "weights_sha256: does not match"),

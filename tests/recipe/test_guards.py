@@ -122,7 +122,7 @@ def test_disk_that_fills_up_leaves_whole_files_and_the_run_goes_on_when_there_is
             return 0
 
         steps: list[int] = []
-        with pytest.raises(RunFolderError, match=r"cannot be written.*Make room"):
+        with pytest.raises(RunFolderError, match=r"cannot be written.*Free disk space"):
             run(settings, folder, stop=fill_after_steps)
         assert not list(folder.rglob(".*.pt"))
         for path in (folder / "checkpoints").iterdir():
