@@ -1,4 +1,4 @@
-"""Lines of a model's code that runs went through, as far as calls of torch's functions show it."""
+"""Lines of a model's code that were run, as far as calls of torch functions show it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TypeAlias
 
 from prunegate.groups.following.maskable import MASKABLE
 
-# Functions of which the result at one channel depends on other channels if they are called along these.
+# Functions whose result at one channel depends on other channels if they are called along the channel dimension.
 SUSPECT = MASKABLE | frozenset(
     """argmax argmin argsort chunk count_nonzero cummax cummin cumprod flip median msort nanmean nanmedian nansum
     quantile roll sort tensor_split topk unique""".split()
@@ -19,18 +19,18 @@ Line: TypeAlias = "tuple[str, int]"
 
 @dataclass(frozen=True)
 class LinesRun:
-    """Lines that runs went through.
+    """Lines that were run.
 
     Attributes:
-        called: Where functions in `SUSPECT` were called.
-        passed: Where any function was called, and where the functions stand that led there.
+        called: Lines where functions in `SUSPECT` were called.
+        passed: Lines where any function was called, and those of its callers.
     """
 
     called: set[Line] = field(default_factory=set)
     passed: set[Line] = field(default_factory=set)
 
     def add(self, name: str, stack: Sequence[Line]) -> None:
-        """A call of one of torch's functions, by the lines that led to it, the last one first."""
+        """Add a call of a torch function, given by its call stack, innermost line first."""
         if name in SUSPECT:
             self.called.add(stack[0])
         self.passed.update(stack)

@@ -1,7 +1,7 @@
-"""Whether a model's own code acts differently in training, read off the code.
+"""Whether a model's own code behaves differently in training mode, determined from its source.
 
-Dropping at random what is computed anyway makes no difference to which channels go together. Layers and heads that
-only training runs do, and so do calls that look across channels, and sizes that are handed to functions.
+Randomly dropping results does not change which channels belong together. Layers and heads that run only in training do,
+and so do calls that mix channels, and sizes passed to functions.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from prunegate.groups.following.size_calls import SIZED
 
 
 def differs_in_training(model: nn.Module, ran: Collection[str], lines: LinesRun) -> bool:
-    """Whether code of the model, other than torch's own layers, does more in training than in a run in eval mode.
+    """Whether code of the model, other than torch's own layers, does more in training mode than in eval mode.
 
     Args:
         ran: Paths of the modules that ran.
-        lines: What the run in eval mode went through.
+        lines: The lines of the run in eval mode.
     """
     classes: set[Any] = {type(module) for module in model.modules()}
     if not any(map(_looks_at_training, classes)):
@@ -42,7 +42,7 @@ def differs_in_training(model: nn.Module, ran: Collection[str], lines: LinesRun)
 
 
 class _ReaderOfTraining(Reader):
-    """Reads what only training runs: what changes is the mode alone."""
+    """Reads code that runs only in training: the mode is the only thing that changes."""
 
     def changes(self, node: ast.AST) -> bool:
         if isinstance(node, ast.Name):
@@ -50,7 +50,7 @@ class _ReaderOfTraining(Reader):
         if isinstance(node, ast.Attribute):
             return node.attr == "training"
         if isinstance(node, ast.BoolOp) and isinstance(node.op, ast.And):
-            # What a module was built without stays off.
+            # Options that a module was built without do not change.
             return any(map(self.changes, node.values)) and not any(self.held(value) is False for value in node.values)
         return not isinstance(node, ast.Call) and any(map(self.changes, ast.iter_child_nodes(node)))
 
@@ -59,18 +59,18 @@ class _ReaderOfTraining(Reader):
         if isinstance(held, nn.modules.dropout._DropoutNd):
             return
         if held is not UNKNOWN or not isinstance(node.func, (ast.Name, ast.Attribute)):
-            self.note(node, condition, always=True)  # code that is not known
+            self.note(node, condition, always=True)  # unknown code
         elif name in SIZED and (name not in _MAKING or self._may_hold_channels(node)):
             self.note(node, condition, always=True)
 
     def _may_hold_channels(self, node: ast.AST) -> bool:
-        """Whether a number of an expression, other than those read from tensors, may be one of channels."""
+        """Whether a number in an expression, other than those read from tensors, may be a number of channels."""
         numbers = [inner.value if isinstance(inner, ast.Constant) else self.held(inner) for inner in ast.walk(node)
                    if isinstance(inner, (ast.Constant, ast.Attribute))]  # fmt: skip
         return any(isinstance(number, int) and number > 1 for number in numbers)
 
 
-# Functions that make a tensor of a size: where paths are dropped at random, one number for each sample.
+# Functions that create a tensor of a given size, such as one random number per sample in stochastic depth.
 _MAKING = frozenset("new_zeros new_ones new_empty new_full zeros ones empty full rand randn".split())
 
 

@@ -1,4 +1,4 @@
-"""Reading a model's source for calls that its conditions may decide about, and that no run made."""
+"""Reading a model's source for calls that depend on conditions and were made in no run."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from prunegate.groups.following.lines_run import SUSPECT, Line, LinesRun
 
 _SIZES = frozenset({"shape", "ndim"})
 _SIZE_CALLS = frozenset({"size", "dim", "numel", "ndimension", "nelement"})
-# What is made of sizes and arguments by these is as changeable as they are.
+# Results of these functions may change if their arguments, such as sizes, may.
 _PLAIN_CALLS = frozenset("abs all any bool divmod float int len list max min range round sum tuple".split())
-# How a tensor is stored changes from call to call too, but not what is computed.
+# The storage of a tensor may change between calls too, but that does not affect what is computed.
 _STORAGE = frozenset(
     """device dtype is_cuda is_meta is_nested is_quantized is_sparse layout requires_grad is_complex
     is_contiguous is_floating_point""".split()
@@ -27,7 +27,7 @@ _STORAGE = frozenset(
 
 
 class Unrun(NamedTuple):
-    """One call that no run made, and the condition that decides about it."""
+    """One call that no run made, and the condition that it depends on."""
 
     module: str
     condition: str
@@ -37,12 +37,12 @@ class Unrun(NamedTuple):
 
 
 class _Task(NamedTuple):
-    """A function to read, as a method of a module or by itself.
+    """A function to read, either a method of a module or a plain function.
 
     Attributes:
-        changing: Arguments that may differ from call to call of the same model.
-        carrying: Arguments that may hold channels which can be removed.
-        condition: What decides whether it is called at all.
+        changing: Arguments that may differ between calls of the same model.
+        carrying: Arguments that may hold removable channels.
+        condition: The condition that decides whether it is called.
     """
 
     path: str
@@ -55,12 +55,12 @@ class _Task(NamedTuple):
 
 @dataclass
 class Search:
-    """Reads functions, and those that they call, as far as it can be told which these are.
+    """Reads functions and, as far as they can be determined, the functions that they call.
 
     Attributes:
-        reader: What reads one function.
-        unrun: Calls that no run made, by where they stand.
-        unread: Names of functions whose source is not there.
+        reader: The class that reads one function.
+        unrun: Calls that no run made, by their position.
+        unread: Names of functions without source.
     """
 
     lines: LinesRun
@@ -99,7 +99,7 @@ class Search:
 
 
 class Reader:
-    """Reads one function: what of it changes from call to call, and what is called below such conditions."""
+    """Reads one function: which values may change between calls, and which calls depend on them."""
 
     def __init__(self, search: Search, task: _Task, tree: ast.FunctionDef) -> None:
         self.search, self.task = search, task
@@ -116,7 +116,7 @@ class Reader:
                         names |= {n.id for n in ast.walk(target) if isinstance(n, ast.Name)} - {self._self}
 
     def body(self, statements: Sequence[ast.stmt], condition: str | None) -> None:
-        """Read statements that are run under a condition; None for such as runs decide about."""
+        """Read statements that run under a condition; None if the runs have covered them."""
         for number, statement in enumerate(statements):
             if isinstance(statement, (ast.If, ast.While)):
                 self.expression(statement.test, condition)
@@ -141,7 +141,7 @@ class Reader:
                         self.body(case.body, None if self._ran(case.body, statement.lineno) else below)
 
     def expression(self, node: ast.AST, condition: str | None) -> None:
-        """Read an expression that is computed under a condition."""
+        """Read an expression that is evaluated under a condition."""
         if isinstance(node, ast.IfExp):
             self.expression(node.test, condition)
             for arm in (node.body, node.orelse):
@@ -155,7 +155,7 @@ class Reader:
             self.expression(inner, condition)
 
     def _ran(self, statements: Sequence[ast.stmt], after: int) -> bool:
-        """Whether a run went through these statements, as far as that shows beyond a line."""
+        """Whether these statements were run, as far as calls after a line show it."""
         lines = (line for one in statements for line in range(max(one.lineno, after + 1), (one.end_lineno or 0) + 1))
         return any((self._file, line) in self.search.lines.passed for line in lines)
 
@@ -163,7 +163,7 @@ class Reader:
         return ast.unparse(test) if condition is None and self.changes(test) else condition
 
     def changes(self, node: ast.AST) -> bool:
-        """Whether an expression may have another value in another call of the same model."""
+        """Whether an expression may have a different value in another call of the same model."""
         if isinstance(node, ast.Name):
             return node.id in self.changing
         if isinstance(node, ast.Attribute):
@@ -177,7 +177,7 @@ class Reader:
         return any(map(self.changes, ast.iter_child_nodes(node)))
 
     def carries(self, node: ast.AST) -> bool:
-        """Whether an expression may hold channels that can be removed: what layers make does, what is handed in not."""
+        """Whether an expression may hold removable channels, as layer outputs do; the model's inputs do not."""
         if isinstance(node, ast.Name):
             return node.id in self.carrying
         if isinstance(node, ast.Attribute):
@@ -190,7 +190,7 @@ class Reader:
         return any(map(self.carries, ast.iter_child_nodes(node)))
 
     def held(self, node: ast.expr) -> Any:
-        """What ``self.a.b`` is, if it is that."""
+        """The value of ``self.a.b``, if the expression has this form."""
         if isinstance(node, ast.Name):
             return self.task.module if node.id == self._self else UNKNOWN
         if isinstance(node, ast.Attribute):
@@ -199,7 +199,7 @@ class Reader:
         return UNKNOWN
 
     def call(self, node: ast.Call, condition: str | None) -> None:
-        """Read a call: of the model's own code, which is read in turn, or of torch."""
+        """Read a call of the model's own code, which is then read as well, or of torch."""
         name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
         called, module = self._called(node.func)
         if called is not None:
@@ -212,10 +212,10 @@ class Reader:
             self.other_call(node, name, condition)
 
     def other_call(self, node: ast.Call, name: str, condition: str) -> None:
-        """Read a call of anything else below a condition."""
+        """Read any other call under a condition."""
 
     def note(self, node: ast.expr, condition: str | None, always: bool = False) -> None:
-        """Note a call that no run made, if it may have to do with channels."""
+        """Record a call that no run made, if it may involve channels."""
         if condition is None or not (always or self.carries(node)):
             return
         lines = range(node.lineno, (node.end_lineno or node.lineno) + 1)
@@ -224,7 +224,7 @@ class Reader:
             self.search.unrun.setdefault((self._file, node.lineno), unrun)
 
     def _may_be_of_torch(self, function: ast.expr) -> bool:
-        """Whether it is a method of what may be a tensor, or a function of torch."""
+        """Whether it may be a tensor method or a torch function."""
         root = function
         while isinstance(root, ast.Attribute):
             root = root.value
@@ -238,7 +238,7 @@ class Reader:
         return not (root.id == self._self and isinstance(function, ast.Attribute) and function.value is root)
 
     def _called(self, function: ast.expr) -> tuple[Callable[..., Any] | None, nn.Module | None]:
-        """The function of Python code that is called, and whose method it is; None if that cannot be told."""
+        """The Python function that is called, and the module if it is a method; None if it cannot be determined."""
         module, names = self.task.module, self.task.function.__globals__
         held: Any = None
         if isinstance(function, ast.Name):
@@ -260,7 +260,7 @@ class Reader:
     def _given(
         self, called: Callable[..., Any], bound: bool, node: ast.Call, test: Callable[[ast.AST], bool]
     ) -> frozenset[str]:
-        """Which parameters of a called function are given arguments that pass a test."""
+        """The parameters of a called function whose arguments pass a test."""
         try:
             parameters = list(inspect.signature(called).parameters.values())
         except (TypeError, ValueError):
@@ -274,7 +274,7 @@ UNKNOWN = object()
 
 
 def own_forward(module: nn.Module) -> Any:
-    """The forward that the model's author wrote: cut and gated modules may have one around it."""
+    """The forward written by the model's author, which cut and gated modules may wrap."""
     for cls in type(module).__mro__:
         forward = vars(cls).get("forward")
         if forward is not None and not forward.__module__.startswith(("prunegate.compaction.", "prunegate.gates.")):
@@ -283,7 +283,7 @@ def own_forward(module: nn.Module) -> Any:
 
 
 def _flows(node: ast.AST) -> Iterator[tuple[ast.AST, ast.AST]]:
-    """What names are given here, and from which expression."""
+    """The names that are assigned here, and the expressions that they are assigned from."""
     if isinstance(node, ast.Assign):
         yield from ((target, node.value) for target in node.targets)
     elif isinstance(node, (ast.AugAssign, ast.AnnAssign, ast.NamedExpr)):
@@ -306,11 +306,11 @@ def _leaves(statements: Sequence[ast.stmt]) -> bool:
 
 @lru_cache(maxsize=256)
 def _definitions(file: str) -> Mapping[tuple[str, int], ast.FunctionDef]:
-    """The functions of a file, by name and by every line at which they may be said to begin."""
+    """The functions of a file, by name and by every line that may count as their start."""
     try:
         with open(file, encoding="utf-8") as opened:
             tree = ast.parse(opened.read())
-    except (OSError, SyntaxError, ValueError):  # code that was typed in, or made by a program
+    except (OSError, SyntaxError, ValueError):  # interactive or generated code
         return {}
     functions = (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef))
     return {(node.name, line): node for node in functions for line in _first_lines(node)}
