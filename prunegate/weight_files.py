@@ -110,8 +110,8 @@ def _read(path: Path, where: str, kind: type[PrunegateError]) -> Any:
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise kind(
-            f"{where}: {path}: holds more than weights, expected only tensors and plain values. Code in a file is never "
-            "run. If you trust the file, save only the weights: torch.save(model.state_dict(), "
+            f"{where}: {path}: holds more than weights, expected only tensors and plain values. Code in a file is "
+            "never run. If you trust the file, save only the weights: torch.save(model.state_dict(), "
             f"path). torch says: {_first_line(error)}"
         ) from error
     except Exception as error:  # a damaged file may raise anything

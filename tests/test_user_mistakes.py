@@ -243,7 +243,7 @@ def test_nan_in_an_own_loop_is_noticed_at_the_next_step() -> None:
             weights.step()
             budget.step()
 
-    with pytest.raises(DivergedError, match="budget: step 4: found expected macs that are not finite"):
+    with pytest.raises(DivergedError, match="budget: step 4: the expected macs are not finite"):
         train()
     with pytest.raises(DivergedError, match="harden: found logits that are not finite, expected numbers"):
         gated.harden(budget)
