@@ -63,7 +63,7 @@ def _check_labels_of_any_form(settings: DataSettings) -> None:
     if settings.mixup.enabled or settings.num_classes is not None or settings.transform:
         key = "mixup" if settings.mixup.enabled else "num_classes" if settings.num_classes else "transform"
         raise DataError(
-            f"data.{key}: found it beside data.labels=any, expected none: it is for images of classes. Remove it."
+            f"data.{key}: does not apply with data.labels=any, as it is for images with classes. Remove it."
         )
 
 

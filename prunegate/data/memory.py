@@ -119,9 +119,8 @@ class ImageData:
         generator = order_of(seed, epoch)
         order = torch.randperm(self.num_train, generator=generator)
         if self.num_train < self.batch_size:
-            torch.randperm(
-                self.num_train, generator=generator
-            )  # unused, so that a seed gives the same augmentation as before
+            # Unused, so that a seed gives the same augmentation as in earlier versions.
+            torch.randperm(self.num_train, generator=generator)
         size = min(self.batch_size, self.num_train)
         steps = range(self.steps_per_epoch)
         return order, Moves.joined([Moves.draw(size, self.shape[1], self.augment, generator) for _ in steps])

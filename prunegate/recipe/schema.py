@@ -98,7 +98,9 @@ class BudgetSettings(Settings):
     @model_validator(mode="after")
     def _of_one_kind(self) -> BudgetSettings:
         if self.limit is not None and "fraction" in self.model_fields_set:
-            raise ValueError(f"found a limit of {self.limit:,} and a fraction of {self.fraction}, expected one of them")
+            raise ValueError(
+                f"found a limit of {self.limit:,} and a fraction of {self.fraction}, expected only one of them"
+            )
         return self
 
     @model_validator(mode="after")

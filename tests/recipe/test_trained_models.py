@@ -73,5 +73,5 @@ def test_limits_out_of_reach_are_refused_before_anything_is_written(tmp_path: Pa
 
 
 def test_a_limit_and_a_fraction_are_too_much() -> None:
-    with pytest.raises(ValueError, match=r"found a limit of 300 and a fraction of 0\.5, expected one of them"):
+    with pytest.raises(ValueError, match=r"found a limit of 300 and a fraction of 0\.5, expected only one of them"):
         Recipe.model_validate(BASE | {"budget": {"limit": 300, "fraction": 0.5}})

@@ -22,7 +22,7 @@ def _by_experts(call: Call) -> list[Labels]:
     own, produced = column(labels, 1, read), column(labels, 2, made)
     for label in labels:
         if label.shape[0] > 1:
-            call.pin(label, "experts are picked by the router, so all of them stay")
+            call.pin(label, "experts are picked by the router, so all of them are kept")
     given = column(call.labels_of(rows), 1, read)
     call.read(weight, own, given, UNREMOVABLE)
     sizes = (call.shape[0], read, made)

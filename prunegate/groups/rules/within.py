@@ -46,7 +46,7 @@ def choose_within(
             if dim != inner:
                 kept = call.constraints.tie_along(kept, dim)
         if heads is not None:
-            call.pin(heads, "dimensions of these heads are removed, the heads stay")
+            call.pin(heads, "dimensions of these heads are removed, the heads are kept")
         for vector in vectors:
             call.constraints.tie(kept, vector)
         if not leaves_out(kept.reshape(-1)):

@@ -21,7 +21,7 @@ from prunegate.groups.solving.united import United, unite, united_by
 
 _UNPRODUCED = Pin("no layer produces these channels")
 _UNREAD = Pin("no weight reads these channels")
-_SINGLE = Pin("a single unit: at least one must stay")
+_SINGLE = Pin("a single unit: at least one must be kept")
 _NO_REASON = -1
 
 
