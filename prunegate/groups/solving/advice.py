@@ -20,10 +20,10 @@ _ADVICE: tuple[tuple[str, str], ...] = (
     ("index", "Slice or permute with fixed positions instead of an index tensor, where possible."),
     ("joined with channels", "Let layers produce the channels of both sides, for example with a 1x1 convolution."),
     ("merged into one dimension", "Keep the two kinds of channels in separate dimensions."),
-    ("meets channels that cannot be removed", "The other operand holds inputs, or channels that are kept; a layer between "
-     "the two (a projection on the shortcut) makes them prunable."),
-    ("summed against channels that cannot", "The other operand holds inputs, or channels that are kept; a layer between "
-     "the two makes them prunable."),
+    ("meets channels that cannot be removed", "The other operand holds inputs or kept channels; a layer between the "
+     "two (a projection on the shortcut) makes them prunable."),
+    ("summed against channels that cannot", "The other operand holds inputs or kept channels; a layer between the "
+     "two makes them prunable."),
     ("is taken over these channels", "Use one of torch's functions for it (mean, var, layer_norm, softmax), which "
      "have a masked form."),
     ("statistics are taken", "Use one of torch's norm functions, which have a masked form."),
