@@ -1,4 +1,4 @@
-"""Builders make what the libraries list, refuse everything else in words, and never fetch anything."""
+"""Builders build the models that the libraries list, refuse everything else with a message, and never download."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What objects say of themselves at a prompt: what they are, in a line or a few."""
+"""`repr` of objects at a prompt: a line or a few."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Mistakes that anybody makes in the first hour: each is one clear error, of the kind that says what is wrong."""
+"""Mistakes that users make in their first hour: each gives one clear error of the right class."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Weights in the forms in which trainers leave them."""
+"""Weights in the forms in which trainers save them."""
 
 from __future__ import annotations
 

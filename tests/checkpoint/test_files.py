@@ -1,4 +1,4 @@
-"""What a file holds, and that no damaged or foreign one gets through."""
+"""Contents of files, and refusal of damaged or foreign ones."""
 
 from __future__ import annotations
 

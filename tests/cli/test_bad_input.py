@@ -1,4 +1,4 @@
-"""What the command line cannot do gets one clear error, exit code 2, and leaves no file behind."""
+"""Invalid commands give one clear error and exit code 2, and leave no files."""
 
 from __future__ import annotations
 

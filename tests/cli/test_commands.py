@@ -1,4 +1,4 @@
-"""What the command line does, in this process and as one of its own."""
+"""Commands of the command line, in this process and in a separate one."""
 
 from __future__ import annotations
 

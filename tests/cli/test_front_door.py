@@ -1,4 +1,4 @@
-"""What people meet first: a recipe to begin with, the keys, their own models, and less or more output."""
+"""First contact: a recipe to start from, its keys, users' own models, and less or more output."""
 
 from __future__ import annotations
 

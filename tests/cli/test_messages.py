@@ -1,4 +1,4 @@
-"""What commands say beside their results."""
+"""Log messages and warnings of commands."""
 
 from __future__ import annotations
 

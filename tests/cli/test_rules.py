@@ -1,4 +1,4 @@
-"""`prunegate inspect --rules`: the list of operations is the one that the tracer goes by."""
+"""`prunegate inspect --rules`: the list of operations is the one that the tracer uses."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Data sets by name: what is found where, and what is said when it is not."""
+"""Data sets by name: where they are found, and errors if they are not."""
 
 from __future__ import annotations
 

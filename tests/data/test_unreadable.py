@@ -1,4 +1,4 @@
-"""Files that cannot be read are left out, named once and counted; too many stop the run."""
+"""Unreadable files are skipped, logged once and counted; too many stop the run."""
 
 from __future__ import annotations
 

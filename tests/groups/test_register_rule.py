@@ -1,4 +1,4 @@
-"""Users teach the tracer operations and modules of their own."""
+"""Users' rules for their own operations and modules."""
 
 from __future__ import annotations
 

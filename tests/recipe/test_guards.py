@@ -1,4 +1,4 @@
-"""What goes wrong in long runs, provoked for real."""
+"""Failures of long runs, provoked for real."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Recipes: what is valid, and all that is not at once, each with its place."""
+"""Loading recipes: valid ones, and all mistakes at once, each with its position."""
 
 from __future__ import annotations
 

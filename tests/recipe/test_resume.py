@@ -1,4 +1,4 @@
-"""Runs that are stopped or killed, and go on as if nothing had been."""
+"""Runs that are stopped or killed, and resume as if uninterrupted."""
 
 from __future__ import annotations
 

@@ -177,11 +177,11 @@ def test_what_does_not_go_with_labels_of_any_form_is_refused(changed: dict[str, 
     [
         (
             {"training": {"loss": f"{HERE}:raises"}},
-            r"training\.loss: .*raised ValueError: these are no scores\. It is ca",
+            r"training\.loss: .*raised ValueError: these are no scores\. It was ca",
         ),
         (
             {"training": {"loss": f"{HERE}:of_pixels"}},
-            r"training\.loss: .*raised .*found a tensor of shape \(16, 1\) and",
+            r"training\.loss: .*raised .*It was called with \(outputs, labels\): a tensor of shape \(16, 1\) and",
         ),
         (
             {"training": {"loss": f"{HERE}:gives_a_vector"}},

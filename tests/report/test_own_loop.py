@@ -1,4 +1,4 @@
-"""The report of a loop that somebody else wrote."""
+"""The report of a user's own loop."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is told of the gates, and when it is worth a warning."""
+"""Gate health figures, and when there is a warning."""
 
 from __future__ import annotations
 

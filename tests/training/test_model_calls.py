@@ -1,4 +1,4 @@
-"""Every form in which a loader gives batches, and what happens to those that are none."""
+"""Every form in which loaders yield batches, and errors for other forms."""
 
 from __future__ import annotations
 

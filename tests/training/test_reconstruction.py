@@ -1,4 +1,4 @@
-"""Refitting against least squares done plainly, and what is left alone."""
+"""Refitting against plain least squares, and layers that are not refitted."""
 
 from __future__ import annotations
 

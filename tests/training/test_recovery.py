@@ -1,4 +1,4 @@
-"""What is had back after hardening, on real images."""
+"""Recovery after hardening, on real images."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Loops that train nothing, or not the gates, and what they are told."""
+"""Warnings for loops that train nothing, or not the gates."""
 
 from __future__ import annotations
 
