@@ -103,8 +103,8 @@ def _check_effort(path: Path, document: Document, fingerprint: Fingerprint, mode
         numbers = sum(tensor.numel() for tensor in inputs.tensors())
         if numbers > _MOST_UNKNOWN:
             raise CheckpointError(
-                f"{where}: found {numbers} numbers, expected at most {_MOST_UNKNOWN} for a model whose cost cannot be "
-                "told before it runs. Load it without verify."
+                f"{where}: found {numbers} numbers, expected at most {_MOST_UNKNOWN} for a model whose cost is "
+                "unknown before it runs. Load it without verify."
             )
         return
     if effort.shapes != tuple(shape for shape, _ in fingerprint.outputs):

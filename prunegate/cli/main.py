@@ -76,12 +76,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"prunegate {__version__}")
     parser.add_argument("-v", "--verbose", action="store_true", help="log what is being done")
-    parser.add_argument("-q", "--quiet", action="store_true", help="print results and errors alone")
+    parser.add_argument("-q", "--quiet", action="store_true", help="print only results and errors")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     # The same two options after the command, without overriding those before it.
     common = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS)
     common.add_argument("-v", "--verbose", action="store_true", help="log what is being done")
-    common.add_argument("-q", "--quiet", action="store_true", help="print results and errors alone")
+    common.add_argument("-q", "--quiet", action="store_true", help="print only results and errors")
 
     run = commands.add_parser(
         "run",

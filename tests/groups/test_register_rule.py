@@ -202,7 +202,7 @@ def test_the_refusal_prints_the_call_to_make() -> None:
     said = str(raised.value)
     assert "no rule says what this operation does to channels: prunegate_test::shifted_relu" in said
     assert "call prunegate.register_rule('prunegate_test::shifted_relu', like='relu')" in said
-    exec(re.findall(r"say (prunegate.register_rule\(.*?\))", said)[0], {"prunegate": prunegate})
+    exec(re.findall(r"call (prunegate.register_rule\(.*?\))", said)[0], {"prunegate": prunegate})
     _prunes_without_loss(Net(Activation(16)))
 
 
