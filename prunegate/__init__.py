@@ -81,7 +81,7 @@ __all__ = [
     "wrap",
 ]
 
-# Where the names live that need torch: they are imported on first use, so that `prunegate --help` is quick.
+# Modules of the names that need torch: they are imported on first use, so that `prunegate --help` is fast.
 _HOMES = {
     "Budget": "prunegate.training",
     "Builder": "prunegate.builders",

@@ -1,7 +1,7 @@
-"""Building dense models by timm's and torchvision's own names, and a few of ours; never with a download.
+"""Building dense models by their names in timm, torchvision and prunegate, never with a download.
 
-A checkpoint names its builder, and the file may come from a stranger. So the name must be one that the
-installed library lists, and arguments that fetch or read anything are refused.
+A checkpoint names its builder, and the file may be untrusted. So the name has to be one that the installed library
+lists, and arguments that download or read anything are refused.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from prunegate.errors import ModelNameError, nearest
 from prunegate.without_data import drop_data, with_little_data, without_data
 
 LIBRARIES = ("timm", "torchvision", "prunegate")
-# Arguments by which the libraries fetch or read weights, code or configuration.
+# Arguments with which the libraries download or read weights, code or configuration.
 _REFUSED = frozenset(
     """pretrained weights weights_backbone checkpoint_path pretrained_cfg pretrained_cfg_overlay cache_dir
     pretrained_strict scriptable exportable""".split()
@@ -98,12 +98,12 @@ class Builder:
         return model
 
     def on_meta(self, most_parameters: int) -> nn.Module:
-        """The dense model with all its tensors on the meta device, which takes no memory whatever its size.
+        """The dense model with all its tensors on the meta device, which takes no memory.
 
-        Constructors that read values of tensors they make get real ones if these are small.
+        Constructors that read values of their new tensors get real ones if these are small.
 
         Args:
-            most_parameters: A model that registers several times more than this is not made to its end.
+            most_parameters: Construction stops if the model registers several times more than this.
 
         Raises:
             ModelNameError: The library does not accept the arguments, or the model is too large.
@@ -123,7 +123,7 @@ class Builder:
     def skeleton(self) -> nn.Module:
         """The dense model with its parameters on the meta device: nothing is initialised, buffers are real.
 
-        The global random state is left as it was.
+        The global random state is not changed.
         """
         from accelerate import init_empty_weights
 
@@ -131,11 +131,11 @@ class Builder:
             return self.build()
 
     def zeroed(self) -> nn.Module:
-        """The dense model with all parameters zero: quick to make, for looking at its structure only."""
+        """The dense model with all parameters zero, fast to build, for inspecting its structure only."""
         model = self.skeleton()
         kept = [value for module in model.modules() for value in (*vars(module).values(), *module._buffers.values())]
         if any(isinstance(value, torch.Tensor) and value.is_meta for value in kept):
-            return self.build()  # its constructor keeps a tensor that it derived from a parameter
+            return self.build()  # its constructor stores a tensor derived from a parameter
         made: dict[int, nn.Parameter] = {}
         for name, parameter in list(model.named_parameters(remove_duplicate=False)):
             owner, _, attribute = name.rpartition(".")
@@ -167,9 +167,9 @@ class Builder:
 
 
 def input_shape(builder: Builder, model: nn.Module) -> tuple[int, ...]:
-    """The shape of one sample that a model is usually run on: (channels, height, width).
+    """The usual shape of one sample of a model: (channels, height, width).
 
-    Video models take frames too: (channels, frames, height, width).
+    For video models: (channels, frames, height, width).
     """
     if builder.library == "timm":
         config = getattr(model, "pretrained_cfg", {})
@@ -203,7 +203,7 @@ def _names(library: str) -> set[str]:
 def _check_argument(model: str, key: str, value: Any) -> None:
     if key in _REFUSED or key.startswith(_REFUSED_PREFIX):
         raise ModelNameError(
-            f"{model}: argument {key!r} is refused. Models are built without fetching or reading anything. "
+            f"{model}: argument {key!r} is refused. Models are built without downloading or reading anything. "
             "Load weights into the model yourself."
         )
     values = value if isinstance(value, (list, tuple)) else [value]
@@ -218,19 +218,19 @@ def _check_argument(model: str, key: str, value: Any) -> None:
         )
 
 
-# Of what a file may give as an argument; image sizes, depths and numbers of classes stay far below.
+# Largest number that a file may pass as an argument; image sizes, depths and numbers of classes are far smaller.
 _LARGEST_NUMBER = 1 << 20
 _LONGEST = 256
-# What torch raises where a constructor reads a value of a tensor without data.
+# The errors of torch if a constructor reads a value of a tensor without data.
 _NEEDS_VALUES = (RuntimeError, NotImplementedError)
-# Of parameters and of modules a constructor may make more than it keeps: so many, and so many times as many as the
-# model has tensors. Of timm's and torchvision's models none comes near (at most 1.8 and 3.3 times).
+# A constructor may create more parameters and modules than it keeps: this many, plus a multiple of the model's number
+# of tensors. timm's and torchvision's models need far less (at most 1.8 and 3.3 times).
 _SPARE = 256
 _TIMES = {"parameters": 3, "modules": 8}
 
 
 def _check_stored(key: str, value: Any) -> None:
-    """Refuse arguments that would make a constructor work without end."""
+    """Refuse arguments that would make a constructor run forever."""
     values = value if isinstance(value, list) else [value]
     if len(values) > _LONGEST:
         raise ValueError(f"builder.arguments.{key}: found a list of {len(values)}, expected at most {_LONGEST} entries")
@@ -243,7 +243,7 @@ def _check_stored(key: str, value: Any) -> None:
 
 @contextlib.contextmanager
 def _counting(most: int) -> Iterator[None]:
-    """Stop a constructor that makes far more parameters or modules than a model of ``most`` tensors has."""
+    """Stop a constructor that creates far more parameters or modules than a model of ``most`` tensors has."""
     register, begin = nn.Module.register_parameter, nn.Module.__init__
     counts = dict.fromkeys(_TIMES, 0)
 
@@ -278,5 +278,5 @@ def _build_torchvision(name: str, arguments: dict[str, Any]) -> nn.Module:
     if "weights_backbone" in accepted:
         arguments["weights_backbone"] = None
     if name in ("googlenet", "inception_v3"):
-        arguments.setdefault("init_weights", True)  # these two warn unless they are told
+        arguments.setdefault("init_weights", True)  # these two warn if it is not set
     return get_model(name, weights=None, **arguments)  # type: ignore[no-any-return]

@@ -1,8 +1,8 @@
-"""The residual networks of the CIFAR experiments, which neither timm nor torchvision has.
+"""The residual networks for CIFAR, which are in neither timm nor torchvision.
 
 Reference: He, Zhang, Ren and Sun, "Deep Residual Learning for Image Recognition", 2016, arXiv:1512.03385,
-section 4.2: three stages of width 16, 32 and 64 with n blocks each make 6n + 2 layers. Where the shape changes
-the shortcut is a projection (their option B), whose channels pruning can follow.
+section 4.2: three stages of width 16, 32 and 64 with n blocks each make 6n + 2 layers. If the shape changes, the
+shortcut is a projection (option B of the paper), whose channels can be pruned.
 """
 
 from __future__ import annotations

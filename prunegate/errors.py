@@ -1,4 +1,4 @@
-"""Everything that can go wrong by a user's hand, as one family of exceptions.
+"""All errors that users can cause, as one family of exceptions.
 
 Every message follows one form: *where: what was found, what was expected. Why. What to do.*
 """
@@ -10,7 +10,7 @@ from collections.abc import Iterable
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of what an error says, for messages: some errors are as long as a book, some say nothing."""
+    """The first line of an error's message, as some messages are very long and some are empty."""
     lines = str(error).strip().splitlines()
     return lines[0] if lines else ""
 
@@ -20,15 +20,15 @@ class PrunegateError(Exception):
 
 
 class PrunegateWarning(UserWarning):
-    """Something is most likely not as it was meant to be, and training goes on; the message says what to do."""
+    """Something is probably wrong, but training continues; the message says what to do."""
 
 
 class TraceError(PrunegateError):
-    """The model could not be run on its example inputs, or what it did could not be followed."""
+    """The model could not be run on its example inputs, or the run could not be traced."""
 
 
 class RuleError(TraceError):
-    """A rule of the user's own (`register_rule`) raised something, or returned something else than labels."""
+    """A rule of the user's own (`register_rule`) raised an error, or returned something other than labels."""
 
 
 class NothingToPruneError(PrunegateError):
@@ -36,19 +36,19 @@ class NothingToPruneError(PrunegateError):
 
 
 class MaskError(PrunegateError):
-    """Hard masks were given that do not fit the channel groups, or there are none where they are needed."""
+    """Hard masks were given that do not fit the channel groups, or masks are needed and missing."""
 
 
 class BudgetError(PrunegateError):
-    """A budget that no choice of units can meet, or that makes no sense."""
+    """A budget that no choice of units can meet, or that is invalid."""
 
 
 class LimitError(PrunegateError):
-    """A compact model was called outside of the limits that `GatedModel.limits` tells of."""
+    """A compact model was called outside of `GatedModel.limits`."""
 
 
 class CompactionError(PrunegateError):
-    """The compact model does not compute what the gated model computed; nothing was written."""
+    """The compact model does not compute the same as the gated model; nothing was written."""
 
 
 class CheckpointError(PrunegateError):
@@ -56,7 +56,7 @@ class CheckpointError(PrunegateError):
 
 
 class ExportError(PrunegateError):
-    """A model that another format cannot hold, or a file of it that computes something else."""
+    """A model that another format cannot represent, or an exported file whose outputs differ."""
 
 
 class ModelNameError(PrunegateError):
@@ -64,7 +64,7 @@ class ModelNameError(PrunegateError):
 
 
 class DataError(PrunegateError):
-    """A data set that is not there or cannot be read."""
+    """A data set that is missing or cannot be read."""
 
 
 class RecipeError(PrunegateError):
@@ -72,14 +72,14 @@ class RecipeError(PrunegateError):
 
 
 class DivergedError(PrunegateError):
-    """Training has gone where it cannot come back from."""
+    """Training has diverged."""
 
 
 class RunStoppedError(PrunegateError):
-    """A run was asked to stop and did, with its state saved; the message says how it goes on.
+    """A run was stopped on request, with its state saved; the message says how to resume it.
 
     Attributes:
-        signal: Number of the signal that asked for it, e.g. 15 (SIGTERM).
+        signal: Number of the signal that stopped it, e.g. 15 (SIGTERM).
     """
 
     def __init__(self, message: str, signal: int) -> None:
@@ -92,17 +92,17 @@ class RunFolderError(PrunegateError):
 
 
 class NotGatedError(PrunegateError):
-    """A plain model, a class or a model in a wrapper was handed in where a gated model is needed."""
+    """A plain model, a class or a model in a wrapper was passed where a gated model is needed."""
 
 
 class LoopError(PrunegateError):
-    """A training loop of the user's own in which the gates cannot be trained."""
+    """The user's training loop does not allow training the gates."""
 
 
 class MissingPackageError(LoopError, ImportError):
-    """An optional package is needed and not installed; the message names the extra that brings it."""
+    """An optional package is needed and not installed; the message names its extra."""
 
 
 def nearest(name: str, known: Iterable[str], count: int = 3) -> list[str]:
-    """The ``count`` known names that look most like ``name``, best first; empty if none is close."""
+    """The ``count`` known names most similar to ``name``, best first; empty if none is close."""
     return difflib.get_close_matches(name, list(known), n=count, cutoff=0.5)

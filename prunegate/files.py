@@ -1,4 +1,4 @@
-"""Writing files whole or not at all."""
+"""Atomic writing of files."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from pathlib import Path
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary file beside ``path`` that takes its place when the block ends well, and else is gone.
+    """A temporary file that replaces ``path`` if the block succeeds, and is deleted otherwise.
 
-    It is on the same file system, so that the replacement is one step that cannot be half done; its bytes
-    are on the disk before it takes the name. It gets the permissions that an ordinary new file would have.
+    It is on the same file system, so that the replacement is atomic, and its bytes are synced to disk first. It gets
+    the permissions of an ordinary new file.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
@@ -33,7 +33,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Bring the new name to the disk too, where folders can be opened for that."""
+    """Sync the new name to disk too, if folders can be opened for that."""
     if os.name == "posix":
         handle = os.open(folder, os.O_RDONLY)
         try:

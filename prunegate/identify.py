@@ -1,4 +1,4 @@
-"""Which timm or torchvision name builds a given model."""
+"""Identifying the timm or torchvision name that builds a given model."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def _structure(model: nn.Module) -> tuple[str, dict[str, torch.Size]]:
 
 
 def _candidates(model: nn.Module) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Names that may build the model, each with the arguments its tensors suggest."""
+    """Names that may build the model, each with the arguments that its tensors suggest."""
     home = type(model).__module__.split(".")[0]
     if isinstance(model, cifar_resnet.CifarResNet):
         for network in cifar_resnet.list_models():

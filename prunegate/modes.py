@@ -1,4 +1,4 @@
-"""A block in eval mode, after which every module is in the mode it was in."""
+"""A context for eval mode that restores every module's mode."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import nn
 
 @contextmanager
 def eval_mode(model: nn.Module) -> Iterator[None]:
-    """Put the model in eval mode for the block; modules may be switched within it."""
+    """Put the model in eval mode for the block; modules may be switched inside."""
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:

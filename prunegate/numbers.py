@@ -1,4 +1,4 @@
-"""Whether a value that a user hands in is a number at all."""
+"""Checks that users' values are numbers."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, TypeGuard
 
 
 def is_number(value: Any) -> TypeGuard[float]:
-    """A finite real number of Python or numpy; True and False are none."""
+    """A finite real number of Python or numpy; True and False do not count."""
     return not isinstance(value, bool) and isinstance(value, numbers.Real) and math.isfinite(value)
 
 

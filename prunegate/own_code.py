@@ -1,4 +1,4 @@
-"""What is made by a user's own code, named ``module:function`` by the user: never by a checkpoint."""
+"""Objects made by the user's own code, named ``module:function`` by the user, never by a checkpoint."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from prunegate.errors import ModelNameError, PrunegateError
 
 @dataclass(frozen=True)
 class OwnBuilder:
-    """How to make a dense model by a function or class of the user's.
+    """How to make a dense model with the user's function or class.
 
     Attributes:
         name: ``"module:function"``, importable from where the command runs.
@@ -32,10 +32,10 @@ class OwnBuilder:
         return self.name
 
     def function(self) -> Callable[..., Any]:
-        """Import what makes the model.
+        """Import the function.
 
         Raises:
-            ModelNameError: There is no such module or function.
+            ModelNameError: The module or function does not exist.
         """
         return imported(self.name, "model name")
 
@@ -43,7 +43,7 @@ class OwnBuilder:
         """The dense model.
 
         Raises:
-            ModelNameError: The function raises, or makes something else.
+            ModelNameError: The function raises an error, or does not return a module.
         """
         function = self.function()
         try:
@@ -57,7 +57,7 @@ class OwnBuilder:
 
 @contextmanager
 def importable_from_here() -> Iterator[str]:
-    """Within the block modules of the present folder can be imported, as by `python -m`; gives the folder."""
+    """Within the block, modules in the current folder can be imported, as with `python -m`; yields the folder."""
     here = os.getcwd()
     sys.path.insert(0, here)  # an installed command does not have it
     try:
@@ -67,14 +67,14 @@ def importable_from_here() -> Iterator[str]:
 
 
 def imported(name: str, what: str, kind: type[PrunegateError] = ModelNameError) -> Callable[..., Any]:
-    """A function or class of the user's by its name ``module:function``.
+    """The user's function or class by its name ``module:function``.
 
     Args:
-        what: Begins the messages: where the name stands, such as "model name" or "data.name".
-        kind: Of the errors.
+        what: Start of the messages: where the name was given, such as "model name" or "data.name".
+        kind: Class of the errors.
 
     Raises:
-        PrunegateError: Of ``kind``; there is no such module or function.
+        PrunegateError: Of ``kind``; the module or function does not exist.
     """
     module, _, path = name.partition(":")
     with importable_from_here() as here:
@@ -87,7 +87,7 @@ def imported(name: str, what: str, kind: type[PrunegateError] = ModelNameError) 
         except Exception as error:  # the user's module may raise anything
             raise kind(
                 f"{what}: {name!r} cannot be imported from {here}: {type(error).__name__}: {error}. "
-                "Give module:function, where module is found from the present folder or is installed."
+                "Use module:function, where module is in the current folder or installed."
             ) from error
     if not callable(result):
         raise kind(f"{what}: {name!r} is a {type(result).__name__}, expected a function or class.")

@@ -1,4 +1,4 @@
-"""The base of everything that a recipe may say, shared by the sections that live beside what they describe."""
+"""The base class of all recipe sections, which are defined next to the code that they configure."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from pydantic import BaseModel, ConfigDict, model_validator
 
 
 class Settings(BaseModel):
-    """Base of all sections: unknown keys are errors, and a recipe does not change once read."""
+    """Base of all sections: unknown keys are errors, and recipes are immutable."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
-    # The key that a value without any is for: with "fraction", `budget: 0.5` is `budget: {fraction: 0.5}`.
+    # The key for a plain value: with "fraction", `budget: 0.5` means `budget: {fraction: 0.5}`.
     key_alone: ClassVar[str | None] = None
 
     @model_validator(mode="before")
@@ -22,7 +22,7 @@ class Settings(BaseModel):
 
     @classmethod
     def with_key(cls, given: Any) -> Any:
-        """A value without keys, put under the key that it is for."""
+        """Put a plain value under its key."""
         if cls.key_alone is not None and isinstance(given, (int, float, list)) and not isinstance(given, bool):
             return {cls.key_alone: given}
         return given

@@ -1,4 +1,4 @@
-"""Trained weights in the files that people have: safetensors, and what `torch.save` wrote of a state_dict."""
+"""Trained weights from common files: safetensors, and state_dicts written by `torch.save`."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from torch import nn
 
 from prunegate.errors import PrunegateError, RecipeError, first_line
 
-# How deep within a checkpoint the weights may lie: trainers keep them beside their own state.
+# Largest nesting depth of weights in a checkpoint, as trainers store them beside their own state.
 _DEPTH = 3
-# Named by this where a trainer keeps averaged weights beside the last ones.
+# Names of averaged weights that trainers store beside the last ones.
 _AVERAGED = re.compile(r"(?:^|[^a-z])(?:ema|swa|averag)|(?:ema|swa)(?:$|[^a-z])", re.IGNORECASE)
-# What torch.compile and DataParallel put into the names of a model within another.
+# Prefixes that wrappers such as torch.compile add to names.
 _WRAPPERS = re.compile(r"(^|\.)(_orig_mod\.|_fsdp_wrapped_module\.)+")
-# Counters that old files lack, and that say nothing about what a model computes in eval mode.
+# Counters that may be missing in old files, and do not matter in eval mode.
 _MAY_LACK = "num_batches_tracked"
 
 State = Mapping[str, Any]
@@ -31,7 +31,7 @@ State = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Misfit:
-    """How far a file's weights are from those of a model."""
+    """The differences between a file's weights and a model's."""
 
     missing: tuple[str, ...]
     unexpected: tuple[str, ...]
@@ -54,7 +54,7 @@ class Misfit:
 def load_weights(
     model: nn.Module, path: str | Path, where: str = "model.weights", kind: type[PrunegateError] = RecipeError
 ) -> None:
-    """Put a file's weights into ``model``, all of them or none.
+    """Load a file's weights into ``model``, all of them or none.
 
     Args:
         where: Begins the messages.
@@ -69,11 +69,11 @@ def load_weights(
 def fitting_weights(
     model: nn.Module, path: str | Path, where: str = "model.weights", kind: type[PrunegateError] = RecipeError
 ) -> dict[str, Any]:
-    """A file's weights under the names that ``model`` has for them; the model is left alone, and may be without data.
+    """A file's weights under the model's names; the model is not modified, and may be without data.
 
-    Looked through are the file itself and the dicts within it (``state_dict``, ``model``, ``model_ema``, ...), and
-    names may all begin with ``module.``, ``model.`` or whatever the trainer called the model. Averaged weights are
-    taken where a trainer has kept them beside the last ones, as timm does.
+    The file and its nested dicts (``state_dict``, ``model``, ``model_ema``, ...) are searched, and all names may have a
+    common prefix, such as ``module.`` or ``model.``. Averaged weights are preferred if a trainer, such as timm's, has
+    stored them beside the last ones.
 
     Raises:
         PrunegateError: Of ``kind``; the file cannot be read, holds no weights, or does not fit.
@@ -110,8 +110,8 @@ def _read(path: Path, where: str, kind: type[PrunegateError]) -> Any:
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise kind(
-            f"{where}: {path}: holds more than weights, expected tensors and plain values alone. Code is never run "
-            "from a file. Save the weights by themselves, where the file is trusted: torch.save(model.state_dict(), "
+            f"{where}: {path}: holds more than weights, expected only tensors and plain values. Code in a file is "
+            "never run. If you trust the file, save only the weights: torch.save(model.state_dict(), "
             f"path). torch says: {_first_line(error)}"
         ) from error
     except Exception as error:  # a damaged file may raise anything
@@ -122,7 +122,7 @@ def _read(path: Path, where: str, kind: type[PrunegateError]) -> Any:
 
 
 def _plain_types() -> list[Any]:
-    """Types that trainers (timm's among them) keep beside weights, and that run nothing when they are made."""
+    """Types that trainers, such as timm's, store beside weights, and whose construction runs no code."""
     scalar = np.float64(0.0).__reduce__()[0]
     return [argparse.Namespace, scalar, np.dtype, *{type(np.dtype(name)) for name in ("f4", "f8", "i4", "i8", "?")}]
 
@@ -132,7 +132,7 @@ def _first_line(error: BaseException) -> str:
 
 
 def _states(held: Any, depth: int = 0, averaged: bool = False) -> Iterator[tuple[tuple[bool, int], State]]:
-    """Every dict of tensors within a checkpoint, with where it comes in the order in which they are tried."""
+    """Every dict of tensors in a checkpoint, with its rank in the order in which they are tried."""
     if not isinstance(held, Mapping) or depth > _DEPTH:
         return
     tensors = {name: value for name, value in held.items() if isinstance(name, str) and isinstance(value, torch.Tensor)}
@@ -144,7 +144,7 @@ def _states(held: Any, depth: int = 0, averaged: bool = False) -> Iterator[tuple
 
 
 def _renamed(state: State, expected: Mapping[str, Any]) -> State:
-    """The weights without what all their names begin with; of several models within one, the one that fits best."""
+    """The weights without the common prefix of their names; of several models in one, the best match."""
     if not expected:
         return state
     rarest = max(expected, key=len)

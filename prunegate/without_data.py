@@ -1,4 +1,4 @@
-"""Running constructors without giving values to tensors that hold none."""
+"""Running constructors without initialising tensors that have no data."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-# Functions that do nothing but write into their first argument.
+# Functions that only write into their first argument.
 _WRITERS = frozenset(
     """normal_ uniform_ fill_ zero_ bernoulli_ exponential_ trunc_normal_ copy_ mul_ add_ sub_ div_ clamp_ erfinv_
     kaiming_normal_ kaiming_uniform_ xavier_normal_ xavier_uniform_ orthogonal_ constant_ ones_ zeros_ dirac_ eye_
@@ -21,7 +21,7 @@ _WRITERS = frozenset(
 
 
 class _WithoutValues(TorchFunctionMode):
-    """Writing into tensors on the meta device, as all initialising is, does nothing; it takes most of the time."""
+    """Skips writing into meta tensors, such as initialisation, which has no effect but takes most of the time."""
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -35,13 +35,13 @@ class _WithoutValues(TorchFunctionMode):
 
 
 class _SmallReal(TorchFunctionMode):
-    """Tensors of more than a few numbers are made on the meta device, whatever makes them."""
+    """Creates tensors with more than a few numbers on the meta device, whatever function creates them."""
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         given = [t for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)]
-        # Broadcast, joined or multiplied by each other they give no more than this.
+        # Broadcasting, joining or multiplying them gives at most this size.
         if math.prod({tuple(t.shape): t.numel() for t in given}.values()) > _FEW or len(given) > _FEW:
             args, kwargs = tree_map(_on_meta, (args, kwargs))
         elif not given and getattr(func, "__name__", "") in _MAKERS and _numbers_asked(args, kwargs or {}) > _FEW:
@@ -49,7 +49,7 @@ class _SmallReal(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-# Numbers in the tensors whose values a constructor may look at: widths and depths of its blocks.
+# Largest tensors whose values a constructor may read, such as widths and depths of its blocks.
 _FEW = 1 << 14
 _MAKERS = frozenset("empty zeros ones full rand randn randint arange linspace logspace eye".split())
 
@@ -59,7 +59,7 @@ def _on_meta(value: Any) -> Any:
 
 
 def _numbers_asked(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int:
-    """No fewer numbers than a function that makes a tensor is asked for."""
+    """An upper bound on the numbers that a tensor-creating function is asked for."""
     whole = [n for n in tree_leaves((args, kwargs)) if isinstance(n, (int, float)) and not isinstance(n, bool)]
     return math.prod(max(int(abs(n)), 1) for n in whole if abs(n) < 1 << 62)
 

@@ -1,4 +1,4 @@
-"""Builders make what the libraries list, refuse everything else in words, and never fetch anything."""
+"""Builders build the models that the libraries list, refuse everything else with a message, and never download."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def test_unknown_name_is_refused_with_the_nearest(text: str, shown: str) -> None
 )
 @pytest.mark.parametrize("library", ["timm", "torchvision"])
 def test_argument_that_fetches_is_refused(library: str, key: str) -> None:
-    with pytest.raises(ModelNameError, match=f"argument '{key}' is refused. Models are built without fetching"):
+    with pytest.raises(ModelNameError, match=f"argument '{key}' is refused. Models are built without downloading"):
         Builder.parse(f"{library}/resnet18", {key: True})
 
 

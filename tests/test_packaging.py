@@ -1,4 +1,4 @@
-"""What is shipped agrees with itself: version and changelog, metadata, what CI runs, what lies at the top."""
+"""Consistency of the package: version and changelog, metadata, CI, top-level files."""
 
 from __future__ import annotations
 

@@ -62,7 +62,7 @@ def test_the_first_screen_says_for_whom_what_it_is_better_at_and_how_to_install_
 
 
 def test_figures_of_the_first_screen_are_those_of_the_results() -> None:
-    """What it claims beside Torch-Pruning stands in the tables below it, and these agree with what tools wrote."""
+    """The comparison with Torch-Pruning agrees with the tables below, and these agree with the tools' results."""
     text = (ROOT / "README.md").read_text()
     first, results = text.partition("\n## ")[0], section("Measured results")
     measured = (ROOT / "tools" / "zoo" / "RESULTS.md").read_text()

@@ -1,4 +1,4 @@
-"""What objects say of themselves at a prompt: what they are, in a line or a few."""
+"""`repr` of objects at a prompt: a line or a few."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def objects() -> dict[str, Any]:
             r"  Plan\([\d,]+ of [\d,]+ units kept in 12 channel groups\)\n"
             r"  macs 0\.\d{3} of dense, params 0\.\d{3} of dense; "
             r"differs from the gated model by \d.\de-\d+ \(relative\)\n"
-            r"  \.model is the compact model; \.summary\(\) tells more, \.save\(path\) writes it",
+            r"  \.model is the compact model; \.summary\(\) has details, \.save\(path\) writes it",
         ),
         ("plan", r"Plan\([\d,]+ of 2,880 units kept in 12 channel groups\)"),
         (

@@ -1,4 +1,4 @@
-"""Mistakes that anybody makes in the first hour: each is one clear error, of the kind that says what is wrong."""
+"""Mistakes that users make in their first hour: each gives one clear error of the right class."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def test_a_compiled_gated_model_is_taken_for_what_it_is() -> None:
 @pytest.mark.parametrize(
     ("make", "inputs", "message"),
     [
-        (lambda: nn.Linear, X, r"model: found the class Linear, expected an instance of it\. Say wrap\(Linear\("),
+        (lambda: nn.Linear, X, r"model: found the class Linear, expected an instance of it\. Call wrap\(Linear\("),
         (lambda: net, X, "model: found a function, expected a torch.nn.Module"),
         (lambda: wrapped_for_many(net()), X, r"found a DistributedDataParallel, .*wrap\(model\.module, inputs\)"),
         (
@@ -121,7 +121,7 @@ def test_a_compiled_gated_model_is_taken_for_what_it_is() -> None:
             torch.zeros(2, 9),
             r"example.inputs.* RuntimeError: mat1 and mat2 shapes cannot be multiplied \(2x9 and 8x16\)",
         ),
-        (net, torch.zeros(2, 8, dtype=torch.long), r"found \(2, 8\) of int64, on which the model raises RuntimeError"),
+        (net, torch.zeros(2, 8, dtype=torch.long), r"the model raises RuntimeError on \(2, 8\) of int64: "),
         (net, None, "example_inputs: found NoneType, expected a tensor, a tuple of arguments or a dict"),
         (net, (2, 8), "example_inputs: found no tensor, expected at least one"),
         (net, X * math.nan, "example_inputs: found NaN, expected numbers"),
@@ -142,7 +142,7 @@ def test_wrap_says_what_it_cannot_take(make: Callable[[], Any], inputs: Any, mes
         (lambda: Budget("macs", True), r"budget\.fraction: found True, expected a number"),
         (lambda: Budget("macs", {"macs": 0.5}), r"budget\.fraction: found \{'macs': 0\.5\}, expected a number"),
         (lambda: Budget("macs", math.nan), r"budget\.fraction: found nan"),
-        (lambda: Budget(0.5), r"budget\.metric: found 0\.5, expected one of macs, params\. Say Budget\('macs', 0\.5\)"),
+        (lambda: Budget(0.5), r"budget\.metric: found 0\.5, expected one of macs, params\. Use Budget\('macs', 0\.5\)"),
         (lambda: Budget("macs", limit="1e6"), r"budget\.limit: found '1e6', expected a positive cost"),
         (lambda: Budget("macs", limit=math.inf), r"budget\.limit: found inf"),
         (lambda: Budget("macs", 0.5, ramp_steps=-1), r"budget\.ramp_steps: found -1, expected a number of steps"),
@@ -160,7 +160,7 @@ def test_wrap_says_what_it_cannot_take(make: Callable[[], Any], inputs: Any, mes
         (lambda: GateSteps(gated_model(), steps=9, learning_rate="a"), "learning_rate: found 'a', expected a number"),
         (
             lambda: gated_model().harden(0.5),
-            r"harden: found 0\.5, expected a Budget.*Say harden\(Budget\('macs', 0\.5\)\)",
+            r"harden: found 0\.5, expected a Budget.*Call harden\(Budget\('macs', 0\.5\)\)",
         ),
         (lambda: gated_model().harden("50%"), r"harden: found '50%', expected a Budget, or a metric and its absolute"),
         (lambda: gated_model().harden(None), r"harden: found None, expected a Budget"),
@@ -243,7 +243,7 @@ def test_nan_in_an_own_loop_is_noticed_at_the_next_step() -> None:
             weights.step()
             budget.step()
 
-    with pytest.raises(DivergedError, match="budget: step 4: found expected macs that are not finite"):
+    with pytest.raises(DivergedError, match="budget: step 4: the expected macs are not finite"):
         train()
     with pytest.raises(DivergedError, match="harden: found logits that are not finite, expected numbers"):
         gated.harden(budget)
@@ -267,7 +267,7 @@ def test_nan_weights_are_not_compacted(name: str) -> None:
     [
         ({"device": "gpu"}, "load: device: found 'gpu', expected one that this machine has, such as cpu"),
         ({"dtype": "float16"}, r"load: dtype: found 'float16', expected a type of torch, such as torch\.float16"),
-        ({"model": nn.Linear}, r"model: Linear\(\) raised TypeError: .*missing.*Hand in a dense instance with the arg"),
+        ({"model": nn.Linear}, r"model: Linear\(\) raised TypeError: .*missing.*Pass a dense instance with the arg"),
         ({"model": 3}, "model: found a int, expected a dense instance, or a function that makes one"),
     ],
 )

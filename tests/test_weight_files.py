@@ -1,4 +1,4 @@
-"""Weights in the forms in which trainers leave them."""
+"""Weights in the forms in which trainers save them."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ MISTAKES: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "no weights": (lambda p: torch.save({"epoch": 3}, p), "found no weights in it, expected a state_dict"),
     "whole model": (lambda p: torch.save(trained(), p), r"holds more than weights.*torch\.save\(model\.state_dict\(\)"),
-    "code": (lambda p: torch.save({"state_dict": Runs()}, p), "holds more than weights.*Code is never run from a file"),
+    "code": (lambda p: torch.save({"state_dict": Runs()}, p), "holds more than weights.*Code in a file is never run"),
     "garbage": (lambda p: p.write_bytes(b"abc" * 99), r"w\.pth: (cannot be read|holds more than weights)"),
     "nothing": (lambda p: p.write_bytes(b""), r"w\.pth: cannot be read"),
     "cut off": (

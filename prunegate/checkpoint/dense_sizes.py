@@ -1,4 +1,4 @@
-"""The dense model's sizes by the file alone: compared before anything is done with a model that is built by name."""
+"""Comparison of the dense model's sizes with the file, before anything is done with a model built by name."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from torch import nn
 from prunegate.checkpoint.document import Document
 from prunegate.errors import CheckpointError
 
-# Numbers that may be lacking whatever the file holds.
+# Numbers that may be missing in any file.
 _SPARE = 1 << 20
 
 
 def compare_sizes(path: Path, dense: nn.Module, document: Document, stored: Mapping[str, tuple[int, ...]]) -> None:
-    """Refuse a dense model, made without data, that has other sizes than the file's tensors and its plan tell.
+    """Refuse a dense model, built without data, whose sizes differ from those of the file's tensors and plan.
 
-    To follow the run of a model takes time by its number of channels.
+    This comes first because the time for tracing a model grows with its number of channels.
 
     Args:
         stored: Shape of every tensor in the file.
 
     Raises:
-        CheckpointError: A tensor has another size, or the file lacks more than it holds.
+        CheckpointError: A tensor has another size, or more is missing from the file than it contains.
     """
     lacking = held = 0
     for names, tensor in _by_tensor(dense):
@@ -41,7 +41,7 @@ def compare_sizes(path: Path, dense: nn.Module, document: Document, stored: Mapp
             )
     if lacking > held + _SPARE:
         raise CheckpointError(
-            f"{path}: tensors: lacks {lacking} numbers of the dense model and holds {held}, expected most of it. The "
+            f"{path}: tensors: lacks {lacking} numbers of the dense model and holds {held}, expected most of them. The "
             "file was changed, or belongs to another model."
         )
 

@@ -1,4 +1,4 @@
-"""The JSON document of a checkpoint: written from plain values, read trusting nothing."""
+"""The JSON document of a checkpoint: written from plain values, and read without trusting it."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from prunegate.checkpoint.fingerprint import Fingerprint
 from prunegate.checkpoint.steps import Step
 
 FORMAT = (1, 1)
-# From this version on every document holds its own hash and that of the model's structure.
+# From this version on, every document contains its own hash and that of the model's structure.
 _HASHED = (1, 1)
 OWN_HASH = "document_sha256"
-# Compactions one after the other; each is followed anew when the file is loaded.
+# Most successive compactions, each of which is traced again on loading.
 _MOST_STEPS = 64
-# Entries of a document, at most: so many, and so many times its tensors for every compaction.
+# Most entries of a document: a constant, plus a multiple of its tensors for every compaction.
 _FEW, _ENTRIES = 4096, 32
 
 
 @dataclass(frozen=True)
 class Document:
-    """What a checkpoint says about its tensors; `prunegate.checkpoint` tells the meaning of each field."""
+    """The metadata of a checkpoint; `prunegate.checkpoint` documents each field."""
 
     builder: Builder | None
     class_name: str
@@ -42,14 +42,14 @@ class Document:
     unknown: Mapping[str, Any] = field(default_factory=dict)
 
     def without_builder(self) -> Document:
-        """The same for a model that has to be handed in when it is loaded."""
+        """The same document for a model that has to be passed to `load`."""
         return dataclasses.replace(self, builder=None)
 
     def as_text(self) -> str:
-        """The document as JSON, with the hash of all of it.
+        """The document as JSON, including its own hash.
 
         Raises:
-            ValueError: `extra` holds something that JSON has no form for.
+            ValueError: `extra` contains something that JSON cannot represent.
         """
         fields = {
             **self.unknown,
@@ -67,7 +67,7 @@ class Document:
         if self.structure_sha256:
             fields |= {"structure_sha256": self.structure_sha256, "versions": dict(self.versions)}
         try:
-            # As it is read, when the hash is compared: keys are texts, tuples lists.
+            # In the form in which it is read for the comparison of hashes: string keys, lists instead of tuples.
             plain = strict_json.read(json.dumps(fields, allow_nan=False))
             if self.version >= _HASHED:
                 plain[OWN_HASH] = strict_json.digest(plain)
@@ -80,11 +80,11 @@ class Document:
         """Read what `as_text` wrote.
 
         Args:
-            num_tensors: How many tensors the document is about; it may say no more than these explain.
+            num_tensors: Number of tensors of the file, which bounds the size of the document.
 
         Raises:
             ValueError: Naming the field that is not as expected.
-            ModelNameError: The builder is no model name, or an argument of it is refused.
+            ModelNameError: The builder is not a model name, or one of its arguments is refused.
         """
         fields = strict_json.read(text)
         version = _version(fields.get("version"))
@@ -129,7 +129,7 @@ def _version(version: Any) -> tuple[int, int]:
 
 
 def _check_size(fields: dict[str, Any], num_tensors: int) -> None:
-    """Refuse descriptions of a model that are out of proportion to it; what users add may have any size."""
+    """Refuse descriptions that are too large for the model; data added by users may have any size."""
     steps = fields.get("steps")
     most = _FEW + _ENTRIES * num_tensors * (len(steps) if isinstance(steps, list) else 1)
     result = sum(strict_json.size_of(value) for name, value in fields.items() if name not in ("extra", "fingerprint"))
@@ -138,14 +138,14 @@ def _check_size(fields: dict[str, Any], num_tensors: int) -> None:
 
 
 def _compare_hash(version: tuple[int, int], fields: dict[str, Any]) -> None:
-    """Take the document's own hash out of it, and compare it with the rest."""
+    """Remove the document's own hash, and compare it with the rest."""
     stored = fields.pop(OWN_HASH, None)
     if stored is None and version < _HASHED:
         return
     if stored != strict_json.digest(fields):
         raise ValueError(
             f"{OWN_HASH}: does not match the document, whose entries were changed since it was saved. "
-            "Copy the file again, or save the model anew"
+            "Copy the file again, or save the model again"
         )
     if version >= _HASHED and not fields.get("structure_sha256"):
         raise ValueError("structure_sha256: found none, expected the hash of the model's structure")
@@ -156,7 +156,7 @@ def _fingerprint(value: Any, last: Step) -> Fingerprint | None:
         return None
     fingerprint = Fingerprint.from_dict(value)
     if last.inputs is not None and fingerprint.inputs != last.inputs:
-        raise ValueError("fingerprint.inputs: are others than the inputs of the last of steps, expected the same")
+        raise ValueError("fingerprint.inputs: differ from the inputs of the last of steps, expected the same")
     return fingerprint
 
 

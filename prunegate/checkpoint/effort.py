@@ -1,4 +1,4 @@
-"""What running a model will cost, found without computing anything."""
+"""The cost of running a model, found without computing anything."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Effort:
 
     Attributes:
         macs: Multiply-accumulates, for all samples.
-        largest: Numbers in the largest tensor that the run makes.
+        largest: Numbers in the largest tensor of the run.
         shapes: The outputs' shapes.
     """
 
@@ -33,7 +33,7 @@ class Effort:
 
 
 class _Largest(TorchDispatchMode):
-    """Notes the size of the largest tensor that any operation returns."""
+    """Records the size of the largest tensor returned by any operation."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -47,7 +47,7 @@ class _Largest(TorchDispatchMode):
 
 
 def effort_of(model: nn.Module, inputs: ExampleInputs) -> Effort | None:
-    """The cost of a model's run on inputs of a form; None where that depends on values."""
+    """The cost of a model's run on inputs of a form; None if it depends on values."""
     for kind in KINDS[:2]:
         fake_tensors = FakeTensors(kind)
         largest, count = _Largest(), FlopCounterMode(display=False)
@@ -55,7 +55,7 @@ def effort_of(model: nn.Module, inputs: ExampleInputs) -> Effort | None:
             copied = fake_tensors.of_model(model).eval()
             with fake_tensors.running(), count, largest:
                 outputs = outputs_of(copied, inputs.map(fake_tensors.of))
-        except Exception:  # a foreign forward may raise anything, and the next kind may serve
+        except Exception:  # a foreign forward may raise anything, and the next kind may work
             continue
         shapes = tuple(tuple(output.shape) for output in outputs)
         return Effort(count.get_total_flops() // 2, largest.largest, shapes)

@@ -1,4 +1,4 @@
-"""The file: an ordinary safetensors file whose metadata holds the document."""
+"""The file: an ordinary safetensors file with the document in its metadata."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ from prunegate.errors import CheckpointError, ModelNameError
 from prunegate.files import replacing
 
 _KEY = "prunegate"
-# Bytes of the header: the document, and a line for each tensor. A thousand layers take about one mebibyte; it may also
-# be as large as the tensors, up to a bound.
+# Largest header in bytes, with the document and a line per tensor. A thousand layers take about one mebibyte; the
+# header may also be as large as the tensors, up to a bound.
 _LARGEST_HEADER = 16 * 2**20
 _SMALL_HEADER = 4 * 2**20
 
@@ -36,19 +36,19 @@ _SMALL_HEADER = 4 * 2**20
 def save(
     path: str | os.PathLike[str], model: nn.Module, document: Document, as_loaded: nn.Module | None = None
 ) -> None:
-    """Write ``model`` (the compact one) and its document; the file appears whole or not at all.
+    """Write ``model`` (the compact one) and its document atomically.
 
     Args:
-        as_loaded: The model as it is made from such a file, where that is known to be built a little differently.
+        as_loaded: The model in the form in which it is loaded from the file, if that is known to differ slightly.
 
     Raises:
-        CheckpointError: The document's ``extra`` is not JSON-ready, or there is no room or no right to write.
+        CheckpointError: The document's ``extra`` is not JSON-ready, or the file cannot be written.
     """
     tensors, aliases = _stored_tensors(model)
     document = replace(
         document,
         aliases=aliases,
-        # Stands for the hash until the tensors are in the file, whose order is safetensors' own.
+        # Placeholder for the hash until the tensors are in the file, as safetensors decides their order.
         weights_sha256=secrets.token_hex(hashlib.sha256().digest_size),
         structure_sha256=structure_of(model if as_loaded is None else as_loaded),
         versions=versions(document.builder),
@@ -63,13 +63,13 @@ def save(
             save_file(tensors, temporary, metadata={_KEY: text})
             if _surplus(temporary):
                 raise CheckpointError(
-                    f"{path}: extra: the document has {len(text)} characters, expected no more than there is room for "
+                    f"{path}: extra: the document has {len(text)} characters, expected no more than fits "
                     "in the header of a file of this size. Keep long records in another file. Nothing was written."
                 )
             _put_hashes(temporary, document, text)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(
-            f"{path}: cannot be written ({error}). What was there before is as it was. Make room, or choose another "
+            f"{path}: cannot be written ({error}). Any existing file is unchanged. Free disk space, or choose another "
             "place."
         ) from error
 
@@ -97,15 +97,15 @@ def stored_sizes(path: str | os.PathLike[str]) -> dict[str, tuple[str, tuple[int
 
 
 def read_tensors(path: Path) -> dict[str, torch.Tensor]:
-    """The tensors by name; their hash is still to be compared.
+    """The tensors by name; their hash is not compared here.
 
     Raises:
         CheckpointError: The file is damaged.
     """
     with _open(path) as file:
         try:
-            # Tensors of the file lie at any offset. Kernels round by how their operands are aligned, so each
-            # is copied to memory of torch's own: only then does a loaded model compute bit for bit the same.
+            # Tensors in the file have arbitrary offsets, and the rounding of kernels depends on alignment. Each is
+            # copied to memory allocated by torch, so that a loaded model computes bit for bit the same.
             return {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 (not a dict)
         except (SafetensorError, OSError, RuntimeError, ValueError, TypeError, AttributeError) as error:
             raise CheckpointError(f"{path}: cannot read the tensors ({error}). The file is damaged.") from error
@@ -113,10 +113,10 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
 
 @contextmanager
 def hash_compared(path: Path, document: Document) -> Iterator[None]:
-    """Compare the file's tensors with their hash while the block runs: it takes as long as loading them.
+    """Compare the file's tensors with their hash while the block runs, as it takes as long as loading them.
 
     Raises:
-        CheckpointError: They do not match, whatever else the block found wrong.
+        CheckpointError: They do not match; this takes precedence over errors in the block.
     """
     with ThreadPoolExecutor(1) as pool:
         result = pool.submit(_hash, path)
@@ -138,7 +138,7 @@ def _open(path: Path) -> Any:
         if surplus := _surplus(path):
             raise CheckpointError(
                 f"{path}: header: found {surplus[0]} bytes, expected at most {surplus[1]}. The file is damaged, "
-                "or was made to fill memory."
+                "or made to exhaust memory."
             )
         return safe_open(str(path), framework="pt")
     except FileNotFoundError as error:
@@ -153,7 +153,7 @@ def _open(path: Path) -> Any:
 
 
 def _surplus(path: Path) -> tuple[int, int] | None:
-    """The size of a header that is too large, and how large it may be in this file; else None."""
+    """The size of a header that is too large, and the limit for this file; otherwise None."""
     with path.open("rb") as file:
         start = file.read(8)
         size = file.seek(0, os.SEEK_END)
@@ -167,7 +167,7 @@ def _document(path: Path, metadata: Mapping[str, str] | None, num_tensors: int) 
     if text is None:
         raise CheckpointError(
             f"{path}: has no {_KEY!r} metadata, expected a checkpoint saved by prunegate. "
-            "Plain weights have no plan to build the compact model by."
+            "Plain weights contain no plan for the compact model."
         )
     try:
         return Document.from_text(text, num_tensors)
@@ -176,7 +176,7 @@ def _document(path: Path, metadata: Mapping[str, str] | None, num_tensors: int) 
 
 
 def _stored_tensors(model: nn.Module) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    """All parameters and buffers (also those that `state_dict` leaves out), each shared one once."""
+    """All parameters and buffers (also those that `state_dict` leaves out), with shared ones once."""
     first: dict[int, str] = {}
     tensors: dict[str, torch.Tensor] = {}
     aliases: dict[str, str] = {}
@@ -188,16 +188,16 @@ def _stored_tensors(model: nn.Module) -> tuple[dict[str, torch.Tensor], dict[str
             aliases[name] = first[id(tensor)]
         else:
             first[id(tensor)] = name
-            # A copy of its own: safetensors refuses tensors whose storage is shared or strided.
+            # A copy, as safetensors refuses tensors with shared or strided storage.
             tensors[name] = tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
     return tensors, aliases
 
 
 def _hash(path: Path) -> str:
-    """Hash of a file's tensors: of their names, types and shapes, and of all that follows the header.
+    """Hash of a file's tensors: their names, types and shapes, and everything after the header.
 
     Raises:
-        ValueError: The header is no JSON, or names a tensor twice.
+        ValueError: The header is not JSON, or names a tensor twice.
     """
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
         start = 8 + struct.unpack("<Q", mapped[:8])[0]
@@ -205,12 +205,12 @@ def _hash(path: Path) -> str:
         header.pop("__metadata__", None)
         digest = hashlib.sha256(canonical(header).encode())
         with memoryview(mapped) as view, view[start:] as data:
-            digest.update(data)  # at once, so that other threads run meanwhile
+            digest.update(data)  # in one call, so that other threads can run meanwhile
     return digest.hexdigest()
 
 
 def _put_hashes(path: Path, document: Document, text: str) -> None:
-    """Write the hash of a file's tensors, and with it that of its document, in the places kept for them."""
+    """Write the hash of a file's tensors, and then that of its document, over their placeholders."""
     final = replace(document, weights_sha256=_hash(path))
     places = [(document.weights_sha256, final.weights_sha256), (_own_hash(text), _own_hash(final.as_text()))]
     with path.open("r+b") as file:

@@ -1,4 +1,4 @@
-"""What a model computes on given inputs, in a few numbers: to notice a library that computes otherwise."""
+"""A model's outputs on given inputs in a few numbers, to detect a library that computes something else."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from torch import nn
 from prunegate.compaction import Widely, evaluating, outputs_of
 from prunegate.groups import ExampleInputs
 
-# Largest difference of a number, relative to the outputs' size: in double precision rounding stays far below.
+# Largest difference of a number, relative to the outputs' size; rounding in double precision is far smaller.
 TOLERANCE = 1e-6
-# Whole numbers of the inputs (token ids, masks) that are stored as they are.
+# Most integers of the inputs (token ids, masks) that are stored verbatim.
 _MOST_INTEGERS = 4096
 _MOST_OUTPUTS = 64
 
@@ -26,7 +26,7 @@ class Fingerprint:
     Attributes:
         inputs: Form of the inputs; floating ones are normal noise from a generator seeded with 0.
         integers: The entries of each integer input, in order.
-        outputs: For each output tensor its shape, and mean, root mean square and a sum with cosine weights.
+        outputs: For each output tensor, its shape, mean, root mean square, and a sum with cosine weights.
     """
 
     inputs: Any
@@ -35,7 +35,7 @@ class Fingerprint:
 
     @classmethod
     def of(cls, model: nn.Module, inputs: ExampleInputs) -> Fingerprint | None:
-        """The fingerprint of a model; None where inputs cannot be described or outputs say nothing."""
+        """The fingerprint of a model; None if the inputs cannot be described or the outputs carry no information."""
         whole = [t for t in inputs.tensors() if not t.is_floating_point()]
         if sum(t.numel() for t in whole) > _MOST_INTEGERS or any(t.is_complex() for t in whole):
             return None
@@ -47,7 +47,7 @@ class Fingerprint:
         return cls(form, integers, result)
 
     def difference(self, model: nn.Module) -> float:
-        """Largest difference of what ``model`` computes from this; infinite if the outputs have another form.
+        """Largest difference of the outputs of ``model`` from these; infinite if they have another form.
 
         It is relative to the root mean square of each output.
         """
@@ -121,7 +121,7 @@ def _are_whole(entries: Any) -> bool:
 
 
 def _made(form: Any, integers: tuple[tuple[int, ...], ...]) -> ExampleInputs:
-    """Inputs of a form: the given whole numbers, and noise."""
+    """Inputs of a form: the given integers, and noise."""
     generator = torch.Generator().manual_seed(0)
     entries = iter(integers)
 

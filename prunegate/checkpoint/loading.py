@@ -1,4 +1,4 @@
-"""Loading: the dense model without data, cut by the plan, given the stored tensors."""
+"""Loading: build the dense model without data, cut it by the plan, and load the stored tensors."""
 
 from __future__ import annotations
 
@@ -31,26 +31,26 @@ def load(
     strict: bool = True,
     verify: bool = False,
 ) -> nn.Module:
-    """The compact model stored in ``path``, in eval mode.
+    """Load the compact model stored in ``path``, in eval mode.
 
-    The plan is compared with a fresh analysis of the dense model, which is made without data, and the loaded model's
-    structure with the hash that was saved. Where that cannot settle it (a file of format 1.0, another version of the
-    model's library), the stored fingerprint is computed again.
+    The plan is compared with a fresh analysis of the dense model, which is built without data, and the loaded model's
+    structure with the stored hash. If that is not conclusive (a file of format 1.0, another version of the model's
+    library), the fingerprint is computed again and compared.
 
     Args:
         model: For classes that are neither timm's nor torchvision's: a dense instance of the model's class,
-            which is cut in place and given the stored weights, or a function that makes one.
-        device: Where to put it; by default the CPU.
-        dtype: Type of its floating tensors; by default as stored.
-        strict: Refuse a file that lacks tensors of the model or has others. If false, tensors that are lacking
-            keep the values of the model handed in, or are initialised as their layers do it, and others are left
-            out; both are logged, and whether the model is the one that was saved is not asked then.
-        verify: Compute the stored fingerprint again and refuse a model that computes something else here, as
-            another version of torch or of the model's library may make it.
+            which is cut in place and gets the stored weights, or a function that makes one.
+        device: The model's device; by default the CPU.
+        dtype: Type of its floating-point tensors; by default as stored.
+        strict: Refuse a file with missing or unexpected tensors. If false, missing tensors keep the values of the
+            passed model, or are initialised by their layers, and unexpected ones are ignored. Both are logged, and it
+            is not checked whether the model is the one that was saved.
+        verify: Compute the fingerprint again and refuse a model whose outputs differ, for example because of another
+            version of torch or of the model's library.
 
     Raises:
-        CheckpointError: The file is damaged, is no prunegate checkpoint, or does not fit the model; or there is no
-            such device or type.
+        CheckpointError: The file is damaged, is not a prunegate checkpoint, or does not fit the model; or the device or
+            type does not exist.
     """
     if not isinstance(path, (str, os.PathLike)):
         raise CheckpointError(f"load: found {path!r}, expected the path of a checkpoint.")
@@ -77,12 +77,12 @@ def _loaded(
     model: nn.Module | Callable[[], nn.Module] | None,
     strict: bool,
 ) -> tuple[Rebuilt, bool]:
-    """The model, and whether the file holds all of it and nothing else, as it has to where ``strict``."""
+    """The model, and whether the file's tensors match it exactly, which ``strict`` requires."""
     if model is None:
         if document.builder is None:
             raise CheckpointError(
                 f"{path}: holds a {document.class_name}, which is neither a timm nor a torchvision model. "
-                f"Code is never loaded from a file. Hand in a dense instance: load({str(path)!r}, model=...)."
+                f"Code is never loaded from a file. Pass a dense instance: load({str(path)!r}, model=...)."
             )
         return _load_built(path, document, tensors, strict)
     dense = model if isinstance(model, nn.Module) else _made(path, model)
@@ -92,7 +92,7 @@ def _loaded(
 
 
 def _made(path: Path, make: Callable[[], nn.Module]) -> nn.Module:
-    """The dense model of a function or class of the user's."""
+    """The dense model made by the user's function or class."""
     name = getattr(make, "__name__", type(make).__name__)
     if not callable(make):
         raise CheckpointError(
@@ -102,13 +102,13 @@ def _made(path: Path, make: Callable[[], nn.Module]) -> nn.Module:
         return make()
     except Exception as error:  # the user's code may raise anything
         raise CheckpointError(
-            f"{path}: model: {name}() raised {type(error).__name__}: {error}. Hand in a dense instance with the "
+            f"{path}: model: {name}() raised {type(error).__name__}: {error}. Pass a dense instance with the "
             f"arguments that it had: load({str(path)!r}, model={name}(...))."
         ) from error
 
 
 def _check_place(device: torch.device | str | None, dtype: torch.dtype | None) -> None:
-    """Refuse a device or a type that torch does not have here, before anything is read."""
+    """Refuse an unavailable device or type before anything is read."""
     if dtype is not None and not isinstance(dtype, torch.dtype):
         raise CheckpointError(f"load: dtype: found {dtype!r}, expected a type of torch, such as torch.float16.")
     try:
@@ -129,14 +129,14 @@ def _load_built(
     most = len(tensors) + len(document.aliases)
     try:
         model = document.builder.on_meta(most)
-        if strict and not any(step.fix_ups.replays for step in document.steps):  # which adds literals
+        if strict and not any(step.fix_ups.replays for step in document.steps):  # replaying adds literals
             _compare_names(path, document, model, {*tensors, *document.aliases}, strict)
         compare_sizes(path, model, document, {name: tuple(tensor.shape) for name, tensor in tensors.items()})
         filled, is_whole = _fill(path, model, document, tensors, strict)
         kept = [v for module in filled.model.modules() for v in vars(module).values() if torch.is_tensor(v)]
         if any(tensor.is_meta for tensor in kept):
-            # A tensor that the constructor derived and keeps elsewhere needs to be a real one. By now it is
-            # known that the model is as large as the file's tensors say.
+            # Tensors that the constructor computes and stores elsewhere have to be real ones. By now it is known that
+            # the model is as large as the file's tensors say.
             if sum(tensor.numel() for tensor in kept) > _SPARE + 4 * sum(t.numel() for t in tensors.values()):
                 raise CheckpointError(f"{path}: builder: the model keeps more numbers than the file explains.")
             filled, is_whole = _fill(path, document.builder.build(), document, tensors, strict)
@@ -147,14 +147,14 @@ def _load_built(
     return filled, is_whole
 
 
-# Numbers that a constructor may keep besides parameters and buffers.
+# Numbers that a constructor may store besides parameters and buffers.
 _SPARE = 1 << 20
 
 
 def _fill(
     path: Path, model: nn.Module, document: Document, tensors: Mapping[str, torch.Tensor], strict: bool
 ) -> tuple[Rebuilt, bool]:
-    """Cut a dense model by the document's plan and give it the stored tensors; tell whether these are its own."""
+    """Cut a dense model by the document's plan and load the stored tensors; return whether they match exactly."""
     made = StoredPlan(document.steps, str(path)).made_again(model)
     model = made.model
     everything = dict(tensors)
@@ -198,7 +198,7 @@ def _present(model: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def _compare_names(path: Path, document: Document, model: nn.Module, stored: Set[str], strict: bool) -> bool:
-    """Whether the file's tensors are the model's by name."""
+    """Whether the names of the file's tensors are those of the model."""
     present = _present(model).keys()
     missing, unexpected = sorted(present - stored), sorted(stored - present)
     if not missing and not unexpected:
@@ -208,6 +208,6 @@ def _compare_names(path: Path, document: Document, model: nn.Module, stored: Set
         f"{len(missing)} missing ({', '.join(missing[:3])}), expected the tensors of {document.class_name}."
     )
     if strict:
-        raise CheckpointError(f"{result} To load what fits, say strict=False.")
+        raise CheckpointError(f"{result} To load what fits, pass strict=False.")
     logger.warning("%s What fits is loaded.", result)
     return False

@@ -1,4 +1,4 @@
-"""Values for tensors that a file lacks, where the caller said that it may."""
+"""Values for tensors that are missing from a file, if the caller allows it."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from prunegate.errors import CheckpointError
 
 
 def initialise(path: Path, model: nn.Module) -> None:
-    """Give every tensor that is on the meta device values, as its layer's ``reset_parameters`` does.
+    """Initialise every tensor on the meta device by its layer's ``reset_parameters``.
 
-    The dense model is not built with data for that: it may be many times larger than the file.
+    The dense model is not built with data for this, as it may be many times larger than the file.
 
     Raises:
-        CheckpointError: A tensor is of no layer that says how it is initialised.
+        CheckpointError: The layer of a tensor has no initialisation.
     """
     lacking = {
         owner: names
@@ -28,8 +28,8 @@ def initialise(path: Path, model: nn.Module) -> None:
         reset = getattr(module, "reset_parameters", None)
         if not callable(reset):
             raise CheckpointError(
-                f"{path}: {owner}.{names[0]}: is not in the file, and a {type(module).__name__} does not say how it is "
-                "initialised. Hand in a dense model that has it: load(..., model=..., strict=False)."
+                f"{path}: {owner}.{names[0]}: is not in the file, and a {type(module).__name__} does not define its "
+                "initialisation. Pass a dense model that has it: load(..., model=..., strict=False)."
             )
         _reset(module, names)
 
@@ -40,7 +40,7 @@ def _own(module: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def _reset(module: nn.Module, names: list[str]) -> None:
-    """Initialise all tensors of a module, and keep of that what was lacking."""
+    """Initialise all tensors of a module, and keep the values of the missing ones."""
     parameters, buffers = dict(module._parameters), dict(module._buffers)
     for name, parameter in parameters.items():
         if parameter is not None:

@@ -1,4 +1,4 @@
-"""Where a compact model comes from: kept with it, so that it can be pruned and saved again."""
+"""The origin of a compact model, stored with it so that it can be pruned and saved again."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ _ATTRIBUTE = "_prunegate_origin"
 
 @dataclass(frozen=True)
 class Origin:
-    """The dense model and what was done to it.
+    """The dense model and its compactions.
 
     Attributes:
         steps: The compactions, first to last.
         class_name: Qualified name of the dense model's class.
-        builder: How the dense model is built, if that is known.
-        skeleton: The dense model without data, to find the builder by; None if nothing is to be found.
+        builder: How the dense model is built, if known.
+        skeleton: The dense model without data, to identify the builder; None if that is not needed.
         dense_costs: MACs per sample and parameters of the dense model.
     """
 
@@ -34,19 +34,19 @@ class Origin:
     dense_costs: Mapping[str, int] = field(default_factory=dict)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Origin:
-        """Itself: what was done does not change."""
+        """Return the same object, as it is immutable."""
         return self
 
 
 def origin_of(model: nn.Module) -> Origin | None:
-    """Where a model comes from that `prunegate.load` or `prunegate.compact` made; None for any other."""
-    # A copied `GraphModule` keeps of its attributes nothing but this one.
+    """The origin of a model from `prunegate.load` or `prunegate.compact`; None for any other."""
+    # ``meta`` is the only attribute that a copied `GraphModule` keeps.
     result = model.meta.get(_ATTRIBUTE) if isinstance(model, fx.GraphModule) else vars(model).get(_ATTRIBUTE)
     return result if isinstance(result, Origin) else None
 
 
 def set_origin(model: nn.Module, origin: Origin) -> None:
-    """Note where a compact model comes from; transformers' ``save_pretrained`` of it refuses from here on."""
+    """Store the origin of a compact model; its ``save_pretrained`` (transformers) then refuses to save."""
     refuse_save_pretrained(model)
     if isinstance(model, fx.GraphModule):
         model.meta[_ATTRIBUTE] = origin

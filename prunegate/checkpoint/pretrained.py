@@ -1,7 +1,7 @@
-"""transformers' ``save_pretrained`` of a compact model: its folder could not be read back, so it refuses.
+"""transformers' ``save_pretrained`` of a compact model: it refuses, as its folder could not be read back.
 
-``from_pretrained`` builds a model from its configuration, which has one number for the width of all layers. A compact
-model's layers have widths of their own.
+``from_pretrained`` builds a model from its configuration, which has one number for the width of all layers. The layers
+of a compact model have different widths.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ _CANNOT = (
     "transformers' configuration has one width for all layers and cannot describe the unequal widths of a compact "
     "model, so from_pretrained could not read the folder."
 )
-# Arguments by which trainers call it: they put the weights back into the model that they have.
+# Arguments with which trainers call it: they load the weights back into the existing model.
 _OF_TRAINERS = ("state_dict", "is_main_process")
 
 
 class RefusingToSave:
-    """Stands in for the ``save_pretrained`` of one compact model.
+    """Replaces the ``save_pretrained`` of one compact model.
 
-    Trainers save checkpoints by it to resume from, with the state dict or ``is_main_process`` said; these are written,
-    with a warning.
+    Trainers call it with a state dict or ``is_main_process`` to save checkpoints for resuming; these are written, with
+    a warning.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -37,7 +37,7 @@ class RefusingToSave:
         model = self._model()
         if model is not None and any(name in kwargs for name in _OF_TRAINERS):
             warnings.warn(
-                f"{NAME}: this checkpoint serves to resume training with the same compact model. {_CANNOT} For a file "
+                f"{NAME}: this checkpoint can only resume training with the same compact model. {_CANNOT} For a file "
                 "to load, call save of what prunegate.compact returned, and prunegate.load.",
                 PrunegateWarning,
                 stacklevel=2,
@@ -51,7 +51,7 @@ class RefusingToSave:
         )
 
     def __deepcopy__(self, memo: dict[int, Any]) -> RefusingToSave:
-        """That of the copied model."""
+        """The replacement for the copied model."""
         model = self._model()
         return self if model is None else RefusingToSave(memo.get(id(model), model))
 

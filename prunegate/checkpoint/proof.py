@@ -1,8 +1,8 @@
-"""Whether a loaded model is the one that was saved: by its structure, or else by what it computes.
+"""Checks that a loaded model is the one that was saved, by its structure or otherwise by its outputs.
 
-The structure's hash costs next to nothing. Where it differs although the libraries are those that the file was saved
-with, the file is refused. With other versions the stored fingerprint decides, as it does for the caller's own classes,
-which change as well. Files of format 1.0 have no such hash.
+The structure's hash is cheap. If it differs although the libraries have the same versions as when the file was saved,
+the file is refused. With other versions the stored fingerprint decides, as it does for the caller's own classes, which
+may change as well. Files of format 1.0 have no such hash.
 """
 
 from __future__ import annotations
@@ -21,24 +21,24 @@ from prunegate.errors import CheckpointError
 
 logger = logging.getLogger(__name__)
 
-# Of what the file says the model costs; and as much as takes no time whatever the model is.
+# Allowed multiple of the model's cost in the file; and a cost that is negligible for any model.
 _TIMES, _SPARE_MACS = 2, 200_000_000
-# Bytes of the tensors that are alive at once: about three as large as the largest.
+# Limit on the bytes of tensors that are alive at once, about three of the largest size.
 _MOST_BYTES, _ALIVE = 1 << 30, 3 * 8
 # Numbers in the inputs of a model whose cost depends on their values.
 _MOST_UNKNOWN = 1 << 24
 
 
 def check_same(path: Path, document: Document, made: Rebuilt, is_built: bool, verify: bool) -> None:
-    """Refuse a model that is not shown to be the one that was saved.
+    """Refuse a model that cannot be shown to be the one that was saved.
 
     Args:
-        made: The loaded model, and how far its plan is confirmed by a fresh analysis.
-        is_built: It was built by the name and arguments in the file, not handed in.
-        verify: Compute the fingerprint whatever the structure says.
+        made: The loaded model, and how far a fresh analysis confirms its plan.
+        is_built: It was built from the name and arguments in the file, not passed by the caller.
+        verify: Compute the fingerprint even if the structure matches.
 
     Raises:
-        CheckpointError: It is another, or the file has nothing to tell by.
+        CheckpointError: It is another model, or the file has no data to check it.
     """
     if verify:
         check_fingerprint(path, document, made.model)
@@ -48,37 +48,37 @@ def check_same(path: Path, document: Document, made: Rebuilt, is_built: bool, ve
     if has_structure and (made.is_followed or not made.has_guesses or document.fingerprint is None):
         return
     if not stored and not is_built and not made.has_guesses:
-        return  # the caller's own model, of which all that is done to it follows from masks
+        return  # the caller's own model, whose changes all follow from masks
     if stored and not has_structure and is_built and document.versions == versions(document.builder):
         raise CheckpointError(
             f"{path}: structure_sha256: does not match the model, which is built by the same versions of torch and of "
-            "its library as when it was saved. The file was changed, or the model was, besides its weights, after it "
-            "had been built. To go by what it computes, say verify=True."
+            "its library as when it was saved. The file was changed, or the model itself was changed after it had "
+            "been built. To compare its outputs instead, pass verify=True."
         )
     if document.fingerprint is not None:
         check_fingerprint(path, document, made.model)
         return
     if not stored and not is_built and made.is_followed:
-        logger.warning("%s: holds nothing to tell by whether sizes that the model's code reads are right.", path)
+        logger.warning("%s: contains nothing to check the sizes that the model's code reads.", path)
         return
     raise CheckpointError(
         f"{path}: {'structure_sha256: does not match the model' if stored else 'structure_sha256: found none'}, and "
-        "there is no fingerprint to tell by what it computes. The file was changed, or another version of torch or of "
-        "the model's library builds it differently. If you trust the file, hand in the dense model that it was made "
+        "there is no fingerprint to compare its outputs. The file was changed, or another version of torch or of "
+        "the model's library builds it differently. If you trust the file, pass the dense model that it was made "
         "from: load(..., model=...), with strict=False if it still does not match."
     )
 
 
 def check_fingerprint(path: Path, document: Document, model: nn.Module) -> float:
-    """How far the model's outputs are from the stored ones, relative to their size.
+    """The largest difference of the model's outputs from the stored ones, relative to their size.
 
     Raises:
-        CheckpointError: Further than rounding explains, or the file has no fingerprint, or running the model would
+        CheckpointError: It is larger than rounding explains, the file has no fingerprint, or running the model would
             cost more than the file says.
     """
     if document.fingerprint is None:
         raise CheckpointError(
-            f"{path}: fingerprint: there is none, so what the model computes cannot be compared. Its inputs or "
+            f"{path}: fingerprint: there is none, so the model's outputs cannot be compared. Its inputs or "
             "outputs have no plain form. Load it without verify."
         )
     _check_effort(path, document, document.fingerprint, model)
@@ -96,15 +96,15 @@ def check_fingerprint(path: Path, document: Document, model: nn.Module) -> float
 
 
 def _check_effort(path: Path, document: Document, fingerprint: Fingerprint, model: nn.Module) -> None:
-    """Refuse a run that would take more time or memory than the honest file's."""
+    """Refuse a run that would take more time or memory than an honest file's."""
     where, inputs = f"{path}: fingerprint.inputs", fingerprint.form_of_inputs()
     effort = effort_of(model, inputs)
     if effort is None:
         numbers = sum(tensor.numel() for tensor in inputs.tensors())
         if numbers > _MOST_UNKNOWN:
             raise CheckpointError(
-                f"{where}: found {numbers} numbers, expected at most {_MOST_UNKNOWN} for a model whose cost cannot be "
-                "told before it runs. Load it without verify."
+                f"{where}: found {numbers} numbers, expected at most {_MOST_UNKNOWN} for a model whose cost is "
+                "unknown before it runs. Load it without verify."
             )
         return
     if effort.shapes != tuple(shape for shape, _ in fingerprint.outputs):

@@ -20,7 +20,7 @@ class Step:
     Attributes:
         plan: What was removed.
         fix_ups: Which modules are replayed.
-        inputs: Form of the example inputs, by which the dense model is traced again; None if it has no plain form.
+        inputs: Form of the example inputs, on which the dense model is traced again; None if it has no plain form.
     """
 
     plan: Plan
@@ -28,11 +28,11 @@ class Step:
     inputs: Any = None
 
     def apply(self, model: nn.Module) -> Rebuilt:
-        """Make the compaction again, in place; what it says is compared with a fresh analysis.
+        """Repeat the compaction in place, and compare it with a fresh analysis.
 
         Raises:
             CompactionError: the plan or the fix-ups do not fit the model.
-            ValueError: The form of the inputs is none.
+            ValueError: The form of the inputs is invalid.
         """
         inputs = None if self.inputs is None else ExampleInputs.of_form(self.inputs)
         return rebuild_checked(model, self.plan, self.fix_ups, inputs)
@@ -40,7 +40,7 @@ class Step:
     def as_dict(self) -> dict[str, Any]:
         return {
             "plan": self.plan.as_dict(),
-            # Attention that lost whole heads is told of where nothing is replayed as well.
+            # Attention that lost whole heads is listed even if nothing is replayed.
             "mending": None if self.fix_ups.is_plain and not self.fix_ups.whole_heads else self.fix_ups.as_dict(),
             "inputs": self.inputs,
         }
@@ -65,7 +65,7 @@ class Step:
 
 @dataclass(frozen=True)
 class StoredPlan:
-    """What a checkpoint's compactions removed, to do the same to another dense model of the architecture.
+    """The plans of a checkpoint's compactions, to apply them to another dense model of the same architecture.
 
     Attributes:
         steps: First to last.
@@ -84,7 +84,7 @@ class StoredPlan:
         return self.apply_in_place(copy_with(dense, the_same))
 
     def apply_in_place(self, model: nn.Module) -> nn.Module:
-        """Cut ``model`` itself; what it shares with others is replaced, not changed.
+        """Cut ``model`` itself; tensors shared with other models are replaced, not modified.
 
         Raises:
             CheckpointError: The plan was made for another architecture.
@@ -92,7 +92,7 @@ class StoredPlan:
         return self.made_again(model).model
 
     def made_again(self, model: nn.Module) -> Rebuilt:
-        """What `apply_in_place` does, with how far it is proved right.
+        """Like `apply_in_place`, but also report how far the result is proved correct.
 
         Raises:
             CheckpointError: The plan was made for another architecture.
@@ -110,7 +110,7 @@ class StoredPlan:
 def load_plan(path: str | os.PathLike[str]) -> StoredPlan:
     """The plan of a checkpoint, without its weights.
 
-    Use it to cut another dense checkpoint of the same architecture alike: ``load_plan(path).apply(dense)``.
+    Use it to apply the same cut to another dense checkpoint of the same architecture: ``load_plan(path).apply(dense)``.
 
     Raises:
         CheckpointError: The file is damaged, or no prunegate checkpoint.

@@ -1,4 +1,4 @@
-"""JSON from a stranger: read without doubt about what it says, at bounded cost, and written in one way only."""
+"""Strict JSON for untrusted files: parsed without ambiguity at bounded cost, and written in canonical form."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import json
 import math
 from typing import Any
 
-# Containers within containers; ours need seven.
+# Deepest nesting; prunegate's documents need seven levels.
 _DEEPEST = 32
-# Entries of all containers together, with what users add. Each costs some 80 bytes.
+# Most entries of all containers together, including users' data. Each takes about 80 bytes.
 _MOST_ENTRIES = 1 << 18
-# Digits of a whole number: more than any seed, size or count has.
+# Most digits of an integer, more than any seed, size or count has.
 _LONGEST_NUMBER = 40
 
 
@@ -19,8 +19,8 @@ def read(text: str) -> dict[str, Any]:
     """The object in ``text``.
 
     Raises:
-        ValueError: It is no JSON object; or two entries have one name, a number is not finite or has no end, or
-            containers are too deep or too many.
+        ValueError: It is not a JSON object; or a name occurs twice, a number is not finite or too long, or containers
+            are too deep or have too many entries.
     """
     if text.count(",") + text.count("{") + text.count("[") > _MOST_ENTRIES:
         raise ValueError(f"document: found more than {_MOST_ENTRIES} entries")
@@ -41,18 +41,18 @@ def read(text: str) -> dict[str, Any]:
 
 
 def size_of(tree: Any) -> int:
-    """How many entries all containers have together."""
+    """The number of entries of all containers together."""
     if isinstance(tree, (dict, list)):
         return len(tree) + sum(map(size_of, tree.values() if isinstance(tree, dict) else tree))
     return 0
 
 
 def canonical(tree: Any) -> str:
-    """The same text for the same data, whatever the order of its entries was.
+    """The same text for the same data, independent of the order of entries.
 
     Raises:
-        TypeError: JSON has no form for something in it.
-        ValueError: It holds NaN or an infinity.
+        TypeError: JSON cannot represent something in it.
+        ValueError: It contains NaN or an infinity.
     """
     return json.dumps(tree, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
@@ -63,7 +63,7 @@ def digest(tree: Any) -> str:
 
 
 def without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object's entries, of which readers of JSON take the first or the last of a name as they like."""
+    """An object's entries; refuses duplicate names, of which JSON readers may use either."""
     result = dict(pairs)
     if len(result) < len(pairs):
         seen: set[str] = set()

@@ -1,4 +1,4 @@
-"""A hash of how a model is built: what decides its computation besides the values of its tensors."""
+"""A hash of a model's structure: everything that determines its computation except the values of its tensors."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from prunegate.checkpoint.strict_json import digest
 from prunegate.compaction import made_with
 from prunegate.version import __version__
 
-# Of the model as it runs for inference, and apart from what its library says about it to people.
+# Attributes that do not count: only inference matters, and descriptions for users do not.
 _OTHERS = frozenset(
     {"training", "grad_checkpointing", "pretrained_cfg", "default_cfg", "meta"}
-    | {"_is_accelerate_prepared", "_is_hf_initialized"}  # notes that libraries for training leave
-    | {pretrained.NAME}  # of compact models it refuses
+    | {"_is_accelerate_prepared", "_is_hf_initialized"}  # marks that training libraries leave
+    | {pretrained.NAME}  # replaced on compact models
 )
 _DEEPEST = 4
 _NAMED = (type, FunctionType, BuiltinFunctionType, MethodType)
@@ -31,9 +31,9 @@ _NAMED = (type, FunctionType, BuiltinFunctionType, MethodType)
 def structure_of(model: nn.Module) -> str:
     """SHA-256 of the modules with their classes, plain attributes and forwards, and of the tensors' shapes.
 
-    The class of the model itself is left out: a user may hand in a subclass. Values, types and devices of tensors
-    do not count. Another version of a library may give its modules other attributes; two models of one hash
-    compute the same, while two of different hashes may or may not.
+    The class of the model itself is not included, as a user may pass a subclass. Values, types and devices of tensors
+    do not count. Another version of a library may give its modules other attributes; two models of one hash compute the
+    same, while two of different hashes may or may not.
     """
     own = frozenset(vars(nn.Module())) | _OTHERS
     modules = [
@@ -47,9 +47,9 @@ def structure_of(model: nn.Module) -> str:
 
 
 def versions(builder: Builder | None) -> dict[str, str]:
-    """What a structure depends on besides the model: torch, prunegate and the library that builds it."""
+    """Versions that a structure depends on: of torch, prunegate and the library that builds the model."""
     libraries = ["torch", *({builder.library} - {"prunegate"} if builder is not None else ())]
-    # What follows a plus says how it was built.
+    # The part after a plus describes the build.
     results = {library: str(import_module(library).__version__).partition("+")[0] for library in libraries}
     return {**results, "prunegate": __version__}
 
@@ -68,7 +68,7 @@ def _attributes(module: nn.Module, others: frozenset[str]) -> dict[str, Any]:
 
 
 def _plain(value: Any, depth: int) -> Any:
-    """Something that JSON has a form for, equal for equal values in another process."""
+    """A JSON-ready form of a value that is the same in every process."""
     if value is None or (isinstance(value, (bool, int, str)) and not isinstance(value, enum.Enum)):
         return value
     if isinstance(value, float):

@@ -1,4 +1,4 @@
-"""The command line: a thin face on the library."""
+"""The command line: a thin layer over the library."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What commands on checkpoints have in common."""
+"""Helpers shared by the commands on checkpoints."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def checkpoint_in(source: Path) -> Path:
-    """The checkpoint of a run's folder, or the file itself.
+    """The checkpoint in a run's folder, or the file itself.
 
     Raises:
         RunFolderError: A folder without a finished run.
@@ -24,14 +24,14 @@ def checkpoint_in(source: Path) -> Path:
     file = source / "compact.safetensors"
     if not file.is_file():
         raise RunFolderError(
-            f"{source}: holds no compact.safetensors, expected the folder of a finished run. "
+            f"{source}: contains no compact.safetensors, expected the folder of a finished run. "
             "Run a recipe first: prunegate run recipes/quickstart.yaml."
         )
     return file
 
 
 def maker_of(name: str | None) -> Callable[[], nn.Module] | None:
-    """What makes the dense model that a user named, if one did."""
+    """The function that makes the dense model, if the user named one."""
     from prunegate.own_code import OwnBuilder
 
     return None if name is None else OwnBuilder(name).build

@@ -1,4 +1,4 @@
-"""`prunegate completion`: a script by which a shell completes commands, options, choices and files."""
+"""`prunegate completion`: a script for shell completion of commands, options, choices and files."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from prunegate.cli.console import say
 
 SHELLS = ("bash", "zsh")
 
-# `complete -o default`: where nothing of ours fits, and for values, the shell completes names of files.
+# `complete -o default`: if nothing of ours matches, and for values, the shell completes file names.
 _SCRIPT = """\
 _prunegate() {{
     local current="${{COMP_WORDS[COMP_CWORD]}}" previous="${{COMP_WORDS[COMP_CWORD - 1]}}" command="" word i
@@ -38,10 +38,10 @@ def completion_command(arguments: argparse.Namespace) -> int:
 
 
 def completion_script(parser: argparse.ArgumentParser, shell: str) -> str:
-    """The script for a shell, made from the commands and options that a parser knows.
+    """The completion script for a shell, generated from a parser's commands and options.
 
     Args:
-        shell: One of `SHELLS`; zsh runs bash's script.
+        shell: One of `SHELLS`; zsh uses bash's script.
     """
     commands = dict(_commands(parser, ""))
     known = [f'            "{_parent(path)} {path.split()[-1]}") command="{path}" ;;' for path in commands if path]

@@ -15,5 +15,5 @@ def console() -> Console:
 
 
 def say(text: str) -> None:
-    """A plain sentence, neither coloured nor broken into lines."""
+    """Print plain text, without colours or line wrapping."""
     console().print(text, highlight=False, soft_wrap=True, markup=False)

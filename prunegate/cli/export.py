@@ -1,4 +1,4 @@
-"""`prunegate export`: a compact model in another place or format."""
+"""`prunegate export`: write a compact model to another place or format."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def export_command(arguments: argparse.Namespace) -> int:
 
 
 def _tell(arguments: argparse.Namespace, figures: dict[str, Any], text: str) -> None:
-    """Say what was written: as JSON where that is asked for, else in a line unless ``--quiet``."""
+    """Report what was written: as JSON with ``--json``, otherwise as a line unless ``--quiet``."""
     out = arguments.out
     size = out.stat().st_size
     if arguments.json:
@@ -56,7 +56,7 @@ def _tell(arguments: argparse.Namespace, figures: dict[str, Any], text: str) -> 
 
 
 def _metadata(document: Document) -> dict[str, str]:
-    """What goes into another format: the model's name, and what is known of its inputs and classes, each as JSON."""
+    """Metadata for another format: the model's name, inputs and classes, each as JSON."""
     model = document.builder.full_name if document.builder is not None else document.class_name
     known = {"model": model, **document.extra}
     data = known.pop("data", None)
@@ -67,15 +67,15 @@ def _metadata(document: Document) -> dict[str, str]:
 
 
 def _check(out: Path, format: str, arguments: argparse.Namespace) -> None:
-    """Refuse what cannot go well before anything is loaded."""
+    """Refuse invalid arguments before anything is loaded."""
     if out.is_dir():
         raise CheckpointError(f"{out}: is a folder, expected the name of a file to write. Add one to it.")
     if format not in FORMATS:
-        raise ExportError(f"{out}: ends in {out.suffix!r}, which is no known format. Say --format {'|'.join(FORMATS)}.")
+        raise ExportError(f"{out}: {out.suffix!r} is not a known format. Use --format {'|'.join(FORMATS)}.")
     if out.exists() and not arguments.force:
-        raise CheckpointError(f"{out}: exists already, expected a new file. Choose another, or say --force.")
+        raise CheckpointError(f"{out}: exists already, expected a new file. Choose another, or use --force.")
     if format == "safetensors" and (arguments.opset or arguments.fixed_batch or arguments.input_size):
-        raise ExportError("--opset, --fixed-batch and --input-size say nothing of a checkpoint. Leave them out.")
+        raise ExportError("--opset, --fixed-batch and --input-size do not apply to a checkpoint. Leave them out.")
     if arguments.input_size and any(size < 1 for size in arguments.input_size):
         raise ExportError(
             f"--input-size: found {arguments.input_size}, expected sizes of at least 1, such as 3 224 224."
@@ -95,5 +95,5 @@ def _inputs(source: Path, model: nn.Module, size: Sequence[int] | None) -> Examp
     if size is None and document.builder is not None:
         size = input_shape(document.builder, model)
     if size is None:
-        raise ExportError(f"{source}: does not say what the model is called with. Say --input-size, such as 3 224 224.")
+        raise ExportError(f"{source}: does not say which inputs the model takes. Use --input-size, such as 3 224 224.")
     return ExampleInputs.of(torch.randn(2, *size, generator=torch.Generator().manual_seed(0)))

@@ -1,4 +1,4 @@
-"""`prunegate inspect`: what can be pruned in a model."""
+"""`prunegate inspect`: show what can be pruned in a model."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def inspect_command(arguments: argparse.Namespace) -> int:
         return _list_rules(arguments.json)
     if arguments.model is None:
         raise ModelNameError(
-            "inspect: found no model, expected one, such as timm/resnet18. Or say --rules for the list of operations."
+            "inspect: no model was given, expected one, such as timm/resnet18. Or use --rules to list the operations."
         )
     import torch
 
@@ -57,7 +57,7 @@ def inspect_command(arguments: argparse.Namespace) -> int:
 
 
 def _list_rules(as_json: bool) -> int:
-    """What is known of operations, by families."""
+    """List the operations with a rule, by family."""
     from dataclasses import asdict
 
     from prunegate.groups.rules.listing import rule_families
@@ -76,8 +76,8 @@ def _list_rules(as_json: bool) -> int:
         table.add_row(family.name, family.what, ", ".join(family.operations))
     console().print(table)
     console().print(
-        "Operations that torch tags as pointwise need no rule. What is not listed keeps the channels that it reads; "
-        "prunegate.register_rule teaches more.",
+        "Operations that torch tags as pointwise need no rule. Channels read by other unlisted operations are kept; "
+        "prunegate.register_rule adds rules.",
         highlight=False,
         soft_wrap=True,
     )
@@ -124,8 +124,8 @@ def _print_explanation(console: Console, title: str, explanation: Explanation, m
     console.print(
         f"{explanation.dense_macs:,} MACs per sample, {explanation.dense_params:,} parameters; the gates can remove "
         f"up to {explanation.reachable_macs_share:.1%} of the MACs.\n{explanation.reach_line}\n"
-        "Units are shown × the channels that each of them holds. A group's share is what goes when all but one of its "
-        "units go; groups share MACs, so shares overlap.",
+        "Units are shown × their channels. A group's share is what is removed if only one of its units is kept; groups "
+        "share MACs, so shares overlap.",
         highlight=False,
         soft_wrap=True,
     )

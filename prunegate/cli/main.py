@@ -1,4 +1,4 @@
-"""Parsing of commands, and what becomes of errors."""
+"""Command-line parsing and error handling."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ _EXAMPLES = """examples:
   eval "$(prunegate completion bash)"
 
 exit codes:
-  0 done, 2 a mistake in what was asked (the message says which), 130 interrupted, 128 + n stopped by signal n
+  0 success, 2 a mistake in the arguments or files (see the message), 130 interrupted, 128 + n after signal n
 """
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; 0 if it went well, 2 for a mistake the user can correct, 128 + its number after a signal."""
+    """Run one command; return 0 on success, 2 for a mistake the user can correct, 128 + n after signal n."""
     arguments = _parser().parse_args(argv)
     log_to_stderr(arguments.verbose, arguments.quiet)
     try:
@@ -52,11 +52,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except PrunegateError as error:
         sys.stderr.write(f"prunegate: {error}\n")
         return 2
-    except BrokenPipeError:  # the reader of a pipe, such as head, has seen enough
+    except BrokenPipeError:  # the reader of the pipe, such as head, has closed it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
-        if error.filename is None:  # no file the user named: a defect, which deserves its traceback
+        if error.filename is None:  # not a file that the user named: a bug, so show the traceback
             raise
         sys.stderr.write(
             f"prunegate: {error.filename}: {error.strerror}. Choose another path, or correct its permissions.\n"
@@ -76,15 +76,18 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"prunegate {__version__}")
     parser.add_argument("-v", "--verbose", action="store_true", help="log what is being done")
-    parser.add_argument("-q", "--quiet", action="store_true", help="print results and errors alone")
+    parser.add_argument("-q", "--quiet", action="store_true", help="print only results and errors")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    # The same two after the command; what was said before it stays.
+    # The same two options after the command, without overriding those before it.
     common = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS)
     common.add_argument("-v", "--verbose", action="store_true", help="log what is being done")
-    common.add_argument("-q", "--quiet", action="store_true", help="print results and errors alone")
+    common.add_argument("-q", "--quiet", action="store_true", help="print only results and errors")
 
     run = commands.add_parser(
-        "run", parents=[common], help="carry out a recipe", description="Train, prune and compact as a recipe says."
+        "run",
+        parents=[common],
+        help="run a recipe",
+        description="Train, prune and compact a model according to a recipe.",
     )
     run.add_argument(
         "recipe", type=Path, help="a recipe in YAML, or the name of a shipped one; with --resume also a run's folder"
@@ -93,7 +96,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--check", action="store_true", help="validate the recipe and what it refers to, then stop")
     run.add_argument("--set", action="append", default=[], metavar="KEY.PATH=VALUE", help="override one value")
     run.add_argument("--out", type=Path, metavar="FOLDER", help="where to write; by default runs/<name>")
-    run.add_argument("--resume", action="store_true", help="go on with a run from its last checkpoint")
+    run.add_argument("--resume", action="store_true", help="resume a run from its last checkpoint")
     run.add_argument(
         "--accept-changes", action="store_true", help="resume although the recipe has changed since the run began"
     )
@@ -102,25 +105,27 @@ def _parser() -> argparse.ArgumentParser:
     init = commands.add_parser(
         "init",
         parents=[common],
-        help="write a recipe to begin with",
+        help="write a recipe to start from",
         description="Write a commented recipe for a model and a data set.",
     )
     init.add_argument("model", help="timm/<name>, torchvision/<name>, prunegate/<name>, or module:function of your own")
     init.add_argument("--arg", action="append", default=[], metavar="KEY=VALUE", help="argument of the model")
     init.add_argument("--weights", metavar="FILE", help="trained weights: .safetensors, .pth or .pt")
-    init.add_argument("--data", default="folder", help="as data.name in recipes; by default a folder of images")
+    init.add_argument("--data", default="folder", help="data.name of the recipe; by default a folder of images")
     init.add_argument("--folder", help="where the data are")
     init.add_argument("--budget", type=float, default=0.5, metavar="FRACTION", help="of the MACs; by default 0.5")
     init.add_argument("--out", type=Path, default=Path("recipe.yaml"), metavar="FILE", help="by default recipe.yaml")
     init.add_argument("--force", action="store_true", help="overwrite the file if it exists")
     init.set_defaults(command=init_command)
 
-    recipe = commands.add_parser("recipe", help="what a recipe may say").add_subparsers(required=True, metavar="WHAT")
+    recipe = commands.add_parser("recipe", help="show the keys of recipes").add_subparsers(
+        required=True, metavar="WHAT"
+    )
     keys = recipe.add_parser(
         "keys",
         parents=[common],
         help="list every key",
-        description="Every key of a recipe with what its value may be, its default and its meaning.",
+        description="Every key of a recipe with its allowed values, default and meaning.",
     )
     keys.add_argument("section", nargs="?", help="a section or key, such as budget or stages.gate")
     keys.add_argument("--json", action="store_true", help="print JSON instead of lines")
@@ -130,7 +135,7 @@ def _parser() -> argparse.ArgumentParser:
         "inspect",
         parents=[common],
         help="show what can be pruned in a model",
-        description="Channel groups, costs and what cannot be pruned.",
+        description="Show channel groups, costs and what cannot be pruned.",
     )
     inspect.add_argument(
         "model", nargs="?", help="timm/<name>, torchvision/<name>, prunegate/<name>, or module:function of your own"
@@ -145,14 +150,14 @@ def _parser() -> argparse.ArgumentParser:
     export = commands.add_parser(
         "export",
         parents=[common],
-        help="write a compact model in another place or format",
+        help="write a compact model to another place or format",
         description="Verify a compact model and write it as a checkpoint, as ONNX, or as an exported program.",
     )
     export.add_argument("source", type=Path, metavar="RUN_OR_FILE", help="folder of a finished run, or a checkpoint")
     export.add_argument("--out", type=Path, required=True, metavar="FILE", help="file to write")
     export.add_argument("--force", action="store_true", help="overwrite the file if it exists")
-    export.add_argument("--format", choices=["safetensors", "onnx", "pt2"], help="by default what FILE ends in")
-    export.add_argument("--fixed-batch", action="store_true", help="take as many samples as the example has, not any")
+    export.add_argument("--format", choices=["safetensors", "onnx", "pt2"], help="by default the suffix of FILE")
+    export.add_argument("--fixed-batch", action="store_true", help="fix the batch size to that of the example")
     export.add_argument("--opset", type=int, metavar="N", help="ONNX operator set; by default the recommended one")
     _add_input_size(export, "the one it was pruned with")
     _add_model(export)
@@ -162,8 +167,8 @@ def _parser() -> argparse.ArgumentParser:
     show = commands.add_parser(
         "show",
         parents=[common],
-        help="show what a checkpoint holds",
-        description="What a checkpoint says; its weights are not read.",
+        help="show the contents of a checkpoint",
+        description="Show the metadata of a checkpoint; its weights are not read.",
     )
     show.add_argument("file", type=Path, metavar="RUN_OR_FILE", help="folder of a finished run, or a checkpoint")
     show.add_argument("--json", action="store_true", help="print JSON instead of tables")
@@ -172,8 +177,8 @@ def _parser() -> argparse.ArgumentParser:
     verify = commands.add_parser(
         "verify",
         parents=[common],
-        help="check that a checkpoint is whole and computes what it did",
-        description="Compare the weights with their hash, and what the model computes with what it did when saved.",
+        help="check that a checkpoint is intact and its outputs unchanged",
+        description="Compare the weights with their hash, and the model's outputs with those when it was saved.",
     )
     verify.add_argument("file", type=Path, metavar="RUN_OR_FILE", help="folder of a finished run, or a checkpoint")
     verify.add_argument(
@@ -198,7 +203,7 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model",
         metavar="MODULE:FUNCTION",
-        help="what makes the dense model, if that is your own: it is imported because you say so",
+        help="your own function that makes the dense model; its module is imported",
     )
 
 

@@ -1,7 +1,7 @@
-"""What commands say beside their results: the log and warnings, a line each, on standard error.
+"""Log messages and warnings of commands, one line each, on standard error.
 
-All of it goes to what ``sys.stderr`` is at the moment: while a live line is shown, that is rich's proxy, which prints
-above the line, so that nothing breaks it.
+They go to the current ``sys.stderr``. While a live line is shown, that is rich's proxy, which prints above the line and
+does not break it.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ class _ToStderr(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         try:
             sys.stderr.write(self.format(record) + "\n")
-        except Exception:  # as handlers of logging do: a log that cannot be written stops nothing
+        except Exception:  # like logging's own handlers: a log that cannot be written does not stop the run
             self.handleError(record)
 
 
 class _Lines(logging.Formatter):
-    """``warning: text`` for what needs a look, with the module's name before it for what is only noted."""
+    """``warning: text`` for warnings and errors; messages below that start with the module's name."""
 
     def format(self, record: logging.LogRecord) -> str:
         self._style._fmt = (
@@ -35,7 +35,7 @@ class _Lines(logging.Formatter):
 
 
 def log_to_stderr(verbose: bool, quiet: bool) -> None:
-    """Send the log to standard error: warnings; with ``verbose`` what is being done too, with ``quiet`` errors only."""
+    """Log to standard error: warnings; with ``verbose`` also progress messages, with ``quiet`` errors only."""
     handler = _ToStderr()
     handler.setFormatter(_Lines())
     level = logging.INFO if verbose else logging.ERROR if quiet else logging.WARNING
@@ -44,7 +44,7 @@ def log_to_stderr(verbose: bool, quiet: bool) -> None:
 
 @contextmanager
 def warnings_in_lines() -> Iterator[None]:
-    """Show the package's own warnings without the line of code that they come from, which is never the user's here."""
+    """Show the package's own warnings without a source line, which is never in the user's code here."""
     before = warnings.showwarning
 
     def show(

@@ -1,4 +1,4 @@
-"""`prunegate recipe keys` and `prunegate init`: what a recipe may say, and one to begin with."""
+"""`prunegate recipe keys` and `prunegate init`: show the keys of recipes, and write a recipe to start from."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def keys_command(arguments: argparse.Namespace) -> int:
         if not chosen:
             known = {part for key in keys for part in (key.path, key.path.partition(".")[0])}
             near = ", ".join(nearest(section, known)) or "none"
-            raise RecipeError(f"recipe keys: found no key or section {section!r}. Nearest: {near}.")
+            raise RecipeError(f"recipe keys: there is no key or section {section!r}. Nearest: {near}.")
         keys = chosen
     if arguments.json:
         console().print_json(json.dumps([asdict(key) for key in keys]))
@@ -47,9 +47,9 @@ def init_command(arguments: argparse.Namespace) -> int:
     )
     out: Path = arguments.out
     if out.exists() and not arguments.force:
-        raise RecipeError(f"{out}: exists already, expected a new file. Choose another with --out, or say --force.")
+        raise RecipeError(f"{out}: exists already, expected a new file. Choose another with --out, or use --force.")
     with replacing(out) as temporary:
         temporary.write_text(text, encoding="utf-8")
     if not arguments.quiet:
-        say(f"{out}: written. Look it through, then: prunegate run {out} --check")
+        say(f"{out}: written. Review it, then: prunegate run {out} --check")
     return 0

@@ -1,4 +1,4 @@
-"""`prunegate run`: carry out a recipe, or go on with a run."""
+"""`prunegate run`: run a recipe, or resume a run."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def run_command(arguments: argparse.Namespace) -> int:
     if given.is_dir():
         if not arguments.resume:
             raise RunFolderError(
-                f"{given}: is a folder, expected a recipe. Go on with the run in it by --resume, or name its recipe: "
+                f"{given}: is a folder, expected a recipe. Resume the run in it with --resume, or pass its recipe: "
                 f"{given / 'recipe.yaml'}."
             )
         given, out = given / "recipe.yaml", out or given
@@ -51,6 +51,6 @@ def run_command(arguments: argparse.Namespace) -> int:
     finally:
         if listener is not None:
             listener.close()
-    if arguments.json and (folder.path / "summary.json").is_file():  # of several processes the first one writes it
+    if arguments.json and (folder.path / "summary.json").is_file():  # only the first of several processes writes it
         console().print_json((folder.path / "summary.json").read_text(encoding="utf-8"))
     return 0

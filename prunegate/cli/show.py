@@ -1,4 +1,4 @@
-"""`prunegate show`: what a checkpoint says, without loading its weights."""
+"""`prunegate show`: show the metadata of a checkpoint, without loading its weights."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from prunegate.cli.console import console, say
 if TYPE_CHECKING:
     from prunegate.checkpoint import Document
 
-# Characters of what a writer added, such as the names of a thousand classes.
+# Most characters shown of extra data, such as the names of a thousand classes.
 _LONGEST_VALUE = 600
 
 
@@ -38,7 +38,7 @@ def _print(file: Path, document: Document, stored: int) -> None:
     arguments = "".join(f", {key}={value!r}" for key, value in builder.arguments.items()) if builder else ""
     rows = [
         ("format", ".".join(map(str, document.version))),
-        ("model", f"{builder.full_name}{arguments}" if builder else f"{document.class_name}: hand it in to load"),
+        ("model", f"{builder.full_name}{arguments}" if builder else f"{document.class_name}: pass it to load"),
         ("stored numbers", f"{stored:,}"),
     ]
     for metric, costs in document.costs.items():
@@ -79,7 +79,7 @@ def _shortened(text: str) -> str:
 
 
 def _differences(certificate: Any) -> list[str]:
-    """Each precision's largest relative difference, as far as it is there."""
+    """The largest relative difference in each precision that was measured."""
     results = []
     for precision in ("float64", "float32"):
         difference = certificate.get(precision)

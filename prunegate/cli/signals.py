@@ -12,7 +12,7 @@ _ASKING = (signal.SIGINT, signal.SIGTERM)
 
 
 class StopRequest:
-    """The number of the signal that came, 0 as long as none has."""
+    """The number of the received signal, 0 if there is none."""
 
     def __init__(self) -> None:
         self.signal = 0
@@ -23,10 +23,10 @@ class StopRequest:
 
 @contextmanager
 def stop_on_signals() -> Iterator[StopRequest]:
-    """Note SIGINT and SIGTERM, so that a run can save and end; a second SIGINT leaves at once.
+    """Catch SIGINT and SIGTERM, so that a run can save and end; a second SIGINT exits at once.
 
     Yields:
-        What to ask whether one came.
+        The request, to be polled.
     """
     request = StopRequest()
 
@@ -34,7 +34,7 @@ def stop_on_signals() -> Iterator[StopRequest]:
         if number == signal.SIGINT and request.signal:
             raise KeyboardInterrupt
         request.signal = number
-        sys.stderr.write("prunegate: stopping after this step; Ctrl-C once more leaves at once\n")
+        sys.stderr.write("prunegate: stopping after this step; press Ctrl-C again to exit at once\n")
 
     before = {number: signal.signal(number, note) for number in _ASKING}
     try:

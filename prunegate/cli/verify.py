@@ -1,4 +1,4 @@
-"""`prunegate verify`: is a checkpoint whole, and does it compute what it did when it was saved?"""
+"""`prunegate verify`: check that a checkpoint is intact and its outputs are those from when it was saved."""
 
 from __future__ import annotations
 
@@ -27,19 +27,19 @@ def verify_command(arguments: argparse.Namespace) -> int:
     file, maker = checkpoint_in(arguments.file), maker_of(arguments.model)
     document = read_document(file)
     model = load(file, model=maker)
-    told = [f"{file}: weights match their hash, and fit the model by the plan"]
+    told = [f"{file}: weights match their hash, and fit the model cut by the plan"]
     figures: dict[str, Any] = {"file": str(file), "weights_sha256": document.weights_sha256, "fingerprint": None}
     if document.fingerprint is None:
-        told.append("fingerprint: none stored, so what the model computes cannot be compared")
+        told.append("fingerprint: none stored, so the outputs cannot be compared")
     else:
         apart = check_fingerprint(file, document, model)
-        told.append(f"fingerprint: computes what it did when saved, within {apart:.1e} (relative, float64)")
+        told.append(f"fingerprint: outputs are those when saved, within {apart:.1e} (relative, float64)")
         figures["fingerprint"] = {"max_rel": apart}
     if arguments.against is not None:
         against = _against(file, document, model, arguments.against, maker)
         told.append(against.text)
         figures["against"] = asdict(against)
-    # At the end, when nothing was found wrong.
+    # Last, so that nothing is printed if a check fails.
     if arguments.json:
         console().print_json(json.dumps(figures))
     elif not arguments.quiet:
@@ -49,7 +49,8 @@ def verify_command(arguments: argparse.Namespace) -> int:
 
 @dataclass(frozen=True)
 class _Against:
-    """How many of the compact model's parameters are the dense one's, cut by the plan, and how far the others are."""
+    """How many of the compact model's parameters are those of the dense model after the cut; how far off the others
+    are."""
 
     file: str
     parameters: int
@@ -59,24 +60,26 @@ class _Against:
     @property
     def text(self) -> str:
         if self.equal == self.parameters:
-            return f"against {self.file}: every parameter is the dense model's, cut by the plan"
+            return f"against {self.file}: every parameter equals the dense model's after the cut"
         return (
-            f"against {self.file}: {self.equal} of {self.parameters} parameters are the dense model's, cut by the "
-            f"plan; the others have been trained since, by up to {self.largest_difference:.2g} of their norm"
+            f"against {self.file}: {self.equal} of {self.parameters} parameters equal the dense model's after the cut; "
+            f"the others have been trained since, by up to {self.largest_difference:.2g} of their norm"
         )
 
 
 def _against(
     file: Path, document: Document, model: nn.Module, dense: Path, maker: Callable[[], nn.Module] | None
 ) -> _Against:
-    """Cut the dense model by the plan, and see how much of the compact one's weights that gives."""
+    """Cut the dense model by the plan, and compare its weights with the compact model's."""
     import torch
 
     from prunegate.checkpoint import StoredPlan
     from prunegate.weight_files import load_weights
 
     if maker is None and document.builder is None:
-        raise CheckpointError(f"{file}: holds an own class. Say --model module:function, which makes the dense model.")
+        raise CheckpointError(
+            f"{file}: holds a class of your own. Use --model module:function, which makes the dense model."
+        )
     original = maker() if maker is not None else document.builder.build()  # type: ignore[union-attr]
     load_weights(original, dense, "--against", CheckpointError)
     cut = StoredPlan(document.steps, str(file)).apply_in_place(original).requires_grad_(False)

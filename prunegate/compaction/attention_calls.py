@@ -1,7 +1,8 @@
-"""Calls of `torch.nn.functional.multi_head_attention_forward` in a model's own code, once heads or channels are gone.
+"""Calls of `torch.nn.functional.multi_head_attention_forward` in a model's own code, after the removal of heads or
+channels.
 
-The function takes it for granted that the heads together are as wide as the input. Where that no longer holds the same
-attention is computed from the weights that the call is handed.
+The function assumes that the heads together are as wide as the input. If that no longer holds, the same attention is
+computed from the weights in the call.
 """
 
 from __future__ import annotations
@@ -24,11 +25,11 @@ _SIGNATURE = inspect.signature(F.multi_head_attention_forward)
 
 
 def heads_of_call(call: SizeCall, sizes: CutSizes) -> Heads | None:
-    """What is left of the heads of a call of the dense run; None where nothing is cut that it would notice.
+    """The heads that are kept of a call of the dense run; None if the cut does not affect the call.
 
     Raises:
-        CannotRewriteError: It is given keys and values, or neither whole heads nor the same
-            dimensions of all heads are left.
+        CannotRewriteError: It is given keys and values, or the kept channels are neither whole heads nor the same
+            dimensions of all heads.
     """
     given = _SIGNATURE.bind(*call.args, **call.kwargs).arguments
     weights = {name: given[name] for name in _WEIGHTS if isinstance(given.get(name), Value)}
@@ -45,14 +46,12 @@ def heads_of_call(call: SizeCall, sizes: CutSizes) -> Heads | None:
     value_width = rows["v_proj_weight"] // count if "v_proj_weight" in rows else width
     left = heads_left(Heads(tuple(range(count)), count, width, value_width, width), masks)
     if left is None:
-        raise CannotRewriteError(
-            "an attention of which neither whole heads nor the same dimensions of all heads are left"
-        )
+        raise CannotRewriteError("an attention that keeps neither whole heads nor the same dimensions of all heads")
     return left
 
 
 class _Layer(NamedTuple):
-    """What a call hands over, under the names that `nn.MultiheadAttention` has for it."""
+    """The arguments of a call, under the names that `nn.MultiheadAttention` uses."""
 
     in_proj_weight: torch.Tensor | None
     q_proj_weight: torch.Tensor | None
@@ -100,7 +99,7 @@ def attend_with(
     average_attn_weights: bool = True,
     is_causal: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """As torch's, of which all arguments but the first are, with the heads that are left."""
+    """Torch's function, with the kept heads as an additional first argument."""
     apart = use_separate_proj_weight
     layer = _Layer(
         None if apart else in_proj_weight,

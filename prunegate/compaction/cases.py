@@ -1,4 +1,4 @@
-"""In which ways two models are compared, and what is not held against the cut."""
+"""The cases in which two models are compared, and the differences that the cut does not cause."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from prunegate.errors import CompactionError, first_line
 from prunegate.groups import ExampleInputs
 from prunegate.groups.following.input_sizes import Variation
 
-# So many times what rounding does to the gated model itself is put down to rounding.
+# Differences up to this multiple of the gated model's own rounding error are attributed to rounding.
 ROUNDINGS = 16
 
 
 @dataclass(frozen=True)
 class Case:
-    """One way in which two models are run to be compared.
+    """One case in which two models are run and compared.
 
     Attributes:
-        inputs: What they are run on.
-        name: What sets these inputs apart, for the certificate.
+        inputs: The inputs of both.
+        name: How these inputs differ from the example inputs, for the certificate.
     """
 
     name: str
@@ -40,16 +40,16 @@ class Case:
 def compared(
     gated: Side, compact: Side, case: Case, inputs: ExampleInputs, kept: Kept, unexplained: float = 1e-9
 ) -> tuple[Difference | None, Case, str]:
-    """How far two models are apart in one case.
+    """Compare two models in one case.
 
-    What the dense model cannot do either is no fault of the cut: it is run before any blame.
+    The dense model is run before the cut is blamed: if it fails too, the cut is not the cause.
 
     Args:
-        unexplained: Differences above this are put down to rounding where that explains them.
+        unexplained: Differences above this are attributed to rounding if that explains them.
 
     Returns:
-        The difference, None if the model does not run so; the case that was compared, without gradients if these do
-        not exist; and what could not be compared and why.
+        The difference, or None if the model does not run in this case; the case that was compared, without gradients if
+        these do not exist; and what could not be compared, and why.
 
     Raises:
         CompactionError: The compact model does not run where the dense one does.
@@ -75,15 +75,15 @@ def compared(
         return None, case, why
     raise CompactionError(
         f"compaction: the compact model does not run ({case}): {type(failed).__name__}: {first_line(failed)}. The "
-        "model's code may branch on the number of channels, which the dry run in wrap() need not meet. Exclude the "
-        "channel groups it looks at with wrap(..., exclude=[...]), or keep other units."
+        "model's code may branch on the number of channels, which the dry run in wrap() may not have covered. Exclude "
+        "the channel groups that it reads with wrap(..., exclude=[...]), or keep other units."
     ) from failed
 
 
 def _swing(gated: Side, case: Case, inputs: ExampleInputs, expected: Found) -> float:
-    """How far the gated model itself moves if its weights change in their last digits, relative.
+    """Relative change of the gated model's outputs if its weights change in their last digits.
 
-    In training with few samples BatchNorm may divide by what is next to nothing, layer after layer.
+    In training mode with few samples, BatchNorm may divide by nearly zero, layer after layer.
     """
     parameters = [p for p in gated.inner.parameters() if p.is_floating_point()]
     before = [p.detach().clone() for p in parameters]
@@ -102,19 +102,19 @@ def _swing(gated: Side, case: Case, inputs: ExampleInputs, expected: Found) -> f
 
 
 def _why_not(dense: nn.Module, case: Case, inputs: ExampleInputs) -> str:
-    """Why the dense model does not run so; empty if it does."""
+    """Why the dense model does not run in this case; empty if it does."""
     with put_aside(dense):
         try:
             run(Side.of(dense), inputs, case.training, case.gradients)
         except Exception as error:  # a foreign forward may raise anything
-            return f"the model does not run so ({type(error).__name__}: {first_line(error)})"
+            return f"the model does not run in this case ({type(error).__name__}: {first_line(error)})"
     return ""
 
 
 def cases_of(inputs: ExampleInputs, variations: Sequence[Variation]) -> list[Case]:
-    """The ways in which a compact model is compared.
+    """The cases in which a compact model is compared.
 
-    As given; at another size, with gradients; in training; and at the other calls that the user gave.
+    On the example inputs; at another size, with gradients; in training mode; and on the user's ``other_calls``.
     """
     noise = random_like(inputs)
     taken = next((v for v in variations if v.layout is not None and v.other is None), None)
@@ -135,9 +135,9 @@ def cases_of(inputs: ExampleInputs, variations: Sequence[Variation]) -> list[Cas
 
 
 def _few(inputs: ExampleInputs) -> ExampleInputs:
-    """A few samples: more than one, since BatchNorm refuses to train on a single value."""
+    """A few samples; more than one, as BatchNorm cannot train on a single value."""
     return inputs.of_samples(_FEW) if inputs.batch_size() > 1 else inputs.doubled()
 
 
-# So many samples say as much as more of them.
+# More samples would not show more.
 _FEW = 2

@@ -1,4 +1,4 @@
-"""A certificate: how far the compact model's outputs are from the gated model's, measured."""
+"""A certificate: the measured difference between the outputs of the compact and the gated model."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from prunegate.compaction.equivalence import Difference, Kept, Side, gap, put_as
 from prunegate.compaction.precision import Narrows, Widely, converted, in_precision
 from prunegate.errors import CompactionError
 
-# Largest relative difference, max|compact − gated| / max|gated|, at which a compaction is handed out.
+# Largest relative difference, max|compact − gated| / max|gated|, that `compact` accepts.
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3}
 
 
 @dataclass(frozen=True)
 class Certificate:
-    """What was compared, and how close it is.
+    """What was compared, and the differences.
 
     Attributes:
-        float64: Differences with both models in double precision, over all that is in `checked`: the proof of
+        float64: Differences with both models in double precision, over everything in `checked`: the proof of
             losslessness. None for a model that does not run in double precision.
-        float32: Differences in single precision, on the example inputs alone: what rounding adds.
+        float32: Differences in single precision, on the example inputs only: the effect of rounding.
         checked: What was compared: mode, size of the inputs, gradients.
-        not_checked: What could not be, with the reason.
-        limits: Conditions outside of which nothing is shown, known since the model was wrapped.
+        not_checked: What could not be compared, with the reason.
+        limits: Conditions outside of which nothing is proved, known since the model was wrapped.
     """
 
     float64: Difference | None
@@ -39,7 +39,7 @@ class Certificate:
     limits: tuple[str, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
-        """JSON-ready; null stands for outputs of another form."""
+        """JSON-ready data; null stands for outputs of a different form."""
         result = asdict(self)
         for precision in ("float64", "float32"):
             if result[precision] is not None:
@@ -60,14 +60,14 @@ def certify(
     not_weights: Iterable[torch.Tensor] = (),
     decides_by_value: bool = False,
 ) -> Certificate:
-    """Run both models in all cases, in double precision, and in the first in single precision as well.
+    """Run both models in all cases in double precision, and in the first case also in single precision.
 
     Args:
-        gated: Its call has to be under fixed masks, in training too.
-        kept: What the compact model has of the gated model's parameters.
+        gated: Has to run under fixed masks, also in training mode.
+        kept: The kept positions of the gated model's parameters.
         not_weights: Tensors of the gated model whose precision does not matter (logits).
-        decides_by_value: The model ranks or selects by what it computes, as detectors do. In single precision
-            rounding may then change the choice, so that difference is measured, not judged.
+        decides_by_value: The model ranks or selects by computed values, as detectors do. Rounding in single precision
+            may then change the selection, so this difference is measured but not judged.
 
     Raises:
         CompactionError: They differ by more than `TOLERANCE` and more than rounding explains, in value or in the form
@@ -79,8 +79,8 @@ def certify(
     double = comparison.run(cases, torch.float64)
     if single is None and double is None:
         raise CompactionError(
-            f"compaction: the gated model does not run on the example inputs any more: {comparison.skipped[-1]}. "
-            "Nothing can be compared. Call wrap() with inputs that it takes."
+            f"compaction: the gated model no longer runs on the example inputs: {comparison.skipped[-1]}. "
+            "Nothing can be compared. Call wrap() with inputs that it accepts."
         )
 
     def noise() -> float:
@@ -90,7 +90,8 @@ def certify(
         if not (double.max_rel <= ROUNDINGS * noise() and comparison.is_narrow(cases)):
             raise CompactionError(_differs(double, torch.float64, TOLERANCE[torch.float64]))
         comparison.skipped.append(
-            f"double precision: the model's code computes in single, so equality is shown to {double.max_rel:.1g}"
+            f"double precision: the model's code computes in single precision, so equality is proved to "
+            f"{double.max_rel:.1g}"
         )
     if single is not None and not decides_by_value and not single.max_rel <= TOLERANCE[torch.float32]:
         allowed = max(TOLERANCE[torch.float32], ROUNDINGS * noise())
@@ -105,14 +106,14 @@ def _differs(result: Difference, dtype: torch.dtype, allowed: float) -> str:
     return (
         f"compaction: the compact model differs from the gated one by {result.max_rel:.2g} "
         f"(relative, {str(dtype).removeprefix('torch.')}), expected at most {allowed:.0e}. "
-        "Nothing is handed out that computes something else. Please report the model; until then "
+        "No compact model is returned that computes something else. Please report the model. Until then, "
         "exclude the channel groups of its unusual layers with wrap(..., exclude=[...])."
     )
 
 
 @dataclass
 class _Comparison:
-    """Runs both models and notes what could be compared."""
+    """Runs both models and records what could be compared."""
 
     gated: Side
     compact: Side
@@ -131,7 +132,7 @@ class _Comparison:
         ):
             for case in cases:
                 inputs = case.inputs.map(partial(converted, dtype=dtype))
-                # In single precision differences are rounding: they are measured, and judged as such.
+                # In single precision, differences come from rounding, so they are not explained further.
                 unexplained = TOLERANCE[dtype] if dtype is torch.float64 else math.inf
                 result, done, why = compared(gated, compact, case, inputs, self.kept, unexplained)
                 if why:
@@ -142,9 +143,9 @@ class _Comparison:
         return worst
 
     def is_narrow(self, cases: Sequence[Case]) -> bool:
-        """Whether anything is computed in less than double precision where that is asked for.
+        """Whether anything is computed in less than double precision although double is requested.
 
-        All cases are run again: to look at every operation takes its time, and few comparisons come to this.
+        All cases are run again, as watching every operation is slow and few comparisons need it.
         """
         narrows = Narrows()
         with (
@@ -159,13 +160,13 @@ class _Comparison:
         return narrows.has_narrowed
 
     def rounding(self, case: Case) -> float:
-        """What single precision does to the gated model's outputs, relative."""
+        """Relative change of the gated model's outputs in single precision."""
         outputs = []
         for dtype in (torch.float32, torch.float64):
             with in_precision(self.gated, dtype, self.not_weights) as gated, Widely(dtype), put_aside(gated.model):
                 try:
                     outputs.append(run(gated, case.inputs.map(partial(converted, dtype=dtype))).outputs)
-                except Exception:  # noted already
+                except Exception:  # already recorded
                     return TOLERANCE[torch.float32]
         return gap(outputs[1], outputs[0]).max_rel
 

@@ -1,4 +1,4 @@
-"""Whether a stored plan is one that compaction could have made of the model: nothing in it is taken on trust."""
+"""Checks that a stored plan is one that compaction could have produced for the model; nothing in it is trusted."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from prunegate.groups import Analysis, ExampleInputs, Trace
 
 
 def followed(dense: nn.Module, plan: Plan, fix_ups: FixUps, inputs: ExampleInputs) -> tuple[Trace, Analysis, Mask]:
-    """A fresh analysis of the dense model, and the units in it that the plan keeps.
+    """A fresh analysis of the dense model, and the units that the plan keeps.
 
     Raises:
         TraceError: The model does not run on these inputs.
-        CompactionError: The plan removes something else than whole units of it.
+        CompactionError: The plan removes something other than whole units.
     """
     trace = Trace(dense, inputs)
     whole_heads = None if fix_ups.whole_heads is None else frozenset(fix_ups.whole_heads)
@@ -31,7 +31,7 @@ def followed(dense: nn.Module, plan: Plan, fix_ups: FixUps, inputs: ExampleInput
         return trace, analysis, kept_units(analysis, plan)
     except CompactionError as error:
         reason = error
-    # Files of format 1.1 and before chose the units of each operation by itself, and do not always say which attention
+    # Up to format 1.1, units were chosen for each operation separately, and files do not always say which attention
     # lost whole heads.
     split = trace.split_heads(analysis, whole_heads)
     otherwise = frozenset(module for module, names in split.items() if not _has_units(analysis, plan, names))
@@ -53,10 +53,10 @@ def _has_units(analysis: Analysis, plan: Plan, names: Iterable[str]) -> bool:
 
 
 def kept_units(analysis: Analysis, plan: Plan) -> Mask:
-    """The units that a plan keeps, shape (units,), if its masks are those of whole units and of nothing else.
+    """The units that a plan keeps, shape (units,), if its masks remove exactly whole units.
 
     Raises:
-        CompactionError: Naming the tensor or channel group where they are not.
+        CompactionError: They do not; the message names the tensor or channel group.
     """
     keep = np.ones(analysis.num_units, dtype=bool)
     for name, axes in plan.tensors.items():
@@ -97,32 +97,32 @@ def check_guesses(
     derived: Mapping[str, Mapping[str, AttributeValue]],
     sizes: CutSizes | None,
 ) -> bool:
-    """Look at the attributes that follow from no layer's own tensors: code of the model reads them.
+    """Check the attributes that do not follow from a layer's own tensors and are read by the model's code.
 
-    Each has to go from the size of something that is cut to what is left of it.
+    Each has to change from the dense size of a cut dimension to its compact size.
 
     Args:
-        dense: What these attributes were before the cut.
-        derived: The attributes that do follow from tensors.
+        dense: Values of these attributes before the cut.
+        derived: The attributes that follow from tensors.
         sizes: The run of the dense model; None if it could not be followed.
 
     Returns:
-        Whether there are any.
+        Whether there are any such attributes.
 
     Raises:
-        CompactionError: One is no such size.
+        CompactionError: An attribute is not such a size.
     """
     result = False
     for path, edits in plan.attributes.items():
         for name in edits.keys() - derived.get(path, {}).keys():
             old, new = held(dense[path], name), edits[name]
-            if old == new:  # it follows channels of which all are left
+            if old == new:  # it follows channels that are all kept
                 continue
             result = True
             if not isinstance(old, int) or not isinstance(new, int) or not _is_left(plan, sizes, path, name, old, new):
                 raise CompactionError(
-                    f"{path}.{name}: found {new!r} in place of {old!r}, expected the size that something the module "
-                    "handles has before and after the cut. The plan was changed, or made for another model."
+                    f"{path}.{name}: found {new!r} in place of {old!r}, expected the sizes of a tensor in the module "
+                    "before and after the cut. The plan was changed, or made for another model."
                 )
     return result
 
@@ -132,7 +132,7 @@ def _is_left(plan: Plan, sizes: CutSizes | None, path: str, name: str, old: int,
         return any(len(mask) == old and int(mask.sum()) == new for mask in _masks(plan))
     if follows(sizes, path, old, new):
         return True
-    # Sizes that a model tells of its features are those of any tensor, as its forward need not handle these.
+    # Feature sizes that a model exposes may be those of any tensor, as its forward may not use them.
     shapes = sizes.tape.shapes
     return name in TOLD and any(
         old in shape and new in sizes.shape(number) and sizes.is_cut(number) for number, shape in enumerate(shapes)

@@ -1,4 +1,4 @@
-"""Which positions of every tensor of a run stay, and how sizes follow the batch."""
+"""The kept positions of every tensor of a run, and the sizes that depend on the batch."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ KeptByDim: TypeAlias = tuple["Mask | None", ...]
 
 @dataclass
 class CutSizes:
-    """The tape's tensors as they are once the units not in ``keep`` are gone.
+    """The tape's tensors after removing the units not in ``keep``.
 
     Attributes:
         tape: The run on the example inputs.
-        again: The same run with more samples, to tell sizes that follow the batch; None if it differs.
-        keep: Which units stay, shape (units,).
-        is_fixed: All sizes follow from the inputs' shapes; False where they depend on values.
+        again: The same run with more samples, to identify sizes that depend on the batch; None if it differs.
+        keep: Which units are kept, shape (units,).
+        is_fixed: All sizes follow from the inputs' shapes; False if some depend on values.
         variation: How the run's inputs differed from the example inputs.
         training: Whether the model was in training mode.
     """
@@ -40,7 +40,7 @@ class CutSizes:
     _known: dict[int, KeptByDim] = field(default_factory=dict)
 
     def kept(self, number: int) -> KeptByDim:
-        """For each dimension of a tensor the positions that stay, None where all do."""
+        """For each dimension of a tensor, the kept positions, or None if all are kept."""
         result = self._known.get(number)
         if result is None:
             result = self._known[number] = self._find(number)
@@ -55,13 +55,13 @@ class CutSizes:
                 continue
             stays = collapse(((units < 0) | self.keep[units]).astype(np.int64)).astype(bool)
             dims = varying(stays)
-            if not stays.any():  # nothing is left, along whatever dimension its units lie
+            if not stays.any():  # nothing is kept, whatever dimension its units are along
                 dim = (varying(collapse(units)) or varying(label))[0]
                 result[dim] = np.zeros(shape[dim], dtype=bool)
                 continue
             if len(dims) > 1:
                 raise CompactionError(
-                    "compaction: the units of a tensor of the run are not whole slices of it. This is a fault of "
+                    "compaction: the units of a tensor of the run are not whole slices of it. This is a bug in "
                     "prunegate's tracing. Please report the model."
                 )
             for dim in dims:
@@ -81,7 +81,7 @@ class CutSizes:
         return any(mask is not None for mask in self.kept(number))
 
     def follows_batch(self, number: int) -> tuple[bool, ...]:
-        """For each dimension of a tensor whether its size depends on the number of samples."""
+        """For each dimension of a tensor, whether its size depends on the number of samples."""
         shape = self.tape.shapes[number]
         if self.again is None:
             return (False,) * len(shape)
@@ -90,12 +90,12 @@ class CutSizes:
 
 @dataclass
 class CutRuns:
-    """All runs that were followed, as they are once the units not in a mask are gone.
+    """All traced runs after removing the units that a mask drops.
 
     Attributes:
-        runs: The first is that on the example inputs in eval mode.
-        kind: What stood in for the model's tensors.
-        learned: What was learned from them so far, by what it was asked for: see `prunegate.compaction.learning`.
+        runs: The first is the run on the example inputs in eval mode.
+        kind: The kind of fake tensors.
+        learned: Cache of learned rules: see `prunegate.compaction.learning`.
     """
 
     runs: tuple[CutSizes, ...]
@@ -107,7 +107,7 @@ class CutRuns:
     def of(
         cls, trace: Trace, analysis: Analysis, keep: Mask, inputs: ExampleInputs, again: Tape | None = None
     ) -> CutRuns:
-        """Those of a trace.
+        """The runs of a trace.
 
         Args:
             again: See `CutSizes`; for the first run.
@@ -121,7 +121,7 @@ class CutRuns:
         return cls(runs, inputs, trace.kind)
 
     def at_given_sizes(self) -> tuple[CutSizes, ...]:
-        """Those in eval mode that differ from the first in the number of samples alone."""
+        """The runs in eval mode that differ from the first only in the number of samples."""
         varied = (run.variation.layout is not None or run.variation.other is not None for run in self.runs)
         return tuple(run for run, other in zip(self.runs, varied, strict=True) if not other and not run.training)
 

@@ -1,6 +1,6 @@
-"""Subclasses of a module's class with another forward, made while a model is fixed up.
+"""Subclasses of a module's class with another forward, created while a model is fixed up.
 
-No module holds such a class, so its instances are pickled as those of the class it is made from.
+No Python module contains such a class, so its instances are pickled as those of the class it is derived from.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from torch import nn
 
 from prunegate.groups.torch_workarounds.copies import COPIED_BY_ATTRIBUTES
 
-# What the names of attributes begin with that such a forward goes by.
+# Prefix of the attributes that such a forward uses.
 OWN = "_prunegate"
 _MAKERS: dict[type, Callable[[Any], Callable[..., Any]]] = {}
 
 
 def derive(module: nn.Module, make_forward: Callable[[Any], Callable[..., Any]]) -> None:
-    """Give a module the forward that ``make_forward`` makes for its class; once.
+    """Give a module the forward that ``make_forward`` makes for its class; does nothing the second time.
 
     Args:
-        make_forward: A function that pickle finds by name.
+        make_forward: A function that pickle can find by name.
     """
     cls: Any = type(module)
     if _MAKERS.get(cls) is not make_forward:
@@ -31,12 +31,12 @@ def derive(module: nn.Module, make_forward: Callable[[Any], Callable[..., Any]])
 
 
 def is_derived(module: nn.Module, make_forward: Callable[[Any], Callable[..., Any]]) -> bool:
-    """Whether a module, or what its class was made from, has that forward."""
+    """Whether a module, or a class that it derives from, has this forward."""
     return any(_MAKERS.get(cls) is make_forward for cls in type(module).__mro__)
 
 
 def forwards_of(module: nn.Module) -> list[str]:
-    """The names of the functions that made a module's forward, the outermost first."""
+    """The names of the functions that made a module's forward, outermost first."""
     return [_MAKERS[cls].__name__ for cls in type(module).__mro__ if cls in _MAKERS]
 
 
@@ -44,7 +44,7 @@ def forwards_of(module: nn.Module) -> list[str]:
 def _derived(cls: Any, make_forward: Callable[[Any], Callable[..., Any]]) -> type[nn.Module]:
     def reduce(self: Any, protocol: int) -> Any:
         reduced = cls.__reduce_ex__(self, protocol)
-        if isinstance(reduced, str) or type(self) is not made:  # a subclass has a way of its own
+        if isinstance(reduced, str) or type(self) is not made:  # a subclass pickles in its own way
             return reduced
         make, arguments, *state = reduced
         parts = (cls if part is made else part for part in (make, *arguments))
@@ -69,7 +69,7 @@ def _derived(cls: Any, make_forward: Callable[[Any], Callable[..., Any]]) -> typ
 
 
 def _left_out(module: nn.Module, state: Any) -> dict[str, Any]:
-    """What the forward goes by and the state lacks: a class may define its own state, as einops' layers do."""
+    """Attributes of the forward missing from the state, as a class may define its own state, like einops' layers."""
     attributes = state[0] if isinstance(state, tuple) else state
     kept = attributes if isinstance(attributes, dict) else {}
     return {name: value for name, value in vars(module).items() if name.startswith(OWN) and name not in kept}

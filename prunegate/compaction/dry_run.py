@@ -1,4 +1,4 @@
-"""A dry run of the surgery before any training: how each model is made to run, and which groups cannot be cut."""
+"""A dry run of the surgery before any training: finds the fix-ups of each model, and the groups that cannot be cut."""
 
 from __future__ import annotations
 
@@ -29,22 +29,22 @@ from prunegate.groups.torch_workarounds.kernels import decomposed_attention, exa
 
 logger = logging.getLogger(__name__)
 
-# So many of a kind have to fail one by one before the rest of them are refused untried.
+# Groups of a kind that have to fail one by one before the rest are refused without a try.
 _ENOUGH = 2
-# Relative differences between what modules of the masked and the cut model compute, above which one is wrong.
+# Relative differences between module outputs of the masked and the cut model that count as a fault.
 _SUSPECT = {torch.float32: 1e-3, torch.float64: 1e-8}
 
 
 @dataclass
 class DryRun:
-    """Cuts copies of a model and runs them, to find out what compaction can honour.
+    """Cuts copies of a model and runs them, to find out what compaction can remove.
 
-    A random half of all units is cut and the copy is run: on fake tensors, to see that all shapes fit, and then
-    on noise of the inputs' form, to compare every module with the masked model's; there the other half is
-    tried as well, so that every unit has been out once. Values are compared under random weights, since a
-    branch that a fresh model scales by zero or 1e-6 hides every mistake inside it. Modules whose code does
-    not serve are replayed. If that cannot help, halves of the list of groups are added to what works as
-    long as it keeps working, so that few runs find the culprits.
+    A random half of all units is cut and the copy is run: on fake tensors, to check all shapes, and then on noise of
+    the inputs' form, to compare every module with the masked model's. The other half is then tried as well, so that
+    every unit has been removed once. Values are compared under random weights, since a branch that a fresh model scales
+    by zero or 1e-6 hides every mistake inside it. Modules whose code fails are replayed. If that does not help, halves
+    of the list of groups are added to the working set as long as it keeps working, which finds the failing groups in
+    few runs.
     """
 
     model: nn.Module
@@ -69,7 +69,7 @@ class DryRun:
             logger.info("searching for the groups that cannot be cut: %s: %s", fault.module, fault.error)
             _, errors = _largest_working(names, partial(_error_of, check), _kind_of)
             self.refused.update({name: Pin(f"cutting it breaks the model: {e}") for name, e in errors.items()})
-        self._randomised, self._known = None, {}  # as large as the model
+        self._randomised, self._known = None, {}  # free them: they are as large as the model
         if self.refused:
             logger.info("%d channel groups cannot be cut", len(self.refused))
 
@@ -87,7 +87,7 @@ class DryRun:
 
         before = self.fix_ups
         self.fix_ups, fault = settle(before, self.model, self._runs(keep).main, attempt)
-        if fault is not None:  # what did not help these groups is no help to others
+        if fault is not None:  # fix-ups that did not help these groups do not help others
             self.fix_ups = before
         return fault
 
@@ -103,7 +103,7 @@ class DryRun:
         return None
 
     def _other_ways(self, chosen: Sequence[str]) -> Fault | None:
-        """Training mode, gradients and other sizes, where more than torch's own functions decides about them."""
+        """Check training mode, gradients and other sizes, if code other than torch's own functions affects them."""
         keep, _ = _halves(self.analysis, frozenset(chosen))
         runs = self._runs(keep)
         plain = self.fix_ups.is_plain and not (self.inputs.others or self.trace.untaken or self.trace.not_followed)
@@ -112,7 +112,7 @@ class DryRun:
             return None
         if self._randomised is None:
             self._randomised = randomised_copy(self.model, self.inputs)
-        # Gradients round more than outputs: in single precision little would be sure.
+        # Gradients have larger rounding errors than outputs: single precision would prove little.
         return other_fault_of(copy_with(self._randomised, _doubled), runs, self.fix_ups, torch.float64)
 
     def _value_fault(self, runs: CutRuns, fix_ups: FixUps) -> Fault | None:
@@ -121,7 +121,7 @@ class DryRun:
         fault = value_fault_of(self._randomised, runs, fix_ups, torch.float32)
         if fault is None:
             return None
-        # Single precision may only have rounded differently.
+        # In single precision the difference may be rounding.
         return value_fault_of(copy_with(self._randomised, _doubled), runs, fix_ups, torch.float64)
 
     def _has_no_values(self) -> bool:
@@ -130,7 +130,7 @@ class DryRun:
 
 
 def shape_fault_of(model: nn.Module, runs: CutRuns, fix_ups: FixUps) -> Fault | None:
-    """The first fault of a cut copy of ``model`` in any of the runs, seen without arithmetic where that is possible."""
+    """The first fault of a cut copy of ``model`` in any of the runs, found without arithmetic if possible."""
     fake_tensors = FakeTensors(runs.kind)
     passed = 0
     fixed_up: nn.Module | None = None
@@ -152,7 +152,7 @@ def shape_fault_of(model: nn.Module, runs: CutRuns, fix_ups: FixUps) -> Fault | 
 
 
 def value_fault_of(model: nn.Module, runs: CutRuns, fix_ups: FixUps, dtype: torch.dtype) -> Fault | None:
-    """The first module of a cut copy that computes something else than it does in the masked model."""
+    """The first module of a cut copy whose output differs from the masked model's."""
     sizes = runs.main
     masked, compact = (copy_with(model, the_same).eval() for _ in range(2))
     device = next(iter(masked.parameters())).device
@@ -182,10 +182,10 @@ def _told(fault: Fault | None) -> str | None:
 def _largest_working(
     names: Sequence[str], error_of: Callable[[Sequence[str]], str | None], kind_of: Callable[[str], str]
 ) -> tuple[set[str], dict[str, str]]:
-    """Names that work together and that, as far as halving shows, no further name can join; and what failed.
+    """A set of names that works and, as far as halving shows, is maximal; and the errors of the others.
 
-    Names of one kind (the same layer of every block) stand together. Where `_ENOUGH` of a kind have failed
-    one by one, the parts that hold nothing else are not tried any more: a deep model has many like blocks.
+    Names of one kind (the same layer of every block) are adjacent. Once `_ENOUGH` of a kind have failed one by one,
+    parts with only this kind are not tried any more, as a deep model has many equal blocks.
     """
     working: list[str] = []
     errors: dict[str, str] = {}
@@ -218,7 +218,7 @@ def _kind_of(name: str) -> str:
 def _halves(analysis: Analysis, chosen: frozenset[str]) -> tuple[Mask, Mask]:
     """Two hard masks that each drop about half of the units of the chosen groups at random, and every unit once.
 
-    The share differs from group to group, so that sizes which are equal by chance can be told apart.
+    The share differs between groups, so that sizes that are equal by chance become different.
     """
     one = np.ones(analysis.num_units, dtype=bool)
     other = one.copy()
@@ -233,7 +233,7 @@ def _halves(analysis: Analysis, chosen: frozenset[str]) -> tuple[Mask, Mask]:
 
 
 def randomised_copy(model: nn.Module, inputs: ExampleInputs) -> nn.Module:
-    """A copy in which a wrong channel shows: random weights of ordinary size, or its own if those overflow."""
+    """A copy in which wrong channels show: with random weights of ordinary size, or its own if those overflow."""
     copied = copy_with(model).eval()
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -243,7 +243,7 @@ def randomised_copy(model: nn.Module, inputs: ExampleInputs) -> nn.Module:
                 bound = math.sqrt(3 / max(parameter.shape[1:].numel(), 1))  # variance 1 / fan-in
                 drawn.uniform_(-bound, bound, generator=generator)
             else:
-                drawn.uniform_(0.5, 1.0, generator=generator)  # scales and biases alike, clear of zero
+                drawn.uniform_(0.5, 1.0, generator=generator)  # scales and biases, away from zero
             parameter.copy_(drawn)
     try:
         with Widely(torch.float32):

@@ -1,7 +1,7 @@
-"""Whether two models compute the same: all that they return, and the gradients of it, in either mode and at any size.
+"""Whether two models compute the same: all outputs and their gradients, in either mode and at any size.
 
-The two may be a gated model and its compact one, a compact model and what was loaded or exported. They are run with
-nothing shared: on inputs of their own, under one seed, on copies whose buffers and plain attributes are put aside.
+The two may be a gated model and its compact one, or a compact model and what was loaded or exported. They share nothing
+in their runs: each has its own inputs, the same seed, and its buffers and plain attributes are restored.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from prunegate.groups import ExampleInputs, function_name
 from prunegate.groups.following.outputs import names_of_state, tensors_in
 from prunegate.groups.torch_workarounds.kernels import exact_arithmetic
 
-# For a parameter the kept positions of each of its cut axes.
+# For a parameter, the kept positions of each of its cut axes.
 Kept: TypeAlias = Mapping[str, Mapping[int, Mask]]
 
-# A tensor that is smaller than this share of the largest is judged relative to that share: it may be rounding alone.
+# Tensors smaller than this share of the largest one are compared relative to that share, as they may be rounding.
 _FLOOR = 1e-3
 
 
@@ -49,8 +49,8 @@ class Side:
     """One of two models that are compared.
 
     Attributes:
-        model: What is called.
-        inner: The model within it that has the user's forward and parameters.
+        model: The module that is called.
+        inner: The module within it that has the user's forward and parameters.
     """
 
     model: nn.Module
@@ -58,11 +58,11 @@ class Side:
 
     @classmethod
     def of(cls, model: nn.Module) -> Side:
-        """A plain model."""
+        """The side of a plain model."""
         return cls(model, model)
 
     def converted(self, change: Callable[[nn.Module], nn.Module]) -> Side:
-        """The same for a changed copy of the model, which is what is called."""
+        """The side of a changed copy of the model."""
         path = next(path for path, module in self.model.named_modules() if module is self.inner)
         changed = change(self.model)
         return Side(changed, changed.get_submodule(path))
@@ -70,11 +70,11 @@ class Side:
 
 @dataclass(frozen=True)
 class Found:
-    """What a run gave.
+    """The result of a run.
 
     Attributes:
-        gradients: Of inputs and parameters, where they were asked for.
-        buffers: As they are after a run in training mode, which may change them.
+        gradients: Gradients of inputs and parameters, if requested.
+        buffers: Buffers after a run in training mode, which may change them.
     """
 
     outputs: Sequence[torch.Tensor]
@@ -96,11 +96,11 @@ def _seeded() -> Iterator[None]:
 
 
 def run(side: Side, inputs: ExampleInputs, training: bool = False, gradients: bool = False) -> Found:
-    """Run a model on inputs of its own, with random operations steadied."""
+    """Run a model on its own copy of the inputs, with deterministic random operations."""
     inputs = inputs.copied()
     wanted: dict[str, torch.Tensor] = {}
     if gradients:
-        # Not the inputs themselves: code may write into what it is given.
+        # Copies, as code may write into its inputs.
         leaves = {f"input {i}": t.requires_grad_() for i, t in enumerate(inputs.tensors()) if t.is_floating_point()}
         wanted = {**leaves, **{n: p for n, p in side.inner.named_parameters() if p.requires_grad}}
         inputs = inputs.map(lambda tensor: tensor.clone())
@@ -145,14 +145,14 @@ def _gradients(outputs: Sequence[torch.Tensor], wanted: Mapping[str, torch.Tenso
 
 
 def difference(expected: Found, actual: Found, kept: Kept | None = None) -> Difference:
-    """How far two runs are apart, in outputs, gradients and buffers.
+    """The differences between two runs, in outputs, gradients and buffers.
 
     Args:
-        kept: What of the first model's parameters the second one has.
+        kept: The kept positions of the first model's parameters in the second.
     """
     result = gap(expected.outputs, actual.outputs)
     first, second = [], []
-    # A gradient of zero and none at all are the same.
+    # A zero gradient and None are equal.
     for name in expected.gradients.keys() | actual.gradients.keys():
         one, other = expected.gradients.get(name), actual.gradients.get(name)
         if one is not None:
@@ -167,9 +167,9 @@ def difference(expected: Found, actual: Found, kept: Kept | None = None) -> Diff
 
 
 def gap(expected: Sequence[torch.Tensor], actual: Sequence[torch.Tensor]) -> Difference:
-    """How far lists of tensors are apart; infinite if they differ in form.
+    """The differences between two lists of tensors; infinite if they differ in form.
 
-    Equal infinities are equal, and so are entries that are no number in both. Complex entries are compared whole.
+    Equal infinities count as equal, and so does NaN in both. Complex entries are compared as a whole.
     """
     if [tuple(t.shape) for t in expected] != [tuple(t.shape) for t in actual]:
         return Difference(math.inf, math.inf)
@@ -201,7 +201,7 @@ def _apart(a: torch.Tensor, b: torch.Tensor) -> tuple[float, float]:
     return (most if math.isfinite(most) else math.inf), float(a.abs().max())
 
 
-# In training these draw a number for every entry, which has no like where entries are gone.
+# In training mode these draw a number per entry, so draws do not match once entries are removed.
 _DROPOUT = frozenset(
     """dropout dropout1d dropout2d dropout3d alpha_dropout feature_alpha_dropout dropout_ alpha_dropout_
     feature_dropout native_dropout""".split()
@@ -211,9 +211,9 @@ _IN_PLACE = frozenset("bernoulli_ normal_ uniform_ exponential_ log_normal_ cauc
 
 
 class Steady(TorchFunctionMode):
-    """Random operations over the entries of a tensor give the same for all: nothing is dropped, noise is a constant.
+    """Makes random operations over tensor entries deterministic: nothing is dropped, and noise is constant.
 
-    What draws without regard to a tensor goes by the seed.
+    Draws that do not depend on a tensor use the seed.
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -238,7 +238,7 @@ class Steady(TorchFunctionMode):
 
 @contextmanager
 def put_aside(*models: nn.Module) -> Iterator[None]:
-    """Buffers, attributes, and the containers in them (hooks, caches), are afterwards what they were before."""
+    """Restore buffers, attributes and the containers in them (hooks, caches) afterwards."""
     tensors = [(buffer, buffer.detach().clone()) for model in models for buffer in model.buffers()]
     attributes = [(vars(module), dict(vars(module))) for model in models for module in model.modules()]
     containers = [

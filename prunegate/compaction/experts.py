@@ -1,4 +1,4 @@
-"""Products of sorted rows with a matrix for each expert, whose kernel takes not all that a cut or a proof needs."""
+"""Products of sorted rows with one matrix per expert, for widths and precisions that torch's kernel lacks."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from torch import nn
 
 from prunegate.groups import Tape
 
-# Their kernel takes rows of a multiple of 16 bytes alone, and no double precision.
+# Their kernel only supports rows of a multiple of 16 bytes, and no double precision.
 BY_EXPERTS = frozenset({"grouped_mm", "_grouped_mm"})
 
 
 def of_any_width(func: Callable[..., Any], rows: torch.Tensor, weight: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-    """`torch.nn.functional.grouped_mm` of any widths: with zeros beside rows and matrices where it takes no others."""
+    """`torch.nn.functional.grouped_mm` for any width, padding rows and matrices with zeros if the kernel needs it."""
     step = max(16 // rows.element_size(), 1)
     read, made = -weight.shape[-2] % step, -weight.shape[-1] % step
     if not read and not made:
         return func(rows, weight, *args, **kwargs)
-    # In the layout that the matrices have: some models keep them transposed.
+    # In the layout of the matrices, which some models store transposed.
     transposed = weight.stride(-2) == 1
     pad = (0, read, 0, made) if transposed else (0, made, 0, read)
     matrices = nn.functional.pad(weight.transpose(-2, -1) if transposed else weight, pad)
@@ -30,7 +30,7 @@ def of_any_width(func: Callable[..., Any], rows: torch.Tensor, weight: torch.Ten
 
 
 def in_double(rows: torch.Tensor, weight: torch.Tensor, offs: torch.Tensor, **_: Any) -> torch.Tensor:
-    """`torch.nn.functional.grouped_mm` of sorted rows as its definition has it: each part times its own matrix."""
+    """`torch.nn.functional.grouped_mm` of sorted rows by its definition: each part times its own matrix."""
     bounds = [0, *offs.tolist()]
     parts = [rows[a:b] @ matrix for a, b, matrix in zip(bounds, bounds[1:], weight, strict=False)]
     rest = rows.new_zeros(rows.shape[0] - bounds[-1], weight.shape[2])
@@ -38,7 +38,7 @@ def in_double(rows: torch.Tensor, weight: torch.Tensor, offs: torch.Tensor, **_:
 
 
 def modules_with_experts(tape: Tape) -> list[str]:
-    """The modules whose own code multiplies by experts: the kernel of that takes some widths alone."""
+    """The modules whose own code multiplies by experts, with a kernel that supports only some widths."""
     results: dict[str, None] = {}
     for place, operation in enumerate(tape.operations):
         if operation.func is torch.ops.aten._grouped_mm.default:

@@ -1,9 +1,8 @@
-"""Finding the module whose own code goes wrong on smaller tensors, by running and comparing.
+"""Finding the module whose own code fails on smaller tensors, by running and comparing.
 
-The run of the dense model says what every module is given and gives back. The cut model is run on the same
-inputs with hooks on its modules: the first tensor that is not as expected convicts the code that made it.
-If a module is handed something wrong, that is the module which calls it; if it gives back something wrong
-although its children did not, it is that module itself.
+The run of the dense model gives the inputs and outputs of every module. The cut model is run on the same inputs with
+hooks on its modules; the first wrong tensor identifies the code that made it. If a module gets a wrong input, the
+module that calls it is at fault. If its output is wrong although its children's were right, the module itself is.
 """
 
 from __future__ import annotations
@@ -28,10 +27,10 @@ from prunegate.groups.torch_workarounds.fake_tensors import lacks_data
 
 @dataclass(frozen=True)
 class Fault:
-    """A module whose own code does not serve the cut model, and what was seen.
+    """A module whose own code fails in the cut model, and the error.
 
     Attributes:
-        position: How many tensors were found right before.
+        position: Number of correct tensors before the fault.
     """
 
     module: str
@@ -45,21 +44,21 @@ class _FaultError(Exception):
 
 
 class _Later(NamedTuple):
-    """A comparison whose numbers are still on their way from the device: two sketches and how far they may differ."""
+    """A pending comparison, whose numbers are still on the device: two sketches and the allowed difference."""
 
     expected: torch.Tensor
     actual: torch.Tensor
     tolerance: float
 
 
-# Given a tensor's number on the tape and the tensor at hand: what is wrong with it, if anything.
+# Takes a description, a tensor's number on the tape and the tensor; returns what is wrong with it, if anything.
 _Check: TypeAlias = Callable[[str, int, torch.Tensor], "str | _Later | None"]
 
 
 def shape_fault(model: nn.Module, inputs: ExampleInputs, sizes: CutSizes) -> tuple[Fault | None, int]:
-    """The first module that breaks, or makes a tensor of another shape than expected; how many were compared.
+    """The first module that fails or makes a tensor of an unexpected shape; and the number of compared tensors.
 
-    Where sizes depend on values only the dimensions that are cut are compared.
+    If sizes depend on values, only the cut dimensions are compared.
     """
     exact = sizes.is_fixed
 
@@ -83,12 +82,12 @@ def value_fault(
     sizes: CutSizes,
     tolerance: float,
 ) -> Fault | None:
-    """The first module of the cut model whose tensors differ from the masked model's kept positions.
+    """The first module of the cut model whose tensors differ from the kept positions in the masked model.
 
     Tensors are compared by a random projection relative to their norm, so that nothing large is stored.
 
     Args:
-        run_masked: Called as ``masked`` is; runs it under the masks.
+        run_masked: Called like ``masked``; runs it under the masks.
     """
     expected: dict[str, torch.Tensor] = {}
     sketch = _Sketch()
@@ -110,7 +109,7 @@ def value_fault(
 
 
 def _told(comparisons: Sequence[_Later]) -> list[str | None]:
-    """What is wrong with each; the device is waited for once."""
+    """What is wrong with each; synchronises with the device once."""
     if not comparisons:
         return []
     both = torch.stack([torch.stack([c.expected, c.actual.to(c.expected.device)]) for c in comparisons]).tolist()
@@ -124,7 +123,7 @@ def _told(comparisons: Sequence[_Later]) -> list[str | None]:
 
 
 class _Sketch:
-    """A random projection of a tensor's entries, and the size that one has on average: float64, shape (2,)."""
+    """A random projection of a tensor's entries, and its average size: float64, shape (2,)."""
 
     def __init__(self) -> None:
         self._generator = torch.Generator().manual_seed(0)
@@ -140,7 +139,7 @@ class _Sketch:
             return torch.tensor([0.0, 1.0], dtype=torch.float64, device=flat.device)
         directions = self._first(count, flat.device)
         norm = flat.norm()
-        if flat.device.type != "cpu" or not math.isfinite(norm):  # elsewhere a look would wait for the device
+        if flat.device.type != "cpu" or not math.isfinite(norm):  # on other devices the check would synchronise
             flat = flat.nan_to_num(0.0, 0.0, 0.0)
             norm = flat.norm()
         return torch.stack([flat @ directions, norm * 12**-0.5 + 1e-300])
@@ -149,7 +148,7 @@ class _Sketch:
         cpu = torch.device("cpu")
         known = self._directions.get(cpu, torch.zeros(0, dtype=torch.float64))
         more = count - known.numel()
-        if more > 0:  # grown, not drawn again: the same entries must meet the same numbers
+        if more > 0:  # extended instead of redrawn, as the same entries need the same numbers
             drawn = torch.rand(more, dtype=torch.float64, generator=self._generator).sub_(0.5)
             known = self._directions[cpu] = torch.cat([known, drawn])
         there = self._directions.get(device)
@@ -166,17 +165,17 @@ def _run(
     later: list[tuple[str, int, _Later]] = []
     fault: Fault | None = None
     try:
-        # Some models draw in eval mode as well: all that are compared draw the same.
+        # Some models draw random numbers in eval mode too: all compared models draw the same.
         draws = nullcontext() if any(map(lacks_data, inputs.tensors())) else same_draws()
         with _hooks(model, sizes, check, running, passed, later), torch.no_grad(), draws:
-            given = inputs.copied()  # the other models that are run on them are to find them as they were
+            given = inputs.copied()  # other models run on the same inputs, which must not change
             call(*given.args, **given.kwargs)
     except _FaultError as result:
         fault = result.fault
     except Exception as error:  # a foreign forward may raise anything
         fault = Fault(running[-1], f"{type(error).__name__}: {first_line(error)}", passed[0])
     for (blamed, position, _), wrong in zip(later, _told([one for _, _, one in later]), strict=True):
-        if wrong is not None:  # what was met before comes first
+        if wrong is not None:  # a fault that was found earlier takes precedence
             return Fault(blamed, wrong, position), passed[0]
     return fault, passed[0]
 
@@ -203,7 +202,7 @@ def _hooks(
         if len(values) != len(tensors):
             return
         for i, (value, tensor) in enumerate(zip(values, tensors, strict=True)):
-            with torch._C.DisableTorchFunction():  # else call sites would count what checks call
+            with torch._C.DisableTorchFunction():  # otherwise call sites would count the calls of checks
                 error = check(f"{place}.{i}", value.number, tensor)
             if isinstance(error, _Later):
                 later.append((blamed, passed[0], error))

@@ -1,7 +1,7 @@
-"""Sizes that a model tells of its features, by the convention of timm: for who builds on them, not for its forward.
+"""Feature sizes that timm models expose for downstream users; their forward does not use them.
 
-timm's models say by ``num_features`` how many channels ``forward_features`` gives, and by ``head_hidden_size`` how
-many their classifier reads; ``reset_classifier`` and users' own heads go by these.
+In timm models, ``num_features`` is the number of channels of ``forward_features``, and ``head_hidden_size`` the number
+that the classifier reads; ``reset_classifier`` and users' own heads rely on them.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from prunegate.groups import ExampleInputs, copy_with, on_meta
 
 logger = logging.getLogger(__name__)
 
-# Which of the two sizes each attribute tells, of the model and of the modules around its classifier.
+# Which of the two sizes each attribute holds, in the model and in the modules around its classifier.
 _OF_MODEL = {"num_features": "features", "embed_dim": "features", "head_hidden_size": "hidden"}
 _OF_HEAD = {"in_features": "features", "num_features": "hidden", "hidden_size": "hidden"}
 TOLD = frozenset(_OF_MODEL) | frozenset(_OF_HEAD)
@@ -25,7 +25,7 @@ _METHODS = ("forward_features", "forward_head", "get_classifier")
 
 
 def feature_edits(dense: nn.Module, compact: nn.Module, inputs: ExampleInputs) -> dict[str, dict[str, int]]:
-    """For each module the new values of those attributes that no longer say what the features are.
+    """For each module, the new values of the attributes that no longer match the features.
 
     Both models are run on the meta device; nothing is computed.
 
@@ -37,7 +37,7 @@ def feature_edits(dense: nn.Module, compact: nn.Module, inputs: ExampleInputs) -
     try:
         before, after = (_sizes(model, inputs) for model in (dense, copy_with(compact, on_meta)))
         heads = _around_classifier(compact)
-    except Exception as reason:  # a foreign forward may raise anything, and this is a courtesy
+    except Exception as reason:  # a foreign forward may raise anything, and these sizes are optional
         logger.info("sizes of the features could not be found: %s", reason)
         return {}
     changed = {what: _changed(before[what], after[what]) for what in before}
@@ -55,7 +55,7 @@ def feature_edits(dense: nn.Module, compact: nn.Module, inputs: ExampleInputs) -
 
 
 def _around_classifier(model: nn.Module) -> list[str]:
-    """Paths of the modules within the model that the classifier is in."""
+    """Paths of the modules that contain the classifier."""
     running: Any = model
     classifier = running.get_classifier()
     path = next((path for path, module in model.named_modules() if module is classifier), "")
@@ -64,7 +64,7 @@ def _around_classifier(model: nn.Module) -> list[str]:
 
 
 def _sizes(model: nn.Module, inputs: ExampleInputs) -> dict[str, torch.Size]:
-    """Shapes of the features, and of what the classifier reads."""
+    """Shapes of the features, and of the classifier's input."""
     given = inputs.map(lambda tensor: tensor.to("meta"))
     running: Any = model.eval()
     with torch.no_grad():
@@ -73,6 +73,6 @@ def _sizes(model: nn.Module, inputs: ExampleInputs) -> dict[str, torch.Size]:
 
 
 def _changed(old: torch.Size, new: torch.Size) -> Mapping[int, int]:
-    """The size that differs, if one does: features have one dimension of channels."""
+    """The size that differs, if any; features have one channel dimension."""
     apart = [(a, b) for a, b in zip(old, new, strict=True) if a != b]
     return dict(apart) if len(apart) == 1 else {}

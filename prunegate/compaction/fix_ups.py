@@ -1,7 +1,7 @@
-"""How a cut model is made to run: found by running it, one fault after the other.
+"""Fix-ups that make a cut model run, found by running it and fixing one fault after the other.
 
-A module whose code goes wrong gets, in this order: other values for the sizes that it keeps as attributes; a forward
-under which the sizes that it hands to functions are rewritten; and as a last resort a forward that is replayed.
+A module whose code fails gets, in this order: new values for the sizes that it stores as attributes; a forward in which
+the sizes passed to functions are rewritten; and as a last resort a replayed forward.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ class FixUps:
     """How a cut model is made to run.
 
     Attributes:
-        graph: The whole model becomes a graph; else it keeps its class.
-        resized: Modules whose own code runs with other sizes in its calls.
+        graph: The whole model becomes a graph; otherwise it keeps its class.
+        resized: Modules whose own code runs with rewritten sizes in its calls.
         replayed: Modules whose forward is replayed.
-        apart: Modules that are taken apart within a replayed one, or within the graph.
-        attributes: Sizes that modules keep as attributes, and what they follow. The plan stores what they
-            become, so they are not stored with the fix-ups.
+        apart: Modules that are inlined in a replayed module or in the graph.
+        attributes: Sizes that modules store as attributes, and the dimensions they follow. Their new values are part of
+            the plan, so they are not stored with the fix-ups.
         whole_heads: Modules whose attention loses whole heads although head dimensions would be finer units;
-            None for all, as in files of before there was a choice.
+            None for all, as in files from before there was a choice.
     """
 
     graph: bool = False
@@ -52,7 +52,7 @@ class FixUps:
     whole_heads: tuple[str, ...] | None = ()
 
     def without_attributes(self) -> FixUps:
-        """The same with the sizes in the calls of those modules rewritten whose attributes are set."""
+        """The same, but with sizes in calls rewritten in the modules whose attributes were set."""
         modules = dict.fromkeys(a.module for a in self.attributes)
         resized = (*self.resized, *(path for path in modules if path not in self.resized))
         return replace(self, resized=resized, attributes=())
@@ -64,17 +64,18 @@ class FixUps:
 
     @property
     def replays(self) -> bool:
-        """Whether anything runs as it ran on the example inputs, in eval mode: only the number of samples is free."""
+        """Whether anything is replayed from the run on the example inputs in eval mode; only the batch size is then
+        free."""
         return self.graph or bool(self.replayed)
 
     def is_replayed(self, path: str) -> bool:
-        """Whether a module's forward is replayed, or the module is taken apart within one that is."""
+        """Whether a module's forward is replayed, or inlined in one that is."""
         names = {*self.replayed, *self.apart}
         return self.graph or any(path == name or path.startswith(f"{name}.") or name == "" for name in names)
 
     @property
     def is_plain(self) -> bool:
-        """Whether the model's own code serves."""
+        """Whether the model's own code works without fix-ups."""
         return not self.replays and not self.resized
 
     def as_dict(self) -> dict[str, Any]:
@@ -111,7 +112,7 @@ def _module_names(data: dict[str, Any], key: str) -> tuple[str, ...]:
 
 
 class CannotBeReplayedError(Exception):
-    """A module that was to be replayed, and cannot be."""
+    """A module that should be replayed, but cannot be."""
 
     def __init__(self, fault: Fault) -> None:
         super().__init__(fault.error)
@@ -122,7 +123,7 @@ def fix_up(model: nn.Module, runs: CutRuns, fix_ups: FixUps) -> nn.Module:
     """Set sizes, in attributes and in calls, and replay what the fix-ups list, in place.
 
     Returns:
-        The model; with ``graph``, as a graph.
+        The model, or its graph with ``graph``.
 
     Raises:
         CannotBeReplayedError: A module's sizes cannot be rewritten, or it cannot be replayed.
@@ -162,10 +163,10 @@ def _resize(model: nn.Module, runs: CutRuns, fix_ups: FixUps) -> None:
 
 
 def extended(fix_ups: FixUps, fault: Fault, model: nn.Module, sizes: CutSizes, impossible: bool) -> FixUps | None:
-    """The fix-ups with one more that covers a fault; None if there is none.
+    """The fix-ups plus one more that covers a fault; None if there is none.
 
-    All modules of the faulty one's class are replayed with it: where one block's code derives a wrong
-    size, the others' does too.
+    All modules of the faulty module's class are replayed with it: if one block's code derives a wrong size, the others'
+    does too.
     """
     called = called_in(sizes)
     path = fault.module
@@ -193,7 +194,7 @@ def _alike(model: nn.Module, path: str, called: set[str]) -> list[str]:
 
 
 def _options(fix_ups: FixUps, fault: Fault, model: nn.Module, sizes: CutSizes) -> Iterator[FixUps]:
-    """FixUps that may help with a fault, those that change least first."""
+    """Fix-ups that may cover a fault, those that change least first."""
     path = fault.module
     if fix_ups.graph or path in fix_ups.replayed:
         return
@@ -204,14 +205,14 @@ def _options(fix_ups: FixUps, fault: Fault, model: nn.Module, sizes: CutSizes) -
         left = tuple(a for a in fix_ups.attributes if a.module not in alike)
         option = replace(fix_ups, resized=(*fix_ups.resized, *alike), attributes=left)
         yield option
-        for attributes in candidates(model, sizes, path, left):  # code may hand sizes on and check them as well
+        for attributes in candidates(model, sizes, path, left):  # code may both pass sizes on and check them
             yield replace(option, attributes=(*left, *attributes))
 
 
 def _better(
     fix_ups: FixUps, fault: Fault, model: nn.Module, sizes: CutSizes, fault_of: Callable[[FixUps], Fault | None]
 ) -> FixUps | None:
-    """The first fix-ups that let the model run on beyond the fault with its own code, if one does."""
+    """The first fix-ups with which the model's own code runs past the fault, if any."""
     for option in _options(fix_ups, fault, model, sizes):
         try:
             result = fault_of(option)
@@ -237,7 +238,7 @@ def settle(
     """Add fix-ups until no fault is left.
 
     Returns:
-        The fix-ups, the last ones that could be replayed; and the fault that they leave, if one was met.
+        The last fix-ups that could be applied, and the fault that remains, if any.
     """
     seen: dict[str, str] = {}
     playable = fix_ups
@@ -247,7 +248,7 @@ def settle(
             fault = fault_of(fix_ups)
         except CannotBeReplayedError as result:
             fault, impossible = result.fault, True
-            if fault.module in seen:  # what is wrong there says more than why that cannot be helped
+            if fault.module in seen:  # the original fault is more informative than why it cannot be replayed
                 fault = replace(fault, error=f"{seen[fault.module]}, and cannot be replayed: {fault.error}")
         if fault is None:
             return fix_ups, None

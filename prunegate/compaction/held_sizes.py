@@ -1,7 +1,7 @@
-"""Where a module holds numbers: as plain attributes, or in dictionaries, lists and tuples of them.
+"""Numbers that a module stores: as plain attributes, or in dictionaries, lists and tuples.
 
-An entry of a container is named by the way to it: ``lengths.d`` is ``self.lengths["d"]``, ``pairs.0.1`` is
-``self.pairs[0][1]``. Containers may be shared with other modules, so that they are replaced, not changed.
+An entry of a container is named by its path: ``lengths.d`` is ``self.lengths["d"]``, ``pairs.0.1`` is
+``self.pairs[0][1]``. Containers may be shared with other modules, so they are replaced instead of changed.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ from typing import Any
 
 from torch import nn
 
-# So deep are containers looked into, and so many entries of one.
+# Limits on the depth of containers, and on the entries of each.
 _DEEPEST, _MOST_ENTRIES = 2, 32
 _OF_EVERY_MODULE = frozenset(vars(nn.Module()))
 
 
 def held(attributes: Mapping[str, Any], name: str) -> Any:
-    """What stands under a name; None if nothing does."""
+    """The value under a name; None if there is none."""
     if name in attributes:
         return attributes[name]
     first, *rest = name.split(".")
@@ -28,7 +28,7 @@ def held(attributes: Mapping[str, Any], name: str) -> Any:
 
 
 def hold(module: nn.Module, name: str, value: Any) -> None:
-    """Put a value where there is one already."""
+    """Replace an existing value."""
     attributes = vars(module)
     if name in attributes:
         setattr(module, name, value)
@@ -38,7 +38,7 @@ def hold(module: nn.Module, name: str, value: Any) -> None:
 
 
 def sizes_in_containers(module: nn.Module) -> dict[int, list[str]]:
-    """The whole numbers in a module's own containers: for each number the names of all entries that hold it."""
+    """The integers in a module's own containers: for each, the names of all entries with this value."""
     results: dict[int, list[str]] = {}
     for name, value in vars(module).items():
         if name not in _OF_EVERY_MODULE and type(value) in _CONTAINERS:
@@ -51,7 +51,7 @@ _CONTAINERS = (dict, list, tuple)
 
 
 def _entries(container: Any) -> list[tuple[str, Any]]:
-    """The entries that have a name of their own."""
+    """The entries of a container with their names."""
     if type(container) is dict:
         return [(key, entry) for key, entry in container.items() if type(key) is str and "." not in key]
     return [(str(place), entry) for place, entry in enumerate(container)] if type(container) in (list, tuple) else []
@@ -68,7 +68,7 @@ def _numbers(container: Any, depth: int) -> Iterator[tuple[str, int]]:
 
 
 def _with(container: Any, names: list[str], value: Any) -> Any:
-    """The container with another value for one entry."""
+    """A copy of the container with one entry replaced."""
     if not names:
         return value
     first, *rest = names

@@ -1,7 +1,7 @@
-"""The sizes that torch's own layers keep as attributes, read off their sliced tensors.
+"""The sizes that torch's own layers store as attributes, computed from their sliced tensors.
 
-One function for each kind of layer, looked up along the layer's classes, so that subclasses (timm's
-BatchNormAct2d and the like) are served by the layer they extend.
+There is one function per kind of layer, looked up along the layer's base classes, so that subclasses (such as timm's
+BatchNormAct2d) use that of the layer they extend.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ SizeRule: TypeAlias = Callable[[nn.Module, Masks], dict[str, AttributeValue]]
 
 
 def sizes_after_slicing(module: nn.Module, masks: Masks) -> dict[str, AttributeValue]:
-    """The size attributes that fit the module's tensors as they now are."""
+    """The size attributes that match the module's current tensors."""
     for cls in type(module).__mro__:
         rule = LAYER_SIZES.get(cls)
         if rule is not None:
@@ -31,8 +31,8 @@ def sizes_after_slicing(module: nn.Module, masks: Masks) -> dict[str, AttributeV
 def _convolution(module: nn.Module, masks: Masks) -> dict[str, AttributeValue]:
     weight, transposed = _tensor(module, "weight"), bool(module.transposed)
     groups = _int(module, "groups")
-    # Along this axis the groups lie side by side. Whole groups may have gone; a place within every group
-    # may have; either way a group is there as long as any of its positions is.
+    # Groups are contiguous along this axis. Whole groups may have been removed, or one position in every group; in both
+    # cases a group exists as long as any of its positions does.
     grouped = masks.get("weight", {}).get(0)
     if grouped is not None:
         groups = int(grouped.reshape(groups, -1).any(axis=1).sum())

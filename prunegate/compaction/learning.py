@@ -1,7 +1,7 @@
-"""Learning how a module's code has to be corrected, from runs of the cut model beside those of the dense one.
+"""Learning how to correct a module's code, from runs of the cut model beside those of the dense one.
 
-The code is the same in both, so a call is known by its place in it. Where the cut model's call would not make what the
-dense run's call leaves after the cut, it is handed what does, and the run goes on.
+The code is the same in both, so calls are matched by their position in it. If a call of the cut model would not produce
+the kept part of the dense run's result, its arguments are corrected, and the run continues.
 """
 
 from __future__ import annotations
@@ -37,21 +37,21 @@ from prunegate.groups.following.watch import Watch
 
 logger = logging.getLogger(__name__)
 
-# For each module what was seen at each place in its code, and the how manieth time there.
+# For each module, what was observed at each position in its code, by n-th call there.
 _Seen = dict[str, dict[tuple[CodePlace, int], list[Observed]]]
 
 
 def learned_rules(
     model: nn.Module, paths: Collection[str], runs: Sequence[CutSizes], inputs: ExampleInputs, kind: Any
 ) -> Mapping[str, tuple[SizeRule, ...]]:
-    """Rules for the modules at ``paths`` of a cut model; and none for modules in them that these must not reach.
+    """Rules for the modules at ``paths`` of a cut model, and empty rules for submodules that these must not affect.
 
     Args:
         runs: The runs of the dense model after the cut, at all sizes and in all modes that were followed.
-        kind: What stands in for the model's tensors.
+        kind: The kind of fake tensors.
 
     Raises:
-        CannotRewriteError: What the code does is not to be followed by rules.
+        CannotRewriteError: Rules cannot describe what the code does.
     """
     seen: _Seen = defaultdict(lambda: defaultdict(list))
     for sizes in runs:
@@ -62,7 +62,7 @@ def learned_rules(
 
 
 def _reached(path: str, places: Iterable[Sequence[Observed]], rules: Mapping[str, tuple[SizeRule, ...]]) -> bool:
-    """Whether rules of a module around this one fit calls that are this one's."""
+    """Whether rules of an enclosing module match calls of this one."""
     around = [rule for outer, some in rules.items() if path.startswith(f"{outer}." if outer else "") for rule in some]
     return any(
         rule.function == one.function and rule.fits(one.shape, one.given) and not rule.change.is_none
@@ -78,7 +78,7 @@ def _observe(
     fake_tensors = FakeTensors(kind)
     copied = _as_traced(fake_tensors.of_model(model).train(sizes.training), sizes.tape)
     for path in paths:
-        resize(copied.get_submodule(path), ())  # what its code does by itself is to be seen
+        resize(copied.get_submodule(path), ())  # to observe its code without rules
     given = sizes.variation.of(inputs).map(fake_tensors.of)
     learner = _Learner(sizes, frozenset(paths), seen, sizes_of(given))
     with run_watched(copied, learner, fake_tensors, sizes.variation.dropped):
@@ -89,12 +89,12 @@ def _observe(
         except Exception as error:  # a foreign forward may raise anything
             if learner.failed is not None:
                 raise CannotRewriteError(str(learner.failed)) from error
-            # Code outside of these modules may be at fault; what was learned is tried.
+            # Code outside of these modules may be at fault; try what was learned.
             logger.debug("learning stopped: %s: %s", type(error).__name__, error)
 
 
 def _as_traced(model: nn.Module, tape: Tape) -> nn.Module:
-    """The model with its tensors in the precisions that they had when it was traced, as its inputs have."""
+    """The model with its tensors in the precisions of the trace, like its inputs."""
     dtypes = {source.name: tape.dtypes[number] for number, source in tape.sources.items() if source.kind == "stored"}
     for path, module in model.named_modules():
         for stored in (module._parameters, module._buffers):
@@ -106,10 +106,10 @@ def _as_traced(model: nn.Module, tape: Tape) -> nn.Module:
 
 
 class _Learner(Watch):
-    """Follows a run of the cut model and corrects the calls of some modules.
+    """Traces a run of the cut model and corrects the calls of some modules.
 
     Attributes:
-        failed: Why a call could not be corrected, if one could not.
+        failed: Why a call could not be corrected, or None.
     """
 
     def __init__(self, sizes: CutSizes, paths: frozenset[str], seen: _Seen, at: tuple[Any, Any]) -> None:

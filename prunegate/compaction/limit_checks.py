@@ -1,4 +1,4 @@
-"""What is replayed refuses calls that differ from those it was written from, and says so."""
+"""Checks that make replayed modules refuse calls that differ from the traced ones."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ class LimitCheck:
     """A forward pre-hook that compares the arguments of a call with those of the run.
 
     Args:
-        path: The module's, for messages.
-        args, kwargs: For each argument the sizes of a tensor, in a list, or a plain value, in a tuple; else None.
+        path: The module's path, for messages.
+        args, kwargs: For each argument, the sizes of a tensor in a list, or a plain value in a tuple; otherwise None.
     """
 
     def __init__(self, path: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
@@ -56,15 +56,15 @@ class LimitCheck:
     def _message(self, actual: str, expected: str) -> str:
         return (
             f"{self.path or 'the model'}: found {actual}, expected {expected}. This part of the compact model is "
-            "replayed from the run on the example inputs, and serves their sizes and arguments alone, as gated.limits "
-            "says. Wrap the dense model with inputs like these."
+            "replayed from the run on the example inputs, and only supports their sizes and arguments; see "
+            "gated.limits. Wrap the dense model with inputs like these."
         )
 
 
 def check_calls(module: nn.Module, path: str, span: Span, sizes: CutSizes) -> None:
-    """Let a module that is replayed refuse what it cannot serve."""
+    """Make a replayed module refuse unsupported calls."""
     for key, hook in list(module._forward_pre_hooks.items()):
-        if isinstance(hook, LimitCheck):  # of an earlier compaction
+        if isinstance(hook, LimitCheck):  # from an earlier compaction
             del module._forward_pre_hooks[key], module._forward_pre_hooks_with_kwargs[key]
     args = [_form(argument, sizes) for argument in span.args]
     kwargs = {name: _form(argument, sizes) for name, argument in span.kwargs.items()}

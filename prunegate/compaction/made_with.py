@@ -1,4 +1,4 @@
-"""What decides the forward of a module whose class was made while a model was fixed up: plain data, for comparison."""
+"""Plain data that determines the forward of a fixed-up module, for comparison."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from prunegate.compaction.resizing import rules_of
 def made_with(module: nn.Module) -> dict[str, Any]:
     """The code that is replayed, the heads of narrow attention and the rules for sizes in calls.
 
-    It is JSON-ready, equal in every process where they are, and empty for a module with the forward of its own class.
+    The result is JSON-ready, the same in every process, and empty for a module with the forward of its own class.
     """
     results = {
         "forwards": forwards_of(module),

@@ -1,7 +1,7 @@
-"""torch's attention layer once heads, or channels of its input, are gone.
+"""torch's attention layer after the removal of heads or input channels.
 
-`nn.MultiheadAttention` takes it for granted that its heads together are as wide as its input. A layer for which that no
-longer holds runs the same attention from the weights that it has: for any length, mask and mode.
+`nn.MultiheadAttention` assumes that its heads together are as wide as its input. If that no longer holds, the layer
+computes the same attention from its remaining weights, for any length, mask and mode.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ _HEADS = "_prunegate_heads"
 
 
 class Heads(NamedTuple):
-    """What is left of the heads.
+    """The kept heads.
 
     Attributes:
-        kept: Which of the dense layer's heads there are, for masks that come with one part for each head.
-        dense: How many the dense layer has.
-        width: Of each head's queries and keys.
-        value_width: Of each head's values.
-        dense_width: What the dense layer divides its logits by the root of, where it returns its weights.
+        kept: Which of the dense layer's heads are kept, for masks with one part per head.
+        dense: Number of heads of the dense layer.
+        width: Width of each head's queries and keys.
+        value_width: Width of each head's values.
+        dense_width: The dense layer divides its attention logits by the root of this when it returns its weights.
     """
 
     kept: tuple[int, ...]
@@ -40,20 +40,20 @@ class Heads(NamedTuple):
 
 
 def fit_attention(module: nn.Module, masks: Mapping[str, Mapping[int, Mask]]) -> dict[str, int]:
-    """Let a layer of torch's attention run with what masks leave of its weights; give its new size attributes.
+    """Make a torch attention layer run with the kept part of its weights; return its new size attributes.
 
-    The layer's tensors may be cut before or after; its attributes are still those from before.
+    The layer's tensors may be cut before or after; its attributes still have to be the old ones.
 
     Args:
-        masks: For each of the layer's own tensors the kept positions of its cut axes.
+        masks: For each of the layer's own tensors, the kept positions of its cut axes.
 
     Returns:
-        Nothing if it is no such layer, if it is not cut, or if what is left is no whole heads.
+        An empty dict if it is not such a layer, is not cut, or does not keep whole heads.
     """
     if not isinstance(module, nn.MultiheadAttention) or masks.keys().isdisjoint(_WEIGHTS):
         return {}
     if type(module).forward is not nn.MultiheadAttention.forward and not is_derived(module, _narrow_forward):
-        return {}  # a subclass with a forward of its own
+        return {}  # a subclass with its own forward
     known = heads_of(module)
     if known is None:
         known = Heads(tuple(range(module.num_heads)), module.num_heads, *(module.head_dim,) * 3)
@@ -68,7 +68,7 @@ def fit_attention(module: nn.Module, masks: Mapping[str, Mapping[int, Mask]]) ->
 
 
 def heads_left(known: Heads, masks: Mapping[str, Mapping[int, Mask]]) -> Heads | None:
-    """What masks leave of heads; None if that is no whole heads, or none of one width."""
+    """The heads that masks keep; None if they are not whole heads of equal width."""
     count = len(known.kept)
     rows = {part: _rows(masks, part, count, known) for part in "qkv"}
     if any(result is None for result in rows.values()):
@@ -83,7 +83,7 @@ def heads_left(known: Heads, masks: Mapping[str, Mapping[int, Mask]]) -> Heads |
 
 
 def heads_of(module: nn.Module) -> Heads | None:
-    """What is left of the heads of a layer that `fit_attention` fitted; None for others."""
+    """The kept heads of a layer from `fit_attention`; None for others."""
     return vars(module).get(_HEADS)
 
 
@@ -91,7 +91,7 @@ _WEIGHTS = frozenset({"in_proj_weight", "q_proj_weight", "k_proj_weight", "v_pro
 
 
 def _rows(masks: Mapping[str, Mapping[int, Mask]], part: str, count: int, known: Heads) -> Mask | None:
-    """The kept rows of one of the three projections, shape (heads, width); None if they are no such thing."""
+    """The kept rows of one of the three projections, shape (heads, width); None if they do not have this form."""
     width = known.value_width if part == "v" else known.width
     if f"{part}_proj_weight" in masks or "in_proj_weight" not in masks:
         mask = masks.get(f"{part}_proj_weight", {}).get(0)
@@ -117,7 +117,7 @@ def _narrow_forward(cls: Any) -> Callable[..., Any]:
         average_attn_weights: bool = True,
         is_causal: bool = False,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """As torch's; shapes and meanings are those of `nn.MultiheadAttention`."""
+        """Same interface as `nn.MultiheadAttention`."""
         return attend(
             self, self._prunegate_heads, query, key, value, key_padding_mask, need_weights, attn_mask,
             average_attn_weights, is_causal,
@@ -138,7 +138,7 @@ def attend(
     average_attn_weights: bool,
     is_causal: bool,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """The attention of ``layer``, which has the weights and settings of an `nn.MultiheadAttention` under its names."""
+    """The attention of ``layer``, which has the weights and settings of an `nn.MultiheadAttention`."""
     is_batched = query.dim() == 3
     q, k, v = (_batch_first(layer, tensor, is_batched) for tensor in (query, key, value))
     q, k, v = _projected(layer, q, k, v, heads)
@@ -193,11 +193,11 @@ def _mask(
     q: torch.Tensor,
     k: torch.Tensor,
 ) -> torch.Tensor | None:
-    """Both masks as what is added to the logits, broadcasting over (batch, heads, queries, keys)."""
+    """Both masks as one bias of the logits that broadcasts over (batch, heads, queries, keys)."""
     added = None
     if attn_mask is not None:
         added = _additive(attn_mask, q)
-        if added.dim() == 3:  # one for each head: of the dense layer, or of those that are left if its maker knows them
+        if added.dim() == 3:  # one per head, either of the dense layer or of the kept heads
             added = added.view(q.shape[0], -1, *added.shape[1:])
             if len(heads.kept) < added.shape[1]:
                 added = added[:, list(heads.kept)]
@@ -205,7 +205,7 @@ def _mask(
         padding = key_padding_mask if key_padding_mask.dim() == 2 else key_padding_mask.unsqueeze(0)
         padding = _additive(padding, q)[:, None, None]
         added = padding if added is None else added + padding
-    if added is not None and added.shape[-1] < k.shape[2]:  # for the keys that a bias, or zeros, add
+    if added is not None and added.shape[-1] < k.shape[2]:  # for the keys added by a bias or by zeros
         added = F.pad(added, (0, k.shape[2] - added.shape[-1]))
     return added
 

@@ -1,7 +1,7 @@
-"""What a call that is handed sizes has to be handed once channels are gone, from what it made in the dense run.
+"""The sizes that a call needs after the cut, derived from its result in the dense run.
 
-One function for each kind of call. Each is given the dense call, with numbers of the tape for its tensors, and the
-arguments that the code gives in the cut model; it gives these arguments with the sizes that are right.
+There is one function per kind of call. Each gets the dense call, with tape numbers for its tensors, and the arguments
+of the call in the cut model, and returns these arguments with the correct sizes.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Needed:
 
 @dataclass(frozen=True)
 class _Dense:
-    """A call of the dense run, and which positions of its tensors stay."""
+    """A call of the dense run, and the kept positions of its tensors."""
 
     call: SizeCall
     sizes: CutSizes
@@ -65,7 +65,7 @@ class _Dense:
         return self.sizes.tape.shapes[self.input]
 
     def kept(self, dim: int) -> Mask | None:
-        """Which positions of the tensor it works on stay along a dimension."""
+        """The kept positions of the tensor it works on, along a dimension."""
         return self.sizes.kept(self.input)[dim]
 
     def argument(self, place: int, name: str, default: Any = None) -> Any:
@@ -76,10 +76,10 @@ _Rule: TypeAlias = Callable[[_Dense, Any, Any], Needed]
 
 
 def needed(call: SizeCall, sizes: CutSizes, args: Any, kwargs: Any) -> Needed:
-    """What a call has to be given.
+    """The arguments that a call needs.
 
     Raises:
-        CannotRewriteError: No numbers serve.
+        CannotRewriteError: No numbers would be correct.
     """
     return _RULES[call.function](_Dense(call, sizes), args, kwargs)
 
@@ -95,7 +95,7 @@ def _replaced(args: Any, kwargs: Any, place: int, name: str, value: Any) -> tupl
 
 
 def _shape(dense: _Dense, args: Any, kwargs: Any) -> Needed:
-    """Those whose numbers begin with the shape of what they make."""
+    """Calls whose numbers start with the shape of the result."""
     shape = dense.shape
     numbers = numbers_in((args, kwargs))
     if len(numbers) < len(shape):  # a view as another dtype
@@ -109,7 +109,7 @@ def _shape(dense: _Dense, args: Any, kwargs: Any) -> Needed:
 
 
 def _moved(dense: _Dense, args: Any, kwargs: Any) -> dict[int, int]:
-    """Sizes of the tensor it works on that depend on values, and so are others here: from the dense run's to these."""
+    """Sizes of its tensor that depend on values and differ in this run: from the dense run's to the current ones."""
     tensor = first_tensor(args, kwargs)
     if dense.sizes.is_fixed or tensor is None or tensor.dim() != len(dense.input_shape):
         return {}
@@ -130,7 +130,7 @@ def _unflatten(dense: _Dense, args: Any, kwargs: Any) -> Needed:
 
 
 def _split(dense: _Dense, args: Any, kwargs: Any) -> Needed:
-    """Parts of the sizes that are left, in the form they were asked for where that can be."""
+    """Parts with the kept sizes, in the requested form if possible."""
     dim = int(_argument(args, kwargs, 2, "dim", 0)) % len(dense.input_shape)
     parts = tuple(dense.sizes.shape(value.number)[dim] for value in values_in(dense.call.result))
     name = next((n for n in kwargs if n not in ("dim", "input", "tensor")), "")
@@ -153,7 +153,7 @@ def _by_size(total: int, size: int) -> tuple[int, ...]:
 
 
 def _places(mask: Mask, picked: Sequence[int]) -> list[int]:
-    """Where the kept ones among some positions lie in what is left."""
+    """New indices of the kept ones among some positions."""
     places = np.cumsum(mask) - 1
     return [int(places[position]) for position in picked if mask[position]]
 
@@ -191,7 +191,7 @@ def _index(dense: _Dense, args: Any, kwargs: Any) -> Needed:
         else:
             place = int(dense_part) % len(mask)
             if not mask[place]:
-                raise CannotRewriteError("its code picks one channel, which is gone")
+                raise CannotRewriteError("its code picks one channel, which is removed")
             new.append(int(mask[:place].sum()))
         dim += _dims_of(dense, dense_part)
         result_dim += 0 if isinstance(part, int) else 1
@@ -200,7 +200,7 @@ def _index(dense: _Dense, args: Any, kwargs: Any) -> Needed:
 
 
 def _dims_of(dense: _Dense, part: Any) -> int:
-    """How many dimensions a part of an index stands for."""
+    """How many dimensions a part of an index covers."""
     if part is None or part is Ellipsis or isinstance(part, bool):
         return 0
     if isinstance(part, Value) and dense.sizes.tape.dtypes[part.number] is torch.bool:
@@ -209,7 +209,7 @@ def _dims_of(dense: _Dense, part: Any) -> int:
 
 
 def _slice(given: slice, before: slice, mask: Mask) -> tuple[slice, tuple[int, ...] | None]:
-    """The slice of what is left, and what to pick from it where that is not enough."""
+    """The slice of the kept positions, and the indices to pick from it if a slice is not enough."""
     places = _places(mask, range(*before.indices(len(mask))))
     length = int(mask.sum())
     first, last = (places[0], places[-1] + 1) if places else (0, 0)
@@ -232,7 +232,7 @@ def _narrow(dense: _Dense, args: Any, kwargs: Any) -> Needed:
     places = _places(mask, range(start, start + length))
     first = places[0] if places else 0
     if places != list(range(first, first + len(places))):
-        raise CannotRewriteError("what it narrows to is not side by side")
+        raise CannotRewriteError("the positions that it narrows to are not contiguous")
     args, kwargs = _replaced(args, kwargs, 2, "start", first)
     return Needed(*_replaced(args, kwargs, 3, "length", len(places)))
 
@@ -251,14 +251,14 @@ def _repeat(dense: _Dense, args: Any, kwargs: Any) -> Needed:
     before = (1,) * (len(shape) - len(before)) + tuple(before)
     numbers = numbers_in((args, kwargs))
     if len(numbers) != len(shape) or any(a % b for a, b in zip(shape, before, strict=True) if b):
-        raise CannotRewriteError("how often it repeats is not to be told")
+        raise CannotRewriteError("its number of repeats cannot be determined")
     times = iter([a // b if b else 1 for a, b in zip(shape, before, strict=True)])
     args, kwargs = with_numbers((args, kwargs), times)
     return Needed(args, kwargs)
 
 
 def _pad(dense: _Dense, args: Any, kwargs: Any) -> Needed:
-    """As many entries on each side as are left of those that the dense run added there."""
+    """Padding with the kept number of the entries that the dense run added on each side."""
     pad = list(_argument(args, kwargs, 1, "pad"))
     for dim, mask in enumerate(reversed(dense.sizes.kept(dense.result))):
         if mask is not None and 2 * dim + 1 < len(pad):
@@ -274,7 +274,7 @@ def _normalised(dense: _Dense, args: Any, kwargs: Any) -> Needed:
 
 
 def _groups(place: int, name: str) -> _Rule:
-    """Those that are told of how many groups their channels are."""
+    """Calls with an argument for the number of channel groups."""
 
     def rule(dense: _Dense, args: Any, kwargs: Any) -> Needed:
         groups = int(dense.argument(place, name, 1))
@@ -286,7 +286,7 @@ def _groups(place: int, name: str) -> _Rule:
 
 
 def _scaled(dense: _Dense, args: Any, kwargs: Any) -> Needed:
-    """Those that compute with numbers: what the gated model computes with, which has all channels."""
+    """Calls that compute with numbers: those of the gated model, which has all channels."""
     numbers = numbers_in((dense.call.args, dense.call.kwargs))
     if len(numbers) != len(numbers_in((args, kwargs))):
         raise CannotRewriteError(f"{dense.call.function} is given other arguments than in the dense run")
@@ -295,7 +295,7 @@ def _scaled(dense: _Dense, args: Any, kwargs: Any) -> Needed:
 
 
 def _table(dense: _Dense, args: Any, kwargs: Any) -> Needed:
-    """Those whose entries depend on their place, drawn ones among them: made at full size, then cut."""
+    """Calls whose entries depend on their position, also random ones: computed at full size, then cut."""
     numbers: Iterator[Any] = iter(numbers_in((dense.call.args, dense.call.kwargs)))
     args, kwargs = with_numbers((args, kwargs), numbers)
     kept = dense.sizes.kept(dense.result)

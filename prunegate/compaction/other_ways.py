@@ -1,4 +1,4 @@
-"""A dry run of what decides about training, gradients and other sizes: where that is not torch alone."""
+"""Dry runs of training mode, gradients and other sizes, if code other than torch's affects them."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from prunegate.groups.torch_workarounds.kernels import exact_arithmetic, layers_
 
 logger = logging.getLogger(__name__)
 
-# Relative differences in double precision above which something is wrong; code may compute in single for itself.
+# Relative differences in double precision that count as a fault; some code computes in single precision.
 _SUSPECT = 1e-6
 
 
 def other_fault_of(model: nn.Module, runs: CutRuns, fix_ups: FixUps, dtype: torch.dtype) -> Fault | None:
-    """Whether a cut copy of a model differs from the masked one in training, in gradients or at another size."""
+    """The fault, if a cut copy of a model differs from the masked one in training, in gradients or at another size."""
     sizes = runs.main
     masked, compact = (copy_with(model, _own_state).eval() for _ in range(2))
     keep = torch.from_numpy(sizes.keep).to(next(iter(masked.parameters())).device, torch.float32)
@@ -66,7 +66,7 @@ class _Masked(nn.Module):
 
 
 def trains_otherwise(trace: Trace) -> bool:
-    """Whether the model's code does more in training than to drop at random what it computes anyway."""
+    """Whether the model's code does more in training mode than drop results at random."""
     known = [run.tape for run in trace.runs if not run.training]
     operations = {operation.func for tape in known for operation in tape.operations}
     places = {key.place for tape in known for key in tape.sized}
@@ -83,7 +83,7 @@ def trains_otherwise(trace: Trace) -> bool:
     )
 
 
-# What dropout and stochastic depth are made of, and BatchNorm over the batch.
+# The operations of dropout, stochastic depth and BatchNorm over the batch.
 _DROPPING = frozenset(
     """native_batch_norm _native_batch_norm_legit _batch_norm_with_update cudnn_batch_norm native_dropout bernoulli
     bernoulli_ detach empty new_empty rand rand_like empty_like div div_ mul mul_ add add_ floor floor_ lt gt truediv
@@ -92,7 +92,7 @@ _DROPPING = frozenset(
 
 
 def has_own_backward(model: nn.Module, runs: CutRuns) -> bool:
-    """Whether anything the model computes has a backward that is not torch's own, seen without arithmetic."""
+    """Whether any result of the model has a backward that is not torch's own, checked without arithmetic."""
     fake_tensors = FakeTensors(runs.kind)
     copied = fake_tensors.of_model(model).eval()
     try:
@@ -127,7 +127,7 @@ def _stored(model: nn.Module, name: str) -> torch.Tensor:
 
 
 def _own_state(tensor: torch.Tensor) -> torch.Tensor:
-    """The very parameter; of a buffer, which a run may change, a copy."""
+    """The parameter itself, or a copy of a buffer, which a run may change."""
     return tensor if isinstance(tensor, nn.Parameter) else tensor.detach().clone()
 
 

@@ -1,4 +1,4 @@
-"""A plan: which units stay, as plain data that can be stored, checked and applied to a dense model."""
+"""A plan: the kept units, as plain data that can be stored, checked and applied to a dense model."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ AttributeValue = int | tuple[int, ...]
 
 @dataclass(frozen=True)
 class Plan:
-    """What compaction does to a dense model.
+    """The changes that compaction makes to a dense model.
 
     Attributes:
-        kept: For each channel group the units that stay, ascending.
-        num_units: For each channel group how many units the dense model has.
+        kept: For each channel group, the kept units, ascending.
+        num_units: For each channel group, its number of units in the dense model.
         tensors: For each parameter and buffer that is cut, the kept positions of each of its cut axes, as
             bool masks over the dense size.
         attributes: For each module the size attributes to set, e.g. ``{"layer1.0.conv1": {"out_channels": 40}}``.
@@ -52,7 +52,7 @@ class Plan:
 
     @property
     def removes_nothing(self) -> bool:
-        """Whether the compact model is the dense one."""
+        """Whether the compact model equals the dense one."""
         full = all(len(units) == self.num_units[name] for name, units in self.kept.items())
         return full and not self.tensors and not self.attributes
 
@@ -103,7 +103,7 @@ class Plan:
         for i, entry in enumerate(raw_patterns):
             patterns.append(_pattern(entry, f"plan.patterns[{i}]", left))
             left -= len(patterns[-1])
-        positions: dict[int, list[int]] = {}  # groups that share a pattern share its list
+        positions: dict[int, list[int]] = {}  # groups with the same pattern share its list
 
         def pattern(number: Any, where: str) -> Mask:
             if not _is_int(number) or not 0 <= number < len(patterns):
@@ -162,7 +162,7 @@ def _axis(text: str, where: str) -> int:
     return int(text)
 
 
-# No layer is wider, nor are all patterns together; more is a damaged or hostile file, and must not be allocated.
+# Largest width of a layer, and of all patterns together; larger files are damaged or hostile and are not read.
 _LARGEST_SIZE = 1 << 24
 _MOST_UNITS = 1 << 22
 

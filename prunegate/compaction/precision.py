@@ -22,7 +22,7 @@ from prunegate.modes import eval_mode
 
 
 class Narrows(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Notes whether anything is computed in less than double precision."""
+    """Records whether anything is computed in less than double precision."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -38,19 +38,19 @@ class Narrows(TorchDispatchMode):  # type: ignore[no-untyped-call]
 _NARROW = frozenset({torch.float32, torch.bfloat16, torch.float16, torch.complex64})
 
 
-# A default dtype is the whole process's: comparisons of several threads take turns.
+# The default dtype is process-wide, so comparisons in several threads take turns.
 _one_at_a_time = threading.RLock()
 _PRECISIONS = frozenset({torch.float64, torch.float32, torch.float16, torch.bfloat16})
 _CASTS = frozenset({"double", "float", "half", "bfloat16"})
 
 
 class Widely(TorchFunctionMode):
-    """In a comparison in one precision, casts to another one in the model's code become casts to the comparison's.
+    """Redirects casts in the model's code to the precision of a comparison.
 
-    Some code (normalisation layers of language models) casts to float32 whatever it is given; rounding there would hide
-    what the comparison is to show. Where layers of one model have several precisions, its code casts between them, and
-    all weights have one precision here. Tensors that a forward makes are of the comparison's precision as well,
-    whatever the user's default is.
+    Some code (normalisation layers of language models) always casts to float32; its rounding would hide the differences
+    that the comparison looks for. If the layers of a model have several precisions, its code casts between them, while
+    a comparison uses one precision for all weights. Tensors created in a forward pass get the comparison's precision
+    too, whatever the user's default is.
     """
 
     def __init__(self, dtype: torch.dtype) -> None:
@@ -89,14 +89,14 @@ def _is_precision(argument: Any) -> bool:
 
 @contextmanager
 def evaluating(model: nn.Module, dtype: torch.dtype, not_weights: Iterable[torch.Tensor] = ()) -> Iterator[nn.Module]:
-    """The model in eval mode and in ``dtype``: itself where it already is, a copy where it is not."""
+    """The model in eval mode and in ``dtype``: the model itself if it already is, otherwise a copy."""
     with eval_mode(model):
         yield model if _fits(model, dtype, not_weights) else _converted(model, dtype)
 
 
 @contextmanager
 def in_precision(side: Side, dtype: torch.dtype, not_weights: Iterable[torch.Tensor] = ()) -> Iterator[Side]:
-    """The same with both its models in ``dtype``."""
+    """The side with both its models in ``dtype``."""
     with eval_mode(side.model):
         yield side if _fits(side.model, dtype, not_weights) else side.converted(partial(_converted, dtype=dtype))
 
@@ -132,7 +132,7 @@ def outputs_of(model: nn.Module, inputs: ExampleInputs) -> list[torch.Tensor]:
 
 
 def random_like(inputs: ExampleInputs) -> ExampleInputs:
-    """Normal noise in single precision for every floating tensor; whole numbers (token ids, masks) stay as given."""
+    """Normal noise in single precision for every floating tensor; integers (token ids, masks) are unchanged."""
     generator = torch.Generator().manual_seed(0)
 
     def drawn(like: torch.Tensor) -> torch.Tensor:

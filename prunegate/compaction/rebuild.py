@@ -1,7 +1,7 @@
-"""Making a compact model again from a dense one, its plan and the form of its inputs: nothing else is stored.
+"""Rebuilding a compact model from a dense one, its plan and the form of its inputs; nothing else is stored.
 
-Modules that are replayed are not stored as code, nor the sizes that are rewritten in calls. The dense model is
-traced again and both are found anew, which gives the same by the same rules. The plan is compared with that trace.
+Neither the code of replayed modules nor the rewritten sizes in calls are stored. The dense model is traced again and
+both are derived again by the same rules. The plan is compared with that trace.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from prunegate.compaction.surgery import apply, apply_checked, check_tensors
 from prunegate.errors import CompactionError, TraceError
 from prunegate.groups import ExampleInputs
 
-# As many as tell samples from a dimension of size one.
+# Enough to distinguish the batch dimension from a dimension of size one.
 _SAMPLES = 2
 
 
 @dataclass(frozen=True)
 class Rebuilt:
-    """A compact model that was made again, and how far that is proved right.
+    """A rebuilt compact model, and how far it is proved correct.
 
     Attributes:
-        is_followed: The dense model's run was followed, and the plan is one of its channel groups.
-        has_guesses: Besides what follows from the plan's masks, the model has sizes that were found by running, or
-            modules that are replayed or whose calls are given other sizes.
+        is_followed: The dense model's run was traced, and the plan matches its channel groups.
+        has_guesses: Besides what follows from the plan's masks, the model has sizes that were found by running,
+            replayed modules, or rewritten sizes in calls.
     """
 
     model: nn.Module
@@ -40,7 +40,7 @@ class Rebuilt:
 
 
 def rebuild(dense: nn.Module, plan: Plan, fix_ups: FixUps, inputs: ExampleInputs | None) -> nn.Module:
-    """Cut ``dense`` in place by a complete plan and fix it up as the fix-ups say.
+    """Cut ``dense`` in place by a complete plan and apply the fix-ups.
 
     Raises:
         CompactionError: the plan or the fix-ups do not fit the model.
@@ -49,7 +49,7 @@ def rebuild(dense: nn.Module, plan: Plan, fix_ups: FixUps, inputs: ExampleInputs
 
 
 def rebuild_checked(dense: nn.Module, plan: Plan, fix_ups: FixUps, inputs: ExampleInputs | None) -> Rebuilt:
-    """The same, telling how far the plan could be compared with a fresh analysis.
+    """Like `rebuild`, but also report how far the plan could be compared with a fresh analysis.
 
     Args:
         inputs: The form of the inputs that the plan was made with; None if it is not known.
@@ -70,23 +70,23 @@ def rebuild_checked(dense: nn.Module, plan: Plan, fix_ups: FixUps, inputs: Examp
         if fix_ups.is_plain:
             return Rebuilt(dense, runs is not None, has_guesses)
         if runs is None:
-            raise CompactionError("inputs: found none, by which modules that are fixed up could be written again")
+            raise CompactionError("inputs: found none, but they are needed to rebuild modules with fix-ups")
         return Rebuilt(fix_up(dense, runs, fix_ups), True, True)
     except CompactionError:
         raise
-    except Exception as error:  # what is stored is played through the model's own code, which may raise anything
+    except Exception as error:  # stored data goes through the model's own code, which may raise anything
         raise CompactionError(
-            f"{error}. The parts of the model that are replayed could not be written again; another version of "
+            f"{error}. The replayed parts of the model could not be rebuilt; another version of "
             "torch or of the model's library may run it differently."
         ) from error
 
 
 def _runs(dense: nn.Module, plan: Plan, fix_ups: FixUps, inputs: ExampleInputs | None) -> CutRuns | None:
-    """The runs of the dense model; None where these cannot be followed and nothing has to be fixed up."""
+    """The runs of the dense model; None if they cannot be traced and no fix-ups are needed."""
     if inputs is None:
         return None
     if fix_ups.is_plain:
-        # How many samples there are matters to code that is written anew alone, and more take longer to follow.
+        # The number of samples only matters for replayed code, and more samples take longer to trace.
         inputs = inputs.of_samples(_SAMPLES)
     try:
         trace, analysis, keep = followed(dense, plan, fix_ups, inputs)
@@ -95,7 +95,7 @@ def _runs(dense: nn.Module, plan: Plan, fix_ups: FixUps, inputs: ExampleInputs |
             return None
         if any(p.is_meta for p in dense.parameters()):
             raise
-        # A file tells of its inputs their form alone, and shapes may depend on values (lengths of padded sequences).
+        # A file stores only the form of its inputs, and shapes may depend on values (lengths of padded sequences).
         inputs = inputs.map(partial(_of_any_values, device=next(dense.parameters()).device))
         trace, analysis, keep = followed(dense, plan, fix_ups, inputs)
     again = trace.with_more_samples(dense, inputs) if fix_ups.replays else None
@@ -103,7 +103,7 @@ def _runs(dense: nn.Module, plan: Plan, fix_ups: FixUps, inputs: ExampleInputs |
 
 
 def _of_any_values(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """A tensor of the form of one without data. One is a length, an index, a token of nearly every model."""
+    """A tensor of ones with the given form: 1 is a valid length, index or token in nearly every model."""
     if not tensor.is_meta:
         return tensor
     if tensor.is_floating_point():

@@ -1,4 +1,4 @@
-"""Classes whose forward is a replayed one, and how their instances are pickled."""
+"""Classes with a replayed forward, and how their instances are pickled."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _SOURCE = "_prunegate_source"
 
 
 def source_of(module: nn.Module) -> str | None:
-    """The code that is replayed in place of the forward of a module's own class; None if that runs."""
+    """The replayed code that replaces a module's own forward; None if its own forward runs."""
     result = getattr(type(module), _SOURCE, None)  # a class may have been derived from the replayed one
     return result if isinstance(result, str) else None
 
@@ -23,21 +23,22 @@ def source_of(module: nn.Module) -> str | None:
 def replayed_class(cls: type[nn.Module], source: str, names: Mapping[str, Any], where: str) -> type[nn.Module]:
     """A subclass of ``cls`` of the same name with another forward.
 
-    No module holds the class, so its instances are pickled as those of ``cls``, with what the class is made of.
+    No Python module contains the class, so its instances are pickled as those of ``cls``, with what is needed to
+    recreate the class.
 
     Args:
         source: Code that defines ``forward``.
         names: The globals of that code.
-        where: What tracebacks give as the code's file.
+        where: The file name of the code in tracebacks.
     """
-    if COPIED_BY_ATTRIBUTES in vars(cls):  # replayed before, and the new forward takes the place of that one
+    if COPIED_BY_ATTRIBUTES in vars(cls):  # replayed before; the new forward replaces that one
         (cls,) = cls.__bases__
     body = dict(names)
     exec(compile(source, where, "exec"), body)
 
     def reduce(self: nn.Module, protocol: Any) -> str | tuple[Any, ...]:
         reduced = cls.__reduce_ex__(self, protocol)
-        if isinstance(reduced, str) or type(self) is not made:  # a subclass has a forward of its own
+        if isinstance(reduced, str) or type(self) is not made:  # a subclass has its own forward
             return reduced
         make, args, *state = reduced
         make, *args = (cls if part is made else part for part in (make, *args))
@@ -60,14 +61,14 @@ def replayed_class(cls: type[nn.Module], source: str, names: Mapping[str, Any], 
 def _rebuilt(
     source: str, names: Mapping[str, Any], where: str, make: Callable[..., nn.Module], *args: Any
 ) -> nn.Module:
-    """A module as ``make`` makes it, with the replayed forward; its state follows."""
+    """A module from ``make`` with the replayed forward; its state is set afterwards."""
     module = make(*args)
     module.__class__ = replayed_class(type(module), source, _with_modules(names), where)
     return module
 
 
 class _Import(str):
-    """The name of a Python module, which is itself nothing that pickle takes."""
+    """The name of a Python module, as pickle does not accept the module itself."""
 
 
 def _without_modules(names: Mapping[str, Any]) -> dict[str, Any]:

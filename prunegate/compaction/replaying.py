@@ -1,9 +1,9 @@
-"""Modules whose forward is replayed from the run, because their own code cannot follow smaller tensors.
+"""Modules whose forward is replayed from the run, because their own code cannot run on smaller tensors.
 
-Code that derives a size from another one (``C // num_heads``), or holds it as a number, breaks or goes
-wrong when channels are cut. Such a module keeps its parameters, children, names and class hierarchy; only
-its forward is replaced, by the operations that its own forward issued, with sizes rewritten. Its children
-are called as before. The number of samples stays free; other sizes of the inputs are those of the run.
+Code that derives a size from another one (``C // num_heads``), or has it as a literal, fails or computes wrong results
+when channels are cut. Such a module keeps its parameters, children, names and class hierarchy; only its forward is
+replaced, by the operations of the traced run with sizes rewritten. Its children are called as before. The number of
+samples is free; other input sizes are fixed to those of the run.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def replay(model: nn.Module, path: str, sizes: CutSizes, apart: Collection[str])
     """Replace the forward of the module at ``path`` of a cut model.
 
     Args:
-        apart: Modules that are not called but taken apart into their operations.
+        apart: Modules that are inlined as their operations instead of being called.
 
     Raises:
         CannotReplayError: Its operations cannot be written with other sizes.
@@ -88,8 +88,8 @@ def write_span(
     """One module call as a graph, and the constant tensors it reads.
 
     Args:
-        number: Place of the call in ``tape.spans``.
-        is_whole: Whether a module below is called, or taken apart.
+        number: Index of the call in ``tape.spans``.
+        is_whole: Whether a child module is called instead of being inlined.
     """
     tape, again = sizes.tape, sizes.again
     span = tape.spans[number]
@@ -121,12 +121,12 @@ def write_span(
 
 
 def _refuse_what_cannot_be_written(tree: Any) -> None:
-    """Code is written, so what it hands on has to have a written form: a generator or an object of a class has none."""
+    """Refuse values without a literal form in generated code, such as generators or objects of a class."""
     if isinstance(tree, list | tuple | dict):
         for part in tree.values() if isinstance(tree, dict) else tree:
             _refuse_what_cannot_be_written(part)
     elif not isinstance(tree, (fx.Node, complex, type(...), *_PLAIN)):
-        raise CannotReplayError(f"it hands on a {type(tree).__name__}, which cannot be written down")
+        raise CannotReplayError(f"it passes on a {type(tree).__name__}, which cannot be written as code")
 
 
 def _write_call(writer: Writer, span: Span, again: Span | None, prefix: str) -> None:
@@ -158,7 +158,7 @@ def _note_argument(writer: Writer, node: fx.Node, argument: Any) -> None:
 
 
 def _take_apart(writer: Writer, node: fx.Node, tree: Any) -> None:
-    """Note the nodes of all tensors in a structure that ``node`` stands for."""
+    """Register the nodes of all tensors in a structure that ``node`` represents."""
     if isinstance(tree, Value):
         writer.nodes[tree.number] = node
         _set_clock(writer, node, tree.number)
@@ -192,7 +192,7 @@ def _has_fields(cls: type) -> bool:
 
 
 def _stored_names(model: nn.Module, prefix: str, sizes: CutSizes) -> dict[int, str]:
-    """The parameters and buffers that lie below ``prefix`` under any of their names, by number."""
+    """The parameters and buffers below ``prefix`` under any of their names, by number."""
     first: dict[int, str] = {}
     names: dict[str, str] = {}
     for name, tensor in (
@@ -207,7 +207,7 @@ def _stored_names(model: nn.Module, prefix: str, sizes: CutSizes) -> dict[int, s
 
 
 def _output(writer: Writer, tree: Any) -> Any:
-    """A result as the graph gives it out: containers plain, objects built anew from their fields."""
+    """A result in the form in which the graph returns it: plain containers, and objects rebuilt from their fields."""
     if isinstance(tree, Record):
         fields = {name: _output(writer, value) for name, value in tree.fields.items()}
         if _has_fields(tree.cls):

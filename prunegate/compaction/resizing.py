@@ -1,9 +1,9 @@
-"""Modules whose own code goes on to run, with other numbers where it hands sizes to functions of torch.
+"""Modules whose own code still runs, with the sizes rewritten that it passes to torch functions.
 
-Code that holds sizes as numbers, or derives them (``C // num_heads``), makes tensors of wrong shapes when channels are
-cut. Such a module keeps its class, as a subclass of the same name, and its forward; while that runs, a function mode
-rewrites the numbers by rules (`prunegate.compaction.size_rules`). So branches, arguments, other lengths, functions with
-a backward of their own, checkpointing and compilation stay what they are in the model's code.
+Code that has sizes as literals, or derives them (``C // num_heads``), makes tensors of wrong shapes when channels are
+cut. Such a module keeps its forward and, as a subclass of the same name, its class; while the forward runs, a function
+mode rewrites the numbers by rules (`prunegate.compaction.size_rules`). So branches, arguments, other lengths, custom
+autograd functions, checkpointing and compilation work as in the model's code.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ from prunegate.groups.following.size_calls import SCALED, SIZED
 
 _RULES = "_prunegate_sizes"
 _FORWARD = "_prunegate_own_forward"
-# `prunegate.groups.function_name`, as far as it matters here, in a form that compilers follow.
+# `prunegate.groups.function_name`, as far as needed here, in a form that compilers can trace.
 _OPERATORS = {f"__{name}__": name for name in SIZED | SCALED}
 
 
 class RewriteSizes(RunningMode):
     """Rewrites numbers in the calls that one module's own code makes.
 
-    What other modules do that it calls is theirs: those of them that have rules run under a mode of their own, and only
-    the innermost one acts.
+    Calls of its child modules are not affected: children with rules run under their own mode, and only the innermost
+    mode acts.
 
     Args:
-        turns: Of calls that look the same, how many have been made so far.
+        turns: The number of calls so far, for calls that look the same.
     """
 
     def __init__(self, rules: Sequence[SizeRule], turns: Mapping[Any, int] | None = None) -> None:
@@ -64,12 +64,12 @@ class RewriteSizes(RunningMode):
         return func(*args, **kwargs)
 
     def again(self) -> RewriteSizes:
-        """A mode to run the module's code under once more, in a backward pass."""
+        """A mode for rerunning the module's code in a backward pass."""
         return RewriteSizes([rule for rules in self.rules.values() for rule in rules], self.turns)
 
 
 def innermost() -> RewriteSizes | None:
-    """The mode of the innermost module that has one."""
+    """The mode of the innermost module with one."""
     result = None
     for mode in running_modes():
         if isinstance(mode, RewriteSizes):
@@ -98,10 +98,10 @@ def call_changed(rule: SizeRule, func: Callable[..., Any], args: Any, kwargs: An
 
 
 def resize(module: nn.Module, rules: Sequence[SizeRule]) -> None:
-    """Let a module's forward run under rules, in place of those it may have had."""
+    """Make a module's forward run under rules, which replace any earlier ones."""
     attributes = vars(module)
     attributes[_RULES] = tuple(rules)
-    if "forward" in attributes:  # some modules choose among their methods when they are made
+    if "forward" in attributes:  # some modules choose one of their methods at construction
         attributes[_FORWARD] = attributes.pop("forward")
     derive(module, _resized_forward)
 
@@ -116,7 +116,7 @@ def _resized_forward(cls: Any) -> Callable[..., Any]:
     resume_in_recomputation()
 
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
-        own = getattr(self, _FORWARD, None)  # not by its ``__dict__``: while it is gated, something stands in for it
+        own = getattr(self, _FORWARD, None)  # not through ``__dict__``, as a twin replaces the module while it is gated
         with RewriteSizes(self._prunegate_sizes):
             return cls.forward(self, *args, **kwargs) if own is None else own(*args, **kwargs)
 

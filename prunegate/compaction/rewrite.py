@@ -1,4 +1,4 @@
-"""Operations of a run, written down again with the sizes that a cut leaves.
+"""Writing the operations of a run with the sizes after a cut.
 
 Each rule writes one kind of operation and returns the node of its result.
 """
@@ -59,7 +59,7 @@ def _as_it_is(writer: Writer, operation: Operation, bound: Bound, again: Operati
 def _typed_call(writer: Writer, func: torch._ops.OpOverload, args: Any, kwargs: dict[str, Any]) -> fx.Node:
     """A call on the device of the inputs; one that names a dtype is a call of torch's own function.
 
-    Only these can be watched by function modes, which is how a comparison in double precision reaches them.
+    Only these are visible to function modes, which comparisons in double precision rely on.
     """
     kwargs = {key: value for key, value in kwargs.items() if value is not None and key not in _LAYOUT}
     if "device" in kwargs:
@@ -71,7 +71,7 @@ def _typed_call(writer: Writer, func: torch._ops.OpOverload, args: Any, kwargs: 
             del kwargs["device"]
     makes = not any(isinstance(arg, fx.Node) for arg in args)
     if makes and writer.clock is not None and kwargs.get("dtype") is writer.clock_dtype is not None:
-        # Made in the dtype of the inputs: it follows them into other precisions.
+        # Created in the dtype of the inputs, so that it also works in other precisions.
         kwargs["dtype"] = writer.call(getattr, writer.clock[0], "dtype")
     name = func._schema.name.split("::")[1]
     if name == "_to_copy":
@@ -144,7 +144,7 @@ def _convolution(writer: Writer, operation: Operation, bound: Bound, again: Oper
 
 
 def remaining_groups(groups: int, channels: Mask | None) -> int:
-    """How many of a layer's groups hold any kept channel."""
+    """How many of a layer's groups have any kept channel."""
     return groups if channels is None else int(channels.reshape(groups, -1).any(axis=1).sum())
 
 
@@ -164,7 +164,7 @@ def _group_norm(writer: Writer, operation: Operation, bound: Bound, again: Opera
 
 
 def _batch_norm(writer: Writer, operation: Operation, bound: Bound, again: Operation | None) -> fx.Node:
-    """With the batch's statistics in training, as the layer it came from."""
+    """Batch norm with batch statistics in training mode, like the original layer."""
     names = ("running_mean", "running_var", "weight", "bias")
     x, tensors = writer.node(_input(bound)), [writer.filled(bound.get(name)) for name in names]
     always = bool(bound.get("training", bound.get("train", False))) or tensors[0] is None
@@ -173,7 +173,7 @@ def _batch_norm(writer: Writer, operation: Operation, bound: Bound, again: Opera
 
 
 def _fill(writer: Writer, operation: Operation, bound: Bound, again: Operation | None) -> fx.Node:
-    """Tensors of one value: made at the new size."""
+    """Tensors of one value, created at the new size."""
     args, kwargs = list(operation.args), dict(operation.kwargs)
     names = [a.name for a in operation.func._schema.arguments]
     args[names.index("size")] = writer.shape_of(operation.results[0])
@@ -181,7 +181,7 @@ def _fill(writer: Writer, operation: Operation, bound: Bound, again: Operation |
 
 
 def _table(writer: Writer, operation: Operation, bound: Bound, again: Operation | None) -> fx.Node:
-    """Tensors whose entries depend on their place: made at full size, then cut."""
+    """Tensors whose entries depend on their position, created at full size and then cut."""
     node = _as_it_is(writer, operation, bound, again)
     for dim, mask in enumerate(writer.sizes.kept(operation.results[0])):
         if mask is not None:

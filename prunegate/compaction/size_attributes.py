@@ -1,9 +1,8 @@
-"""Sizes that a module keeps as plain attributes (``hidden_dim``, ``num_heads``), found by what they equal.
+"""Sizes that a module stores as plain attributes (``hidden_dim``, ``num_heads``), found by their values.
 
-They may stand in containers as well (``lengths["d"]``), where entries of one size are set together. Which attribute
-follows which channels is written nowhere. Candidates are the whole numbers of a module that equal the dense size of a
-dimension that is cut, in a tensor its own code handles; whether one serves is found by running
-(`prunegate.compaction.fix_ups.settle`).
+They may also be in containers (``lengths["d"]``), where entries of the same size are set together. Nothing says which
+attribute follows which channels. Candidates are a module's integers that equal the dense size of a cut dimension of a
+tensor in its own code; whether one works is found by running (`prunegate.compaction.fix_ups.settle`).
 """
 
 from __future__ import annotations
@@ -17,13 +16,13 @@ from prunegate.compaction.cut_sizes import CutSizes
 from prunegate.compaction.held_sizes import held, sizes_in_containers
 from prunegate.groups import Span, values_in
 
-# Candidates that are tried for one fault, likeliest first: each costs a run.
+# Candidates that are tried for one fault, the most likely first, as each costs a run.
 _MOST = 8
 
 
 @dataclass(frozen=True)
 class SizeAttribute:
-    """An attribute that is to hold the size which a dimension of a tensor of the run has after the cut.
+    """An attribute to be set to the size of a dimension of a tensor after the cut.
 
     Attributes:
         number, dim: The tensor on the tape, and its dimension.
@@ -36,7 +35,7 @@ class SizeAttribute:
 
 
 def attribute_edits(sizes: CutSizes, attributes: Iterable[SizeAttribute]) -> dict[str, dict[str, int]]:
-    """What the attributes become, by module and name."""
+    """The new values of the attributes, by module and name."""
     edits: dict[str, dict[str, int]] = {}
     for attribute in attributes:
         edits.setdefault(attribute.module, {})[attribute.name] = sizes.shape(attribute.number)[attribute.dim]
@@ -44,7 +43,7 @@ def attribute_edits(sizes: CutSizes, attributes: Iterable[SizeAttribute]) -> dic
 
 
 def follows(sizes: CutSizes, path: str, old: int, new: int) -> bool:
-    """Whether a tensor that the module at ``path`` handles has a dimension that goes from one size to the other."""
+    """Whether a tensor in the module at ``path`` has a dimension whose size changes from ``old`` to ``new``."""
     return any(
         sizes.tape.shapes[number][dim] == old and sizes.shape(number)[dim] == new
         for number, dim in _cut_places(sizes, path)
@@ -54,7 +53,7 @@ def follows(sizes: CutSizes, path: str, old: int, new: int) -> bool:
 def candidates(
     model: nn.Module, sizes: CutSizes, path: str, taken: Iterable[SizeAttribute]
 ) -> Iterator[tuple[SizeAttribute, ...]]:
-    """Attributes that may cure a fault at ``path``, each with its like in all modules of the same class."""
+    """Attributes that may fix a fault at ``path``, each with its counterparts in all modules of the same class."""
     module = model.get_submodule(path)
     places = _cut_places(sizes, path)
     known = {(attribute.module, attribute.name) for attribute in taken}
@@ -78,7 +77,8 @@ def candidates(
 
 
 def _likes(model: nn.Module, sizes: CutSizes, alike: Iterable[str], name: str, place: int) -> Iterator[SizeAttribute]:
-    """The attribute at the same place of every like module, where it holds the size of that place."""
+    """The corresponding attribute of every module of the class, if it equals the size of the corresponding
+    dimension."""
     for path in alike:
         places = _cut_places(sizes, path)
         if place < len(places):
@@ -88,7 +88,7 @@ def _likes(model: nn.Module, sizes: CutSizes, alike: Iterable[str], name: str, p
 
 
 def _cut_places(sizes: CutSizes, path: str) -> list[tuple[int, int]]:
-    """The dimensions that are cut, of the tensors that the module's own code handles, in order."""
+    """The cut dimensions of the tensors in the module's own code, in order."""
     tape = sizes.tape
     for index, span in enumerate(tape.spans):
         if span.target == path:
@@ -98,7 +98,7 @@ def _cut_places(sizes: CutSizes, path: str) -> list[tuple[int, int]]:
 
 
 def _own_numbers(sizes: CutSizes, index: int, span: Span) -> Iterator[int]:
-    """Tensors that a module is given, gets from its children, makes itself and returns."""
+    """A module's inputs, its children's outputs, and the tensors that it makes and returns."""
     tape = sizes.tape
     yield from (value.number for value in values_in((span.args, span.kwargs)))
     place, inner = span.first, index + 1

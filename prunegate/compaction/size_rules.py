@@ -1,8 +1,8 @@
-"""Which numbers the code of a module hands to functions of torch, and what they have to be once channels are gone.
+"""Rules for the numbers that a module's code passes to torch functions, and for their values after the cut.
 
-A rule is keyed by what stands in the call: the function, the sizes of the tensor it works on, and the numbers it is
-given. Sizes that follow the batch or the length are free, so that a rule serves all of them; where a module's code
-takes a branch that no rule knows, its numbers stay as they are.
+A rule is keyed by the call: the function, the sizes of the tensor it works on, and the numbers it is given. Sizes that
+depend on the batch or the length are free, so that a rule covers all of them. In a branch that no rule covers, numbers
+are not changed.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ import torch
 
 from prunegate.compaction.narrow_attention import Heads
 
-# A number that a call is given: a size, or what the code made of sizes.
+# A number passed to a call: a size, or a value derived from sizes.
 Number: TypeAlias = "int | float"
-# One that a rule fixes, or None for any.
+# A number that a rule requires, or None for any.
 Size: TypeAlias = "Number | None"
 
 
@@ -28,13 +28,12 @@ class CannotRewriteError(Exception):
 
 @dataclass(frozen=True)
 class Change:
-    """What becomes of one call.
+    """The change of one call.
 
     Attributes:
-        numbers: The numbers that it is handed in place of those it was given; None leaves one as it is, a fraction
-            scales it.
+        numbers: The new numbers; None keeps a number, a fraction scales it.
         sections: The call is replaced by a split into parts of these sizes, along `dim`.
-        positions: From the result only these positions are taken, along `dim`.
+        positions: Only these positions of the result are kept, along `dim`.
         heads: The call is replaced by an attention with these heads.
     """
 
@@ -52,12 +51,12 @@ class Change:
 
 @dataclass(frozen=True)
 class SizeRule:
-    """What the calls of a function become that work on a tensor of these sizes and are given these numbers.
+    """The change of a function's calls that work on a tensor of these sizes and are given these numbers.
 
     Attributes:
-        turn: Of several calls in a forward that look the same, which one it is, from 0; None where all are alike.
-        made_of: Which numbers are the product of which of the tensor's sizes: (place, first, last + 1). Only where the
-            sizes that do not vary leave several rules to choose from.
+        turn: Index of the call among those in a forward pass that look the same, from 0; None if all are alike.
+        made_of: Which numbers are products of which of the tensor's sizes: (index, first, last + 1). Only set if the
+            constant sizes match several rules.
     """
 
     function: str
@@ -69,18 +68,18 @@ class SizeRule:
 
     @property
     def looks(self) -> tuple[Any, ...]:
-        """What calls are known by."""
+        """The key by which calls are matched."""
         return self.function, self.shape, self.given, self.made_of
 
     def fits(self, shape: Sequence[int] | None, given: Sequence[Number]) -> bool:
-        """Whether a call is one of those."""
+        """Whether the rule matches a call."""
         if not (_agree(self.shape, shape) and _agree(self.given, given)):
             return False
         return all([given[place] == _product(shape, first, last) for place, first, last in self.made_of])  # noqa: C419
 
     @property
     def num_fixed(self) -> int:
-        """How much it fixes: of several rules that fit, the one that fixes most is meant."""
+        """The number of required values; of several matching rules, the one with most applies."""
         return sum(size is not None for size in (*(self.shape or ()), *self.given)) + len(self.made_of)
 
 
@@ -96,7 +95,7 @@ def _agree(pattern: Sequence[Size] | None, results: Sequence[Number] | None) -> 
         return pattern is None and results is None
     if len(pattern) != len(results):
         return False
-    # Compilers follow no strict zip, and both are as long.
+    # Compilers do not support strict zip, and both have the same length.
     return all([wanted is None or wanted == size for wanted, size in zip(pattern, results)])  # noqa: B905, C419
 
 
@@ -127,7 +126,7 @@ _NUMBERS = (int, float, torch.SymInt)
 
 
 def with_numbers(tree: Any, numbers: Iterator[Any]) -> Any:
-    """The tree with other numbers, in the same order."""
+    """The tree with its numbers replaced, in the same order."""
     if isinstance(tree, bool):
         return tree
     if isinstance(tree, _NUMBERS):
@@ -144,7 +143,7 @@ def with_numbers(tree: Any, numbers: Iterator[Any]) -> Any:
 
 
 def first_tensor(args: Any, kwargs: Any) -> torch.Tensor | None:
-    """The tensor that a function works on: the first among its arguments; None where there is none."""
+    """The tensor that a function works on, the first of its arguments; None if there is none."""
     for entry in (*args, *kwargs.values()):
         if isinstance(entry, torch.Tensor):
             return entry
@@ -158,12 +157,12 @@ def shape_of(tensor: torch.Tensor | None) -> tuple[int, ...] | None:
 
 @dataclass(frozen=True)
 class Observed:
-    """One call that was seen in a run of the cut model, and what it has to be.
+    """One call observed in a run of the cut model, and its correct form.
 
     Attributes:
-        cut: The dimensions of the tensor it works on that channels were cut from.
-        needed: The numbers it has to be handed.
-        at: On what its run was: the number of samples, and all other sizes of the inputs.
+        cut: The cut dimensions of the tensor it works on.
+        needed: The correct numbers.
+        at: The inputs of its run: the number of samples, and all other sizes.
     """
 
     function: str
@@ -179,27 +178,27 @@ class Observed:
 
     @property
     def is_right(self) -> bool:
-        """Whether it is as it should be."""
+        """Whether the call is already correct."""
         return self.given == self.needed and self.others == (None, None, None)
 
     @property
     def others(self) -> tuple[Any, Any, Any]:
-        """What it needs besides numbers."""
+        """The required changes besides numbers."""
         return self.sections, self.positions, self.heads
 
 
 def rule_of(seen: Sequence[Observed]) -> SizeRule:
-    """The rule for one place in the code, from what was seen there in runs at different sizes.
+    """The rule for one position in the code, from observations in runs at different sizes.
 
     Raises:
-        CannotRewriteError: How its numbers follow the sizes is not to be told.
+        CannotRewriteError: The dependence of its numbers on the sizes cannot be determined.
     """
     first = seen[0]
-    # Where runs did not differ both in samples and in size, what channels do not change may follow either.
+    # If the runs did not differ in both samples and size, numbers unaffected by channels may depend on either.
     alone = any(len(set(some)) == 1 for some in zip(*(one.at for one in seen), strict=True))
     shape = None
     if first.shape is not None:
-        # What was seen once may follow the batch; what channels were cut from does not.
+        # A size observed once may depend on the batch, unless channels were cut from it.
         sizes = zip(*(one.shape or () for one in seen), strict=True)
         shape = tuple(_common(result) if first.cut[dim] or not alone else None for dim, result in enumerate(sizes))
     given, numbers = [], []
@@ -220,7 +219,7 @@ def _common(results: Sequence[Number]) -> Size:
 
 
 def _number(pairs: Sequence[tuple[Number, Number]]) -> tuple[Size, Number | Fraction | None]:
-    """What to expect of a number, and what to make of it."""
+    """The required value of a number, and its change."""
     given = _common([one for one, _ in pairs])
     if all(one == needed for one, needed in pairs):
         return given, None
@@ -235,14 +234,14 @@ def _number(pairs: Sequence[tuple[Number, Number]]) -> tuple[Size, Number | Frac
 
 
 def rules_for(places: Sequence[Sequence[Observed]]) -> tuple[SizeRule, ...]:
-    """Rules that give every call what it needs, the most particular ones first.
+    """Rules that correct every call, the most specific ones first.
 
     Args:
-        places: For each place in the code what was seen there, in the order of the calls.
+        places: For each position in the code, the observations there, in the order of the calls.
 
     Raises:
-        CannotRewriteError: Two calls that look the same need different numbers, and neither how these are made of the
-            tensor's sizes nor their order tells them apart.
+        CannotRewriteError: Two calls that look the same need different numbers, and neither their dependence on the
+            tensor's sizes nor their order distinguishes them.
     """
     wrong = {one.function for seen in places for one in seen if not one.is_right}
     concerned = [same for seen in places if seen[0].function in wrong for same in _of_one_form(seen)]
@@ -260,7 +259,7 @@ def rules_for(places: Sequence[Sequence[Observed]]) -> tuple[SizeRule, ...]:
 
 
 def _made_of(seen: Sequence[Observed]) -> tuple[tuple[int, int, int], ...]:
-    """Which numbers that vary are one of the tensor's sizes, or two side by side multiplied, in all that was seen."""
+    """Which varying numbers always equal one of the tensor's sizes, or the product of two adjacent ones."""
     shape = seen[0].shape or ()
     return tuple(
         (place, first, last)
@@ -273,7 +272,7 @@ def _made_of(seen: Sequence[Observed]) -> tuple[tuple[int, int, int], ...]:
 
 
 def _told_apart(rules: list[SizeRule], concerned: Sequence[Sequence[Observed]]) -> tuple[SizeRule, ...]:
-    """The rules, each call meeting its own first."""
+    """The rules, ordered so that each call matches its own first."""
     rules = list(rules)
     alike: dict[Any, list[int]] = {}
     for place, rule in enumerate(rules):
@@ -299,7 +298,7 @@ def _told_apart(rules: list[SizeRule], concerned: Sequence[Sequence[Observed]]) 
 
 
 def _of_one_form(seen: Sequence[Observed]) -> list[list[Observed]]:
-    """What was seen at one place, apart where calls have other numbers of dimensions or arguments."""
+    """The observations at one position, split by their numbers of dimensions and arguments."""
     forms: dict[tuple[Any, ...], list[Observed]] = {}
     for one in seen:
         forms.setdefault((one.shape and len(one.shape), one.cut, len(one.given)), []).append(one)
@@ -307,7 +306,7 @@ def _of_one_form(seen: Sequence[Observed]) -> list[list[Observed]]:
 
 
 def applied(change: Change, given: Sequence[Any]) -> list[Any]:
-    """The numbers that a call is handed."""
+    """The changed numbers of a call."""
     result = []
     for number, one in zip(change.numbers, given):  # noqa: B905 -- as long as each other where a rule fits
         if number is None:

@@ -1,4 +1,4 @@
-"""Cutting a dense model by plan: slice every tensor, then set the sizes that its modules hold."""
+"""Cutting a dense model by a plan: slice every tensor, then set the sizes that its modules store."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from prunegate.groups.torch_workarounds.kernels import without_misled_kernels, w
 
 
 def cut(model: nn.Module, plan: Plan) -> Plan:
-    """Slice ``model`` in place by a plan whose attributes are still to be found.
+    """Slice ``model`` in place by a plan without attributes.
 
     Returns:
-        The plan with the attribute edits that the layers' new shapes ask for, already made.
+        The plan with the attribute edits for the layers' new shapes, which are already applied.
     """
     slice_tensors(model, plan.tensors)
     attributes: dict[str, dict[str, AttributeValue]] = {}
     for path, masks in _by_module(model, plan).items():
         module = model.get_submodule(path)
-        # All sizes of an attention layer are told, even those that stay, so that the plan says that it was fitted.
+        # All sizes of an attention layer are listed, even unchanged ones, so that the plan shows that it was fitted.
         edits: dict[str, AttributeValue] = {**fit_attention(module, masks)}
         if not edits:
             sizes = sizes_after_slicing(module, masks)
@@ -52,18 +52,18 @@ def apply(model: nn.Module, plan: Plan) -> nn.Module:
 def apply_checked(
     model: nn.Module, plan: Plan, is_replayed: Callable[[str], bool] = lambda path: False
 ) -> dict[str, dict[str, AttributeValue]]:
-    """The same.
+    """Like `apply`, with a check of the attributes.
 
     Args:
-        is_replayed: Whether the module at a path is to be replayed, or taken apart in one that is. Torch's
-            attention needs no other forward then, and plans of before there was one have none of its sizes.
+        is_replayed: Whether the module at a path is replayed, or inlined in one that is. Torch's attention then needs
+            no other forward, and older plans do not list its sizes.
 
     Returns:
-        For each module with sliced tensors the attributes that follow from these; the plan's are the same.
+        For each module with sliced tensors, the attributes that follow from them, which equal the plan's.
 
     Raises:
-        CompactionError: The plan names a tensor, size or attribute that the model does not have, or it sets a size
-            of a layer to something else than the layer's tensors have.
+        CompactionError: The plan names a tensor, size or attribute that the model does not have, or it sets a size of a
+            layer that does not match the layer's tensors.
     """
     slice_tensors(model, plan.tensors)
     derived: dict[str, dict[str, AttributeValue]] = {}
@@ -84,10 +84,10 @@ def apply_checked(
 
 
 def check_tensors(model: nn.Module, tensors: Mapping[str, Mapping[int, Mask]]) -> None:
-    """Look whether every listed tensor is there and has the listed axes, before any time is spent on them.
+    """Check that every listed tensor exists and has the listed axes, before anything is sliced.
 
     Raises:
-        CompactionError: One has not.
+        CompactionError: One does not.
     """
     modules = dict(model.named_modules(remove_duplicate=False))
     for name, axes in tensors.items():
@@ -104,7 +104,7 @@ def _check_axes(name: str, tensor: torch.Tensor, axes: Mapping[int, Mask]) -> No
 
 
 def _by_module(model: nn.Module, plan: Plan) -> dict[str, dict[str, Mapping[int, Mask]]]:
-    """For each module the masks of its own tensors, under all of their names."""
+    """For each module, the masks of its own tensors, under all of their names."""
     results: dict[str, dict[str, Mapping[int, Mask]]] = {}
     aliases, modules = _aliases(model), dict(model.named_modules(remove_duplicate=False))
     for name, axes in plan.tensors.items():
@@ -117,7 +117,8 @@ def _by_module(model: nn.Module, plan: Plan) -> dict[str, dict[str, Mapping[int,
 def slice_tensors(model: nn.Module, tensors: Mapping[str, Mapping[int, Mask]]) -> None:
     """Keep the marked positions of every listed axis; tensors that modules share stay shared.
 
-    Torch's encoders no longer pack padded sequences then: a cut model is to give what the gated one does.
+    Packing of padded sequences is turned off in torch's encoders, as a cut model has to return the same as the gated
+    one.
     """
     without_packing(model)
     aliases, modules = _aliases(model), dict(model.named_modules(remove_duplicate=False))
@@ -155,7 +156,7 @@ def set_attributes(model: nn.Module, attributes: Mapping[str, Mapping[str, Attri
                 )
             if any(new > old for new, old in zip(_sizes(value) or (), _sizes(present) or (), strict=False)):
                 raise CompactionError(
-                    f"{path}.{name}: found {value!r} for a size of {present!r}, expected at most that: compaction "
+                    f"{path}.{name}: found {value!r} for a size of {present!r}, expected at most that. Compaction "
                     "makes nothing larger. The plan was made for another model."
                 )
             hold(module, name, list(value) if isinstance(present, list) and isinstance(value, tuple) else value)

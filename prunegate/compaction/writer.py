@@ -1,4 +1,4 @@
-"""What is needed to write a stretch of a run as a graph with other sizes.
+"""Writing a section of a run as a graph with other sizes.
 
 `Writer` holds the graph that is written, the nodes of the tensors so far, and sizes, which are numbers or,
 where they follow the batch, nodes. How each operation is written is in `prunegate.compaction.rewrite`.
@@ -23,24 +23,24 @@ from prunegate.groups import map_values
 
 
 class CannotReplayError(Exception):
-    """Why a stretch of a run cannot be replayed with other sizes."""
+    """Why a section of a run cannot be replayed with other sizes."""
 
 
 @dataclass
 class Writer:
-    """Writes one stretch of a run as a graph.
+    """Writes one section of a run as a graph.
 
     Attributes:
-        graph: What is written.
+        graph: The graph that is written.
         sizes: The run's tensors after the cut.
         nodes: The node of each tensor, by number.
-        stored: Parameters and buffers that the module has, by number.
-        clock: A tensor's node, a dimension of it, its traced size and that with more samples: from these
-            the number of samples is read off.
+        stored: The module's parameters and buffers, by number.
+        clock: A tensor's node, one of its dimensions, its traced size and the size with more samples, from which the
+            number of samples is computed.
         clock_dtype: The dtype that tensor had in the run.
         literals: Tensors of the model's code that the graph needs, by the name of their buffer.
-        device: Where the model is.
-        device_argument: The argument that tells a module where to make its tensors, if it has one.
+        device: The model's device.
+        device_argument: The module's argument for the device of new tensors, if it has one.
     """
 
     graph: fx.Graph
@@ -58,7 +58,7 @@ class Writer:
         """The node of a tensor.
 
         Raises:
-            CannotReplayError: It was made outside of this stretch.
+            CannotReplayError: It was made outside of this section.
         """
         if number in self.stored and number not in self.nodes:
             self.nodes[number] = self.graph.create_node("get_attr", self.stored[number])
@@ -67,7 +67,7 @@ class Writer:
         elif number not in self.nodes:
             source = self.sizes.tape.sources.get(number)
             if source is None or source.kind != "literal" or source.tensor is None:
-                raise CannotReplayError("it reads a tensor that was made elsewhere")
+                raise CannotReplayError("it reads a tensor that was made outside of it")
             self.nodes[number] = self.literal(self._cut_literal(number, source.tensor))
         return self.nodes[number]
 
@@ -93,16 +93,16 @@ class Writer:
         """A number that was ``dense`` in the run and ``again`` in the run with more samples.
 
         Args:
-            size: What it is in the run after the cut, if not ``dense``.
+            size: Its value after the cut, if not ``dense``.
         """
         size = dense if size is None else size
         if dense == again:
             return size
         if self.clock is None:
-            raise CannotReplayError("a size follows the batch, and no input tells how large that is")
+            raise CannotReplayError("a size depends on the batch size, which no input shows")
         node, dim, traced, traced_again = self.clock
         if dense * traced_again != again * traced:
-            raise CannotReplayError("a size follows the batch, but not in proportion")
+            raise CannotReplayError("a size depends on the batch size, but is not proportional to it")
         common = math.gcd(size, traced)
         times, per = size // common, traced // common
         result = self._batch_sizes.get(size)
@@ -114,7 +114,7 @@ class Writer:
         return result
 
     def shape_of(self, number: int) -> list[Any]:
-        """A tensor's shape after the cut, with nodes where it follows the batch."""
+        """A tensor's shape after the cut, with nodes for sizes that depend on the batch."""
         tape, again = self.sizes.tape, self.sizes.again
         dense = tape.shapes[number]
         more = dense if again is None else again.shapes[number]

@@ -1,4 +1,4 @@
-"""What a model costs under given masks: expected (differentiable) and realised (exact)."""
+"""Costs of a model under masks: expected (differentiable) and realised (exact)."""
 
 from __future__ import annotations
 

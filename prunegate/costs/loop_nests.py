@@ -1,9 +1,9 @@
 """Costs that are sums of products of sizes, such as MACs and parameter counts.
 
-A loop nest costs ``constant × Π over its axes of (number of kept positions)``. With keep probabilities
-instead of masks each factor becomes its expectation, and the sum of products is differentiable. Where
-one channel group feeds two axes of one nest, the product of the expectations is not exactly the
-expectation of the product (it lacks the covariance, which vanishes as probabilities approach 0 or 1).
+A loop nest costs ``constant × Π over its axes of (number of kept positions)``. With keep probabilities instead of
+masks, each factor becomes its expectation, and the sum of products is differentiable. If one channel group determines
+two axes of one nest, the product of the expectations is not exactly the expectation of the product (it lacks the
+covariance, which vanishes as probabilities approach 0 or 1).
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ class CostModel:
 
     Args:
         nests: The operations' loop nests.
-        num_units: Length of the keep vectors this will be asked about.
-        divisor: What totals are divided by: the batch size for a cost per sample.
+        num_units: Length of the keep vectors.
+        divisor: Divisor of the totals: the batch size for a cost per sample.
     """
 
     def __init__(self, nests: Sequence[LoopNest], num_units: int, divisor: int = 1) -> None:
@@ -32,7 +32,7 @@ class CostModel:
         numbers: dict[bytes, int] = {}
         units: list[npt.NDArray[np.int64]] = []
         counts: list[npt.NDArray[np.int64]] = []
-        fixed: list[int] = [1]  # the first axis is a constant 1, which pads nests of fewer axes
+        fixed: list[int] = [1]  # the first axis is a constant 1, which pads nests with fewer axes
         by_nest: list[list[int]] = []
         for nest in nests:
             row = []
@@ -76,13 +76,13 @@ class CostModel:
         return self.exact(np.ones(self.num_units, dtype=bool))
 
     def expected(self, keep_probability: torch.Tensor) -> torch.Tensor:
-        """The cost with keep probabilities in place of masks.
+        """The cost with keep probabilities instead of masks.
 
         Args:
             keep_probability: Shape (units,), in [0, 1].
 
         Returns:
-            0-d tensor, float64 (float32 where the device has no float64), differentiable.
+            0-d tensor, float64 (float32 if the device has no float64), differentiable.
         """
         dtype = torch.float32 if keep_probability.device.type == "mps" else torch.float64
         constants, factors, fixed, axis, unit, count = self._on(keep_probability.device, dtype)

@@ -20,20 +20,19 @@ def keep_within(
     allowed: Mask | None = None,
     least: Sequence[int] | None = None,
 ) -> Mask | None:
-    """Choose hard masks that keep within all ``limits`` and to which nothing can be added.
+    """Choose hard masks that meet all ``limits`` and to which nothing can be added.
 
-    Units are taken in blocks of ``round_to`` within their channel group (or of a number for each group, of which no
-    part is kept unless all of the group is), most preferred first. A group's
-    first block always stays, and further ones where more units have to. All other blocks are ordered by
-    preference, the longest affordable beginning of that order is kept, and then every further block that
-    still fits.
+    Units are taken in blocks of ``round_to`` within their channel group (or of a size per group, whose blocks are only
+    split if the whole group is kept), most preferred first. A group's first block is always kept, and further ones if
+    more units are required. All other blocks are ordered by preference; the longest affordable prefix of this order is
+    kept, and then every further block that still fits.
 
     Args:
-        limits: Costs of the same units, each with the most that it may come to.
-        preference: Shape (units,); higher is kept longer. Equal preferences thin all groups alike.
-        groups: Where each channel group's units lie.
+        limits: Costs of the same units, each with its limit.
+        preference: Shape (units,); higher values are kept longer. Equal preferences prune all groups alike.
+        groups: The slice of each channel group's units.
         allowed: Units that may be kept, at least one of each group; all by default.
-        least: How many units of each group have to stay; one by default.
+        least: Fewest units of each group to keep; one by default.
 
     Returns:
         bool, shape (units,), or None if even one block of each group costs more than a limit.
@@ -60,7 +59,7 @@ def keep_within(
         return None
     order = [part for _, _, part in sorted(blocks, key=lambda block: block[:2])]
 
-    low, high = 0, len(order)  # blocks known to fit, and first number that may not
+    low, high = 0, len(order)  # number of blocks known to fit, and the first number that may not
     while low < high:
         middle = (low + high + 1) // 2
         candidate = keep.copy()
@@ -71,7 +70,7 @@ def keep_within(
             high = middle - 1
     if low:
         keep[np.concatenate(order[:low])] = True
-    # Costs only grow with what is kept, so a block that does not fit now never will.
+    # Costs only grow with the number of kept units, so a block that does not fit now never will.
     full: set[int] = set()
     owner = np.searchsorted([group.start for group in groups], np.arange(len(preference)), side="right") - 1
     for part in order[low:]:

@@ -1,7 +1,7 @@
-"""Data: training and test samples in batches that depend on their position alone.
+"""Data: training and test samples in batches that depend only on their position.
 
-Small data sets are held in memory (`ImageData`). All others are read from files when they are needed: folders of
-images, torchvision's and timm's data sets by name, and a user's own.
+Small data sets are held in memory (`ImageData`). All others are read from files on demand: folders of images,
+torchvision's and timm's data sets by name, and the user's own.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a training loop sees of a data set: batches that depend on their position alone."""
+"""The interface of data sets for a training loop: batches that depend only on their position."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from prunegate.errors import DataError
 
 @dataclass(frozen=True)
 class Share:
-    """Which part of every batch this process takes, of ``count`` processes; the parts add up to the whole batch."""
+    """The part of every batch that this process takes, of ``count`` processes; the parts make up the whole batch."""
 
     rank: int = 0
     count: int = 1
 
 
 WHOLE = Share()
-TEST_BATCH = 512  # largest number of samples that are tested at once
+TEST_BATCH = 512  # largest batch in testing
 
 
 class Batch(NamedTuple):
@@ -30,9 +30,9 @@ class Batch(NamedTuple):
 
     Attributes:
         inputs: float32, (n, channels, height, width).
-        labels: Class indices, int64, (n,), or class probabilities, float32, (n, classes), where samples are mixed.
-            Where labels are of any form: tensors of n labels, or lists and dicts of these.
-        indices: Which samples of the data set these are, int64, (n,), on the CPU; for messages.
+        labels: Class indices, int64, (n,), or class probabilities, float32, (n, classes), if samples are mixed. With
+            labels of any form: tensors of n labels, or lists and dicts of these.
+        indices: Indices of the samples in the data set, int64, (n,), on the CPU; for messages.
     """
 
     inputs: torch.Tensor
@@ -44,16 +44,16 @@ class Data(Protocol):
     """Training and test samples in batches.
 
     The batches of an epoch are a pure function of settings, seed, epoch and position, whatever the number of
-    workers: a run that goes on from its middle sees what it would have seen. They are on the CPU until `to` says
-    where they are wanted; the same numbers everywhere.
+    workers: a resumed run gets the same batches. They are on the CPU unless `to` sets a device, with the same values on
+        every device.
     """
 
     def to(self, device: torch.device) -> Data:
-        """The same data with inputs and labels of its batches on ``device``; nothing waits for them there."""
+        """The same data with inputs and labels of its batches on ``device``, copied without synchronisation."""
 
     @property
     def num_classes(self) -> int | None:
-        """None where labels are of any form."""
+        """None if labels are of any form."""
 
     @property
     def batch_size(self) -> int:
@@ -61,48 +61,48 @@ class Data(Protocol):
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """Of one sample: channels, height, width."""
+        """Shape of one sample: channels, height, width."""
 
     @property
     def num_train(self) -> int:
-        """How many training samples there are."""
+        """Number of training samples."""
 
     @property
     def num_test(self) -> int:
-        """How many test samples there are."""
+        """Number of test samples."""
 
     @property
     def steps_per_epoch(self) -> int: ...
 
     @property
     def meaning(self) -> Meaning:
-        """How pixels become inputs, and what classes are called."""
+        """How pixels become inputs, and the class names."""
 
     def example_inputs(self, count: int) -> torch.Tensor:
         """The first ``count`` training inputs, not augmented, for checks of a model."""
 
     def train_batches(self, seed: int, epoch: int, first: int = 0, share: Share = WHOLE) -> Iterator[Batch]:
-        """Shuffled, augmented batches of one epoch from its ``first``-th on; the last, smaller one is left out.
+        """Shuffled, augmented batches of one epoch from its ``first``-th on, without an incomplete last one.
 
         Raises:
-            DataError: The batches cannot be shared by so many processes, at once; later, samples that cannot be read.
+            DataError: At once, if the batches cannot be divided among the processes; later, if samples cannot be read.
         """
 
     def test_batches(self, share: Share = WHOLE) -> Iterator[Batch]:
-        """The test samples in order, each once; of several processes each takes every ``share.count``-th batch."""
+        """The test samples in order, each once; each of several processes takes every ``share.count``-th batch."""
 
 
 def part_of(batch_size: int, samples: int, share: Share, mixes: bool) -> slice:
     """The contiguous part of every training batch that a process takes.
 
-    Every process finds the same mistakes, so that none waits for one that has given up.
+    Every process finds the same mistakes, so that none waits for one that has failed.
 
     Args:
-        samples: In the training set; if there are fewer than ``batch_size``, they are one batch.
-        mixes: The samples of a part are mixed with each other, in pairs.
+        samples: Number of training samples; if there are fewer than ``batch_size``, they are one batch.
+        mixes: Whether the samples of a part are mixed with each other, in pairs.
 
     Raises:
-        DataError: The batch cannot be divided so.
+        DataError: The batch cannot be divided in this way.
     """
     size = min(batch_size, samples)
     bounds = [rank * size // share.count for rank in range(share.count + 1)]
@@ -114,7 +114,7 @@ def part_of(batch_size: int, samples: int, share: Share, mixes: bool) -> slice:
         )
     if size < share.count:
         raise DataError(
-            f"data: found {samples} training samples for {share.count} processes, expected one for each at least. "
+            f"data: found {samples} training samples for {share.count} processes, expected at least one for each. "
             "Use fewer processes or raise data.train_limit."
         )
     odd = [after - before for before, after in pairwise(bounds) if (after - before) % 2]

@@ -1,4 +1,4 @@
-"""CIFAR-10 in its binary form, which can be read without pickle."""
+"""CIFAR-10 in its binary version, which can be read without pickle."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 from prunegate.data.splits import Split
 from prunegate.errors import DataError
 
-# Where the archive unpacks to.
+# The folders that the archive unpacks to.
 CIFAR_FOLDERS = ("data/cifar-10-batches-bin", "cifar-10-batches-bin")
 _TRAIN = tuple(f"data_batch_{number}.bin" for number in range(1, 6))
 _TEST = ("test_batch.bin",)
@@ -18,7 +18,7 @@ _PIXELS = 3 * 32 * 32
 
 
 def cifar_folder(given: str | None) -> Path:
-    """The folder that holds all files; DataError, with the remedy, if there is none."""
+    """The folder with all files; raises DataError, with a remedy, if there is none."""
     looked_at = [given, f"{given}/cifar-10-batches-bin"] if given is not None else list(CIFAR_FOLDERS)
     for folder in map(Path, looked_at):
         if all((folder / name).is_file() for name in (*_TRAIN, *_TEST)):

@@ -1,4 +1,4 @@
-"""scikit-learn's digits, whose images come with its wheel: no download."""
+"""scikit-learn's digits, whose images are part of its wheel and need no download."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from prunegate.errors import DataError
 
 
 def check_digits(folder: str | None) -> None:
-    """Raise DataError if scikit-learn is not there."""
+    """Raise DataError if scikit-learn is not installed."""
     if importlib.util.find_spec("sklearn") is None:
         raise DataError(
             "data.name: digits needs scikit-learn, which is not installed. Its wheel holds the images. "
@@ -22,12 +22,12 @@ def check_digits(folder: str | None) -> None:
 
 
 def read_digits() -> tuple[Split, Split]:
-    """1,442 training and 355 test images of 8 × 8 pixels; every fifth of each class is for testing."""
+    """1,442 training and 355 test images of 8 × 8 pixels; every fifth image of each class is for testing."""
     from sklearn.datasets import load_digits
 
     result = load_digits()
     images, labels = result.images, result.target.astype(np.int64)
-    # The rank of each image within its class decides, so that both parts hold all classes alike.
+    # By the rank of each image within its class, so that both parts have the same distribution of classes.
     rank = np.empty(len(labels), dtype=np.int64)
     for digit in range(10):
         of_digit = np.flatnonzero(labels == digit)

@@ -1,4 +1,4 @@
-"""Fashion-MNIST in IDX files, where Debian or torchvision put them."""
+"""Fashion-MNIST in IDX files, from Debian or torchvision."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy.typing as npt
 from prunegate.data.splits import Split
 from prunegate.errors import DataError
 
-# Where Debian's package dataset-fashion-mnist puts its files, and where torchvision downloads to.
+# The folders of Debian's package dataset-fashion-mnist and of torchvision's download.
 _FASHION_FOLDERS = ("/usr/share/datasets/fashion-mnist", "data/FashionMNIST/raw")
 _CLASSES = 10
 _FASHION_FILES = {
@@ -23,8 +23,8 @@ _FASHION_FILES = {
 
 
 def fashion_folder(given: str | None) -> Path:
-    """The folder that holds all files; DataError, with the remedies, if there is none."""
-    # torchvision's root holds its files two folders further down.
+    """The folder with all files; raises DataError, with remedies, if there is none."""
+    # The files are two folders below torchvision's root.
     looked_at = [given, f"{given}/FashionMNIST/raw"] if given is not None else list(_FASHION_FOLDERS)
     for folder in map(Path, looked_at):
         if all(_existing(folder / name) for names in _FASHION_FILES.values() for name in names):
@@ -70,7 +70,7 @@ def _idx(path: Path) -> npt.NDArray[np.uint8]:
             raise ValueError("does not start as IDX files of bytes do")
         dims = raw[3]
         shape = struct.unpack(f">{dims}I", raw[4 : 4 + 4 * dims])
-        # A copy, because what a bytes object holds cannot be written to, and tensors can.
+        # A copy, because a bytes object is read-only and tensors are not.
         return np.frombuffer(raw, dtype=np.uint8, offset=4 + 4 * dims).reshape(shape).copy()
     except (OSError, EOFError, IndexError, ValueError, struct.error, zlib.error) as error:
         raise DataError(f"{existing}: cannot be read as an IDX file: {error}. Install or download it again.") from error

@@ -1,4 +1,4 @@
-"""A folder with one subfolder of images for each class, for training and for testing."""
+"""A folder with one subfolder of images per class, for training and for testing."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ _TEST = ("val", "validation", "test")
 
 
 def check_folder(settings: DataSettings) -> tuple[Path, Path]:
-    """The folders of training and test images; only the names of classes are read.
+    """The folders of training and test images; reads only the class names.
 
     Raises:
-        DataError: They are not there, or their classes differ.
+        DataError: They do not exist, or their classes differ.
     """
     if settings.arguments:
         raise DataError(f"data.arguments: found {settings.arguments}, expected none for a folder. Remove the key.")
@@ -47,7 +47,7 @@ def open_folder(settings: DataSettings) -> Source:
     for folder in check_folder(settings):
         try:
             parts.append(ImageFolder(folder))
-        except OSError as error:  # torchvision names the empty classes
+        except OSError as error:  # torchvision's message names the empty classes
             raise DataError(
                 f"data.folder: {folder}: {str(error).rstrip('. ')}. Expected images of every class. Add them or remove "
                 "the class in both parts."

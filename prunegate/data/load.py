@@ -1,4 +1,4 @@
-"""From the section ``data`` of a recipe to data."""
+"""Loading the data of a recipe's section ``data``."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ _OF_FILES_ALONE = ("arguments", "train_split", "test_split", "num_classes", "cha
 
 
 def check_data(settings: DataSettings) -> None:
-    """Look for what a section names; no image is read, and nothing that is not needed for that.
+    """Check that the data of a section exists, without reading any image.
 
     Raises:
-        DataError: Data that is not there, or a key that this kind of data does not have.
+        DataError: The data is missing, or a key does not apply to this kind of data.
     """
     part_of(settings.batch_size, settings.batch_size, WHOLE, settings.mixup.enabled)
     if settings.labels == "any":
@@ -40,7 +40,7 @@ def check_data(settings: DataSettings) -> None:
             if getattr(settings, key) != fields[key].get_default(call_default_factory=True):
                 raise DataError(
                     f"data.{key}: found {getattr(settings, key)!r}, expected none: {settings.name} is held in memory "
-                    "as it is, and changed by data.augment. The key is for images that are read from files, such as "
+                    "and augmented by data.augment. The key is for images that are read from files, such as "
                     f"torchvision/FashionMNIST. Remove it."
                 )
         check_memory(settings)
@@ -48,7 +48,7 @@ def check_data(settings: DataSettings) -> None:
     if settings.augment != "none":
         raise DataError(
             f"data.augment: found {settings.augment!r}, expected none: it is for {', '.join(MEMORY_KINDS)}, which are "
-            f"in memory. Images of {settings.name} are changed by timm's transforms. Set data.transform instead."
+            f"in memory. Images of {settings.name} are augmented by timm's transforms. Set data.transform instead."
         )
     make_transforms(settings.transform, settings.channels or 3, settings.image_size)
     _kind(settings)[0](settings)
@@ -57,24 +57,24 @@ def check_data(settings: DataSettings) -> None:
 def _check_labels_of_any_form(settings: DataSettings) -> None:
     if not is_own(settings.name):
         raise DataError(
-            f"data.labels: found any for {settings.name}, expected classes: that is what its samples have. Other "
-            "labels come from a data set of your own: data.name=module:function."
+            f"data.labels: found any for {settings.name}, expected classes, which its samples have. Other "
+            "labels need a data set of your own: data.name=module:function."
         )
     if settings.mixup.enabled or settings.num_classes is not None or settings.transform:
         key = "mixup" if settings.mixup.enabled else "num_classes" if settings.num_classes else "transform"
         raise DataError(
-            f"data.{key}: found it beside data.labels=any, expected none: it is for images of classes. Remove it."
+            f"data.{key}: does not apply with data.labels=any, as it is for images with classes. Remove it."
         )
 
 
 def load_data(settings: DataSettings, seed: int = 0) -> Data:
-    """Open a data set; those in memory are read whole, of others one image of each part.
+    """Open a data set; reads sets in memory completely, and one image per part of the others.
 
     Args:
-        seed: Chooses the training samples under ``train_limit`` where they are read from files.
+        seed: Selects the training samples under ``train_limit`` if they are read from files.
 
     Raises:
-        DataError: As `check_data`, or data that cannot be used.
+        DataError: As in `check_data`, or the data cannot be used.
     """
     check_data(settings)
     data = load_memory(settings) if settings.name in MEMORY_KINDS else _load_files(settings, seed)
@@ -88,9 +88,9 @@ def _load_files(settings: DataSettings, seed: int) -> LoadedData:
     classes = None if settings.labels == "any" else settings.num_classes or source.classes
     if classes is None and settings.labels == "classes":
         raise DataError(
-            f"data.num_classes: is missing, and {settings.name} does not tell its classes, expected their number. "
+            f"data.num_classes: is missing, and {settings.name} does not define its classes, expected their number. "
             "Set data.num_classes, or give the training set an attribute `classes` with their names; or "
-            "data.labels=any where labels are no classes."
+            "data.labels=any if labels are not classes."
         )
     augmenting, plain = make_transforms(settings.transform, channels, settings.image_size)
     chosen = _chosen(len(source.train), settings.train_limit, seed)
@@ -116,11 +116,11 @@ def _load_files(settings: DataSettings, seed: int) -> LoadedData:
 
 
 def _meaning(settings: DataSettings, source: Source, part: Part) -> Meaning:
-    """What is known of inputs and classes; tensors of a user's own are taken as they are, so of these nothing is."""
+    """The known facts about inputs and classes; nothing is known about users' own tensors, which are used unchanged."""
     names = source.class_names if len(source.class_names) == part.num_classes else ()
     try:
         is_tensor = isinstance(part.read(int(part.chosen[0]))[0], torch.Tensor)
-    except READING_ERRORS:  # an image, if one that cannot be read
+    except READING_ERRORS:  # an unreadable image, but an image
         is_tensor = False
     if is_tensor:
         return Meaning(class_names=names)
@@ -129,7 +129,7 @@ def _meaning(settings: DataSettings, source: Source, part: Part) -> Meaning:
 
 
 def _kind(settings: DataSettings) -> tuple[Callable[[DataSettings], object], Callable[[DataSettings], Source]]:
-    """What checks and what opens this kind."""
+    """The functions that check and open this kind of data."""
     if settings.name == "folder":
         return check_folder, open_folder
     if settings.name.startswith("torchvision/"):
@@ -140,7 +140,7 @@ def _kind(settings: DataSettings) -> tuple[Callable[[DataSettings], object], Cal
 
 
 def _chosen(count: int, limit: int | None, seed: int) -> torch.Tensor:
-    """Which samples are used. Not the first: in folders those are of one class."""
+    """The samples that are used, chosen at random, as the first ones in folders are of one class."""
     if limit is None or limit >= count:
         return torch.arange(count)
     return torch.randperm(count, generator=torch.Generator().manual_seed(seed))[:limit].sort().values
@@ -150,5 +150,5 @@ def _check_shapes(settings: DataSettings, shapes: list[tuple[int, ...]]) -> None
     if shapes[0] != shapes[1]:
         raise DataError(
             f"data.name: {settings.name}: found training samples of shape {shapes[0]} and test samples of {shapes[1]}, "
-            "expected them alike. Make them so in the data set."
+            "expected the same. Resize them in the data set."
         )

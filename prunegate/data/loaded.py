@@ -1,4 +1,4 @@
-"""Data sets whose images are read from files when they are needed."""
+"""Data sets whose images are read from files on demand."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ class LoadedData:
     """Training and test samples that are read, transformed and augmented batch by batch.
 
     Attributes:
-        plain: The training samples, transformed as test samples are.
-        shape: Of one sample: channels, height, width.
-        workers: Processes that read; they live for one epoch.
-        unreadable: What could not be read so far.
-        device: Where batches are mixed and wanted.
-        meaning: How pixels become inputs, and what classes are called.
+        plain: The training samples, with the transform of the test samples.
+        shape: Shape of one sample: channels, height, width.
+        workers: Processes that read, started for each epoch.
+        unreadable: Files that could not be read so far.
+        device: The device of the batches, on which they are mixed.
+        meaning: How pixels become inputs, and the class names.
     """
 
     train: Part
@@ -65,7 +65,7 @@ class LoadedData:
         return max(1, self.num_train // self.batch_size)
 
     def example_inputs(self, count: int) -> torch.Tensor:
-        """The first ``count`` training inputs, not augmented; where one cannot be read, the next stands in."""
+        """The first ``count`` training inputs, not augmented; an unreadable one is replaced by the next."""
         return examples(self.plain, count, self.unreadable)
 
     def train_batches(self, seed: int, epoch: int, first: int = 0, share: Share = WHOLE) -> Iterator[Batch]:
@@ -76,7 +76,7 @@ class LoadedData:
     def _train_batches(self, seed: int, epoch: int, first: int, rank: int, part: slice) -> Iterator[Batch]:
         positions = torch.randperm(len(self.train), generator=order_of(seed, epoch))
         order = Order(positions, self.batch_size, range(first, self.steps_per_epoch), part)
-        # Beyond the limit the run stops anyway, so no more files than that are tried.
+        # The run stops beyond the limit anyway, so no more files are tried.
         samples = Samples(self.train, seed, epoch, tries=self.unreadable.limit + 1)
         for number, (batch, unreadable) in enumerate(self._loaded(samples, order), start=first):
             self.unreadable.note(unreadable)
@@ -85,7 +85,7 @@ class LoadedData:
             yield mixed(self._moved(batch), self.mixup, self.num_classes, seed, epoch, number, rank)
 
     def test_batches(self, share: Share = WHOLE) -> Iterator[Batch]:
-        """The test samples in order without those that cannot be read; of several processes each takes every n-th."""
+        """The readable test samples in order; each of n processes takes every n-th batch."""
         size = min(TEST_BATCH, 4 * self.batch_size)
         numbers = range(share.rank, -(-len(self.test) // size), share.count)
         order = Order(torch.arange(len(self.test)), size, numbers, slice(None))
@@ -116,6 +116,6 @@ def examples(part: Part, count: int, unreadable: UnreadableFiles) -> torch.Tenso
 
 def _none_left(part: Part) -> DataError:
     return DataError(
-        f"data: found no {part.name} sample that can be read, of {len(part)}, expected images. The log names the files "
+        f"data: none of {len(part)} {part.name} samples can be read, expected images. The log names the files "
         "and the reasons."
     )

@@ -1,4 +1,4 @@
-"""What numbers mean that go into a model and come out of it: for those who get the model without the data."""
+"""The meaning of a model's inputs and outputs, for users who get the model without the data."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Meaning:
-    """How pixels become inputs, and what classes are called; what is not known is empty.
+    """How pixels become inputs, and the class names; unknown fields are empty.
 
     An input is ``(pixel / largest_pixel - mean) / deviation`` for each channel.
 
     Attributes:
-        largest_pixel: What the largest pixel of the source is: 255, or 16 for scikit-learn's digits.
-        mean: Of each channel, in shares of the largest pixel.
-        deviation: The same.
+        largest_pixel: Largest pixel value of the source: 255, or 16 for scikit-learn's digits.
+        mean: Mean of each channel, as a fraction of the largest pixel.
+        deviation: Standard deviation of each channel, as a fraction of the largest pixel.
         class_names: In the order of class indices.
     """
 
@@ -25,7 +25,7 @@ class Meaning:
     class_names: tuple[str, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
-        """What is known, ready for JSON."""
+        """The known fields as JSON-ready data."""
         known: dict[str, Any] = {}
         if self.mean and self.deviation:
             known |= {"largest_pixel": self.largest_pixel, "mean": list(self.mean), "deviation": list(self.deviation)}

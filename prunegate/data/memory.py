@@ -31,7 +31,7 @@ _CLASS_NAMES = {
     "cifar10": ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
 }  # fmt: skip
 _LARGEST_PIXEL = {"digits": 16.0, "fashion_mnist": 255.0, "cifar10": 255.0}
-_CLASSES = 10  # of each data set, also where train_limit leaves some of them out
+_CLASSES = 10  # in every data set, even if train_limit leaves some out
 
 
 @dataclass(frozen=True)
@@ -39,10 +39,10 @@ class ImageData:
     """Images in memory, float32, normalised, (samples, channels, height, width), with class indices.
 
     Attributes:
-        augment: The random change made to every training batch.
-        mixup: How training batches are mixed after that.
-        device: Where batches are made.
-        meaning: How pixels became these images, and what classes are called.
+        augment: The random augmentation of training batches.
+        mixup: How training batches are then mixed.
+        device: The device of the batches.
+        meaning: How pixels became these images, and the class names.
     """
 
     train_images: torch.Tensor
@@ -76,7 +76,8 @@ class ImageData:
         return max(1, self.num_train // self.batch_size)
 
     def to(self, device: torch.device) -> ImageData:
-        """See `Data.to`. Where a device has little room the images stay here, and each batch is copied to it."""
+        """See `Data.to`. If the device has little free memory, the images are not moved, and each batch is copied to
+        it."""
         placed = replace(self, device=device)
         tensors = self.train_images, self.train_labels, self.test_images, self.test_labels
         if not fits(tensors, device):
@@ -94,9 +95,8 @@ class ImageData:
         return self._train_batches(seed, epoch, first, share.rank, part)
 
     def _train_batches(self, seed: int, epoch: int, first: int, rank: int, part: slice) -> Iterator[Batch]:
-        # Every epoch has always begun with one number from torch's global state, so a seed keeps its dropout by it. An
-        # epoch that is taken up again drew it when it began: what is drawn beside the batches goes on as if never
-        # stopped.
+        # Every epoch draws one number from torch's global state first, so that a seed gives the same dropout as in
+        # earlier versions. A resumed epoch drew it when it started, so other draws continue as without an interruption.
         if first == 0:
             _draw_globally()
         order, moves = self._drawn(seed, epoch)
@@ -111,21 +111,22 @@ class ImageData:
             yield mixed(batch, self.mixup, self.num_classes, seed, epoch, number, rank)
 
     def _drawn(self, seed: int, epoch: int) -> tuple[torch.Tensor, Moves]:
-        """The samples of an epoch in their order, and how they are moved.
+        """The samples of an epoch in their order, and their augmentation.
 
-        All is drawn at once, and here: a device then gets it in one copy, the same numbers whichever device it is, and
-        an epoch that is taken up in its middle sees what it would have seen.
+        Everything is drawn at once, on the CPU. A device then gets it in one copy, with the same numbers on every
+        device, and a resumed epoch gets the same batches.
         """
         generator = order_of(seed, epoch)
         order = torch.randperm(self.num_train, generator=generator)
         if self.num_train < self.batch_size:
-            torch.randperm(self.num_train, generator=generator)  # as ever, so that a seed keeps its moves
+            # Unused, so that a seed gives the same augmentation as in earlier versions.
+            torch.randperm(self.num_train, generator=generator)
         size = min(self.batch_size, self.num_train)
         steps = range(self.steps_per_epoch)
         return order, Moves.joined([Moves.draw(size, self.shape[1], self.augment, generator) for _ in steps])
 
     def test_batches(self, share: Share = WHOLE) -> Iterator[Batch]:
-        """The test images in order, in batches of up to 512; of several processes each takes every n-th."""
+        """The test images in order, in batches of up to 512; each of n processes takes every n-th."""
         _draw_globally()  # as above
         starts = range(0, len(self.test_labels), TEST_BATCH)
         for start in starts[share.rank :: share.count]:
@@ -143,7 +144,7 @@ def _draw_globally() -> None:
 
 
 def check_memory(settings: DataSettings) -> None:
-    """Raise DataError if the data is not there; nothing is read."""
+    """Raise DataError if the data is missing; reads nothing."""
     if settings.name == "digits":
         check_digits(settings.folder)
     elif settings.name == "cifar10":

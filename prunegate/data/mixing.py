@@ -1,4 +1,4 @@
-"""Mixup and cutmix of whole batches, by timm."""
+"""Mixup and cutmix of whole batches with timm."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from prunegate.data.settings import MixupSettings
 
 
 def mixed(batch: Batch, settings: MixupSettings, num_classes: int | None, *place: int) -> Batch:
-    """The batch with its samples mixed in pairs, and class probabilities for labels, (n, classes); or as it is.
+    """The batch with its samples mixed in pairs, and class probabilities as labels, (n, classes); or unchanged.
 
     Args:
-        place: Seed, epoch, number of the batch and rank: what the random numbers depend on.
+        place: Seed, epoch, index of the batch and rank, which the random numbers depend on.
     """
     if not settings.enabled:
         return batch
-    from prunegate.data.mixup import WholeBatchMixup  # timm takes long to import
+    from prunegate.data.mixup import WholeBatchMixup  # importing timm is slow
 
     mixup = WholeBatchMixup(**settings.model_dump(), num_classes=num_classes)
     with seeded(MIXING, *place):

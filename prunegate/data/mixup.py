@@ -1,4 +1,4 @@
-"""timm's mixup and cutmix with a constant number of operations a batch, on the images' device."""
+"""timm's mixup and cutmix with a constant number of operations per batch, on the images' device."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Rows = npt.NDArray[np.float32]
 class WholeBatchMixup(Mixup):  # type: ignore[misc]  # timm has no types
     """timm's `Mixup`, bit for bit, but without a loop over images in the modes ``elem`` and ``pair``.
 
-    timm's loop launches thousands of kernels for a batch on a GPU, and waits for them when it copies the shares.
+    timm's loop launches thousands of kernels per batch on a GPU, and synchronises when it copies the shares.
     """
 
     def _mix_elem(self, x: torch.Tensor) -> torch.Tensor:
@@ -26,7 +26,7 @@ class WholeBatchMixup(Mixup):  # type: ignore[misc]  # timm has no types
         return _mix(x, np.concatenate((rows, rows[::-1])))
 
     def _rows(self, x: torch.Tensor, count: int) -> Rows:
-        """For each image, drawn in timm's order: see `_mix`."""
+        """The parameters of each image, drawn in timm's order; see `_mix`."""
         shares, cuts = self._params_per_elem(count)
         rows = np.zeros((count, 6), dtype=np.float32)
         rows[:, 0] = np.where(cuts, 1.0, shares)
@@ -40,12 +40,12 @@ class WholeBatchMixup(Mixup):  # type: ignore[misc]  # timm has no types
 
 
 def _mix(x: torch.Tensor, rows: Rows) -> torch.Tensor:
-    """Change images in place by those at the other end of the batch; give the shares of their own labels, (n, 1).
+    """Mix images in place with those from the other end of the batch; return the shares of their own labels, (n, 1).
 
     Args:
         x: Images, (n, channels, height, width).
-        rows: For each image the share of it that is blended, the share of its label, and the top, bottom, left and
-            right of the rectangle that is pasted, (n, 6).
+        rows: For each image, its share in blending, the share of its label, and the top, bottom, left and right of the
+            pasted rectangle, (n, 6).
     """
     columns = moved(torch.from_numpy(np.ascontiguousarray(rows)), x.device)[:, :, None, None, None]
     share, label_share, top, bottom, left, right = columns.unbind(1)

@@ -1,18 +1,18 @@
-"""Copies to the device that trains, for which nothing waits."""
+"""Copies to the training device without synchronisation."""
 
 from __future__ import annotations
 
 import torch
 
 CPU = torch.device("cpu")
-# Of the memory that is free on a device, so much may be taken by a data set.
+# The share of a device's free memory that a data set may use.
 _SHARE_OF_FREE = 1 / 3
 
 
 def moved(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """The tensor on ``device``, or the very same if it is there.
+    """The tensor on ``device``, or the tensor itself if it is already there.
 
-    Only from pinned memory does CUDA copy while the program goes on; from other memory it first waits for the copy.
+    CUDA copies asynchronously only from pinned memory.
     """
     if device.type == "cuda" and tensor.device.type == "cpu":
         tensor = _pinned(tensor)
@@ -20,7 +20,7 @@ def moved(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
 
 
 def fits(tensors: tuple[torch.Tensor, ...], device: torch.device) -> bool:
-    """Whether tensors may stay on a device: they take at most a third of what is free there."""
+    """Whether tensors may be kept on a device: they take at most a third of its free memory."""
     if device.type != "cuda":
         return True
     free, _ = torch.cuda.mem_get_info(device)

@@ -1,4 +1,4 @@
-"""Data sets that a user's own code makes."""
+"""Data sets made by the user's own code."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ from prunegate.own_code import imported
 
 
 def check_own(settings: DataSettings) -> None:
-    """Raise DataError if there is no such function; it is imported, for the recipe is the user's own, not called."""
+    """Raise DataError if the function does not exist; it is imported, as the recipe is the user's own, but not
+    called."""
     imported(settings.name, "data.name", DataError)
     for key in ("folder", "train_split", "test_split"):
         if getattr(settings, key) is not None:
             raise DataError(
-                f"data.{key}: {settings.name} is code of your own, expected no {key}: it gets data.arguments alone. "
+                f"data.{key}: {settings.name} is code of your own, expected no {key}: it only gets data.arguments. "
                 f"Move it there."
             )
 
@@ -23,7 +24,7 @@ def open_own(settings: DataSettings) -> Source:
     """Call the function.
 
     Raises:
-        DataError: As `check_own`, or it raises, or returns something else than two data sets.
+        DataError: As `check_own`, or it raises, or does not return two data sets.
     """
     check_own(settings)
     function = imported(settings.name, "data.name", DataError)

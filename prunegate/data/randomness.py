@@ -1,4 +1,4 @@
-"""Random numbers that depend on what they are drawn for, and on nothing that was drawn before."""
+"""Random numbers that depend only on their purpose, not on earlier draws."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 
-# What the numbers are for. It is part of the key: a sample's crop is not to follow a batch's mixing.
+# The purpose of the numbers. It is part of the key, so that a sample's crop is independent of a batch's mixing.
 SAMPLE, MIXING, CHECK = 1, 2, 3
 
 
 @contextmanager
 def seeded(*key: int) -> Iterator[None]:
-    """Within the block python's, numpy's and torch's global generators follow from ``key`` alone.
+    """Within the block, Python's, NumPy's and torch's global generators depend only on ``key``.
 
-    Transforms draw from any of them. Their states are as before afterwards. Those of accelerators are left alone.
+    Transforms draw from any of them. Their states are restored afterwards. Generators of accelerators are not changed.
 
     Args:
-        key: What the block is for and where it is, such as (SAMPLE, seed, epoch, index); none negative.
+        key: The purpose and position of the block, such as (SAMPLE, seed, epoch, index); not negative.
     """
     states = random.getstate(), np.random.get_state(), torch.default_generator.get_state()
     for_python, for_numpy, for_torch = np.random.SeedSequence(key).generate_state(3).tolist()
@@ -36,5 +36,5 @@ def seeded(*key: int) -> Iterator[None]:
 
 
 def order_of(seed: int, epoch: int) -> torch.Generator:
-    """What shuffles an epoch."""
+    """The generator that shuffles an epoch."""
     return torch.Generator().manual_seed(seed * 1_000_003 + epoch)

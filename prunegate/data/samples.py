@@ -1,4 +1,4 @@
-"""One sample at a time: read, checked and transformed, by random numbers of its own."""
+"""Reading, checking and transforming one sample at a time, with its own random numbers."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ class Part:
 
     Attributes:
         dataset: Map-style; samples are (PIL image or float tensor (C, H, W), class index), or (float tensor, label of
-            any form), or dicts with the input among them.
-        chosen: Which of its samples are used.
-        transform: From a PIL image to a float tensor (C, H, W); tensors are taken as they are.
-        mode: PIL's mode that images are brought to before.
-        num_classes: How many there are; None where labels are of any form.
-        images_only: Tensors are refused, for the user asked for transforms.
+            any form), or dicts that contain the input.
+        chosen: The samples that are used.
+        transform: From a PIL image to a float tensor (C, H, W); tensors are used unchanged.
+        mode: PIL mode that images are first converted to.
+        num_classes: Number of classes; None if labels are of any form.
+        images_only: Tensors are refused, because the user requested transforms.
     """
 
     name: str
@@ -44,21 +44,21 @@ class Part:
         return len(self.chosen)
 
     def read(self, index: int) -> tuple[Image.Image | torch.Tensor, Any]:
-        """One sample of the data set as it is there.
+        """One sample of the data set, unchanged.
 
         Raises:
-            DataError: It is no sample of an image and a class, or the data set raises something else.
+            DataError: It is not a pair of an image and a class, or the data set raises another error.
             READING_ERRORS: Its file cannot be read.
         """
         try:
             sample = self.dataset[index]
             image, label = _parts(sample, index) if isinstance(sample, Mapping) else (sample[0], sample[1])
             if isinstance(image, Image.Image):
-                # Now, not in the transform: PIL reads pixels only when asked for them.
+                # Here instead of in the transform, as PIL reads pixels lazily.
                 image = image.convert(self.mode)
         except (*READING_ERRORS, DataError):
             raise
-        except Exception as error:  # the data set may be the user's own, and raise anything
+        except Exception as error:  # the data set may be the user's own and raise anything
             raise DataError(f"data: {self.name} sample {index}: raised {type(error).__name__}: {error}.") from error
         return self._image(image, index), self._label(label, index)
 
@@ -95,14 +95,14 @@ class Part:
             raise DataError(
                 f"data: {self.name} sample {index}: found label {label!r}, expected a class index from 0 to "
                 f"{self.num_classes - 1}. Set data.num_classes, or name a part with such labels in "
-                "data.train_split and data.test_split. For labels that are no classes set data.labels=any, "
+                "data.train_split and data.test_split. For labels that are not classes set data.labels=any, "
                 "training.loss and training.metric."
             )
         return number
 
 
 class Sample(NamedTuple):
-    """A sample, or None for its input if it could not be read, and what could not be read on the way to it."""
+    """A sample, with None as its input if it could not be read, and the files that could not be read."""
 
     input: torch.Tensor | None
     label: Any
@@ -114,10 +114,10 @@ class Sample(NamedTuple):
 class Samples(Dataset[Sample]):
     """The samples of a part at their positions, in one epoch: a pure function of part, seed, epoch and position.
 
-    Random numbers are seeded for each sample, so neither the worker that makes it nor what it made before matters.
+    Random numbers are seeded for each sample, so they do not depend on the worker or on earlier samples.
 
     Attributes:
-        tries: So many files are tried: where one cannot be read, the next stands in. With 1 none does.
+        tries: Number of files that are tried: an unreadable one is replaced by the next. With 1, none is replaced.
     """
 
     part: Part
@@ -130,7 +130,7 @@ class Samples(Dataset[Sample]):
         index = position
         for further in range(min(self.tries, len(self.part))):
             index = int(self.part.chosen[(position + further) % len(self.part)])
-            # The key is of the position: a sample that stands in for another is not the same picture twice.
+            # The key depends on the position, so that a replacement is augmented differently from its own sample.
             with seeded(SAMPLE, self.seed, self.epoch, position):
                 try:
                     with whole_images_only():
@@ -146,19 +146,19 @@ class Samples(Dataset[Sample]):
     def _transformed(self, image: Image.Image, index: int) -> torch.Tensor:
         try:
             return self.part.transform(image)
-        except Exception as error:  # timm's transforms raise what comes of odd arguments
+        except Exception as error:  # timm's transforms may raise anything for invalid arguments
             file = file_of(self.part.dataset, index, self.part.name)
             raise DataError(
                 f"data.transform: {file}: {type(error).__name__}: {error}. Found an image of {image.size} pixels."
             ) from error
 
 
-# Under which of these a dict has the model's input; what else it has is its label.
+# Possible keys of the model's input in a dict; all other entries are its label.
 _INPUT_KEYS = ("image", "input", "pixel_values")
 
 
 def _parts(sample: Mapping[Any, Any], index: int) -> tuple[Any, dict[Any, Any]]:
-    """Input and label of a sample that is a dict."""
+    """Input and label of a dict sample."""
     results = [key for key in _INPUT_KEYS if key in sample]
     if len(results) != 1:
         raise DataError(
@@ -169,7 +169,7 @@ def _parts(sample: Mapping[Any, Any], index: int) -> tuple[Any, dict[Any, Any]]:
 
 
 def _labels(labels: list[Any]) -> Any:
-    """Labels of one batch: class indices as int64, others joined as torch's loaders join them."""
+    """Labels of one batch: class indices as int64, others collated like in torch's loaders."""
     if all(isinstance(label, int) for label in labels):
         return torch.tensor(labels, dtype=torch.int64)
     try:
@@ -186,14 +186,14 @@ def _is_double(leaf: Any) -> bool:
 
 
 class Collated(NamedTuple):
-    """A batch of those samples that could be read, and what could not be."""
+    """A batch of the readable samples, and the files that could not be read."""
 
     batch: Batch
     unreadable: tuple[Unreadable, ...]
 
 
 def collated(samples: Sequence[Sample]) -> Collated:
-    """Samples as one batch; empty if none could be read."""
+    """Collate samples to one batch, which is empty if none could be read."""
     inputs = [sample.input for sample in samples if sample.input is not None]
     read = [sample for sample in samples if sample.input is not None]
     shapes = sorted({tuple(made.shape) for made in inputs})

@@ -24,23 +24,25 @@ def _known(name: str) -> str:
 
 
 class MixupSettings(Settings):
-    """Mixup and cutmix of training batches, as timm does them; what is not given is off."""
+    """Mixup and cutmix of training batches, with timm; off by default."""
 
     mixup_alpha: Annotated[float, Field(ge=0.0, le=100.0)] = Field(
-        0.0, description="whole images are blended by shares drawn from Beta(alpha, alpha); 0 leaves it out"
+        0.0, description="images are blended with weights from Beta(alpha, alpha); 0 turns it off"
     )
     cutmix_alpha: Annotated[float, Field(ge=0.0, le=100.0)] = Field(
-        0.0, description="rectangles are pasted, their shares drawn from Beta(alpha, alpha); 0 leaves it out"
+        0.0, description="rectangles are pasted, with areas from Beta(alpha, alpha); 0 turns it off"
     )
     cutmix_minmax: (
         Annotated[list[Annotated[float, Field(gt=0.0, lt=1.0)]], Field(min_length=2, max_length=2)] | None
     ) = Field(None, description="least and largest side of the rectangles as fractions, instead of cutmix_alpha")
     prob: Annotated[float, Field(ge=0.0, le=1.0)] = Field(1.0, description="share of batches, or samples, to mix")
-    switch_prob: Annotated[float, Field(ge=0.0, le=1.0)] = Field(0.5, description="share of cutmix where both are on")
-    mode: Literal["batch", "pair", "elem"] = Field("batch", description="what is drawn for: batch, pair or sample")
-    correct_lam: bool = Field(True, description="labels follow the area that was really pasted")
+    switch_prob: Annotated[float, Field(ge=0.0, le=1.0)] = Field(0.5, description="share of cutmix if both are on")
+    mode: Literal["batch", "pair", "elem"] = Field(
+        "batch", description="whether parameters are drawn per batch, pair or sample"
+    )
+    correct_lam: bool = Field(True, description="correct labels for the area that was actually pasted")
     label_smoothing: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(
-        0.0, description="share of the labels that is spread over all classes, of mixed batches"
+        0.0, description="share of the labels spread over all classes, in mixed batches"
     )
 
     @property
@@ -66,29 +68,37 @@ class DataSettings(Settings):
         description="digits, fashion_mnist, cifar10, folder, torchvision/<Class>, timm/<name>, or module:function "
         "of your own code, which returns the training and the test set"
     )
-    folder: str | None = Field(None, description="where the files are, if not in the usual place")
-    arguments: dict[str, Any] = Field(default_factory=dict, description="keyword arguments of what makes the data set")
+    folder: str | None = Field(None, description="folder of the files, if not the usual one")
+    arguments: dict[str, Any] = Field(
+        default_factory=dict, description="keyword arguments of the data set's constructor"
+    )
     train_split: str | None = Field(None, description="name of the training part, if not the usual one")
     test_split: str | None = Field(None, description="name of the test part, if not the usual one")
     labels: Literal["classes", "any"] = Field(
         "classes",
         description="class indices; or any: numbers, tensors, lists and dicts of them, of a data set of your own, "
-        "which training.loss and training.metric get as they are",
+        "which training.loss and training.metric get unchanged",
     )
-    num_classes: Annotated[int, Field(ge=2)] | None = Field(None, description="if the data set does not tell")
-    channels: Literal[1, 3] | None = Field(None, description="of images read from files: 3, colours, if not given")
+    num_classes: Annotated[int, Field(ge=2)] | None = Field(
+        None, description="number of classes, if the data set does not define it"
+    )
+    channels: Literal[1, 3] | None = Field(
+        None, description="channels of images read from files; by default 3 (colour)"
+    )
     image_size: Annotated[int, Field(ge=8, le=1024)] = Field(32, description="side in pixels after resizing")
     batch_size: Annotated[int, Field(ge=2, le=65536)] = Field(64, description="samples in one step, all processes")
-    train_limit: Annotated[int, Field(ge=2)] | None = Field(None, description="use only so many training images")
+    train_limit: Annotated[int, Field(ge=2)] | None = Field(None, description="use only this many training images")
     augment: Literal["none", "shift", "shift_flip"] = Field(
-        "none", description="random changes of training images that are in memory: digits, fashion_mnist, cifar10"
+        "none", description="augmentation of training images in memory: digits, fashion_mnist, cifar10"
     )
     transform: dict[str, Any] = Field(
         default_factory=dict,
         description="arguments of timm's create_transform for all other images, such as auto_augment, hflip, re_prob",
     )
     mixup: MixupSettings = Field(MixupSettings(), description="mixing of training batches")
-    workers: Annotated[int, Field(ge=0, le=1024)] = Field(0, description="processes that read files, for each process")
+    workers: Annotated[int, Field(ge=0, le=1024)] = Field(
+        0, description="worker processes that read files, per training process"
+    )
     unreadable_limit: Annotated[int, Field(ge=0)] = Field(
-        10, description="so many files that cannot be read are left out; with more the run stops"
+        10, description="most unreadable files that are skipped; with more the run stops"
     )

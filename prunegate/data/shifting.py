@@ -1,4 +1,4 @@
-"""Random shifts and mirroring of images in memory, a whole batch at once."""
+"""Random shifts and flips of images in memory, a whole batch at once."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from prunegate.data.moving import moved
 
 
 class Moves(NamedTuple):
-    """How images are moved and mirrored.
+    """Random shifts and flips of images.
 
     Attributes:
-        shift: Rows and columns of each image, (n, 2), or None to leave all as they are.
-        mirrored: Which images, bool, (n, 1), or None for none.
+        shift: Rows and columns of each image, (n, 2), or None for no shifts.
+        mirrored: Which images are flipped, bool, (n, 1), or None for none.
     """
 
     shift: torch.Tensor | None
@@ -24,7 +24,7 @@ class Moves(NamedTuple):
 
     @classmethod
     def draw(cls, count: int, height: int, kind: str, generator: torch.Generator) -> Moves:
-        """By up to an eighth of the side, each image by itself, and mirrored for ``shift_flip``; on the CPU."""
+        """Draw shifts of up to an eighth of the side per image, and flips for ``shift_flip``; on the CPU."""
         if kind == "none":
             return cls(None, None)
         shift = torch.randint(0, 2 * _reach(height) + 1, (count, 2), generator=generator)
@@ -32,7 +32,7 @@ class Moves(NamedTuple):
 
     @classmethod
     def joined(cls, parts: Sequence[Moves]) -> Moves:
-        """Those of several batches, one after the other."""
+        """The moves of several batches, concatenated."""
         shifts = [part.shift for part in parts if part.shift is not None]
         mirrored = [part.mirrored for part in parts if part.mirrored is not None]
         return cls(torch.cat(shifts) if shifts else None, torch.cat(mirrored) if mirrored else None)
@@ -41,11 +41,11 @@ class Moves(NamedTuple):
         return Moves(*(None if part is None else moved(part, device) for part in self))
 
     def part(self, which: slice) -> Moves:
-        """Those of some of the images."""
+        """The moves of some of the images."""
         return Moves(*(None if part is None else part[which] for part in self))
 
     def of(self, images: torch.Tensor) -> torch.Tensor:
-        """The images, as many as these moves are for and on the same device, changed."""
+        """The moved images; their number and device have to match."""
         if self.shift is None:
             return images
         count, _, height, width = images.shape
@@ -57,9 +57,9 @@ class Moves(NamedTuple):
             columns = torch.where(self.mirrored, columns.flip(1), columns)
         index = torch.arange(count, device=device)[:, None, None]
         shifted = padded[index, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
-        # `contiguous()` would leave images of one channel as they are, whose strides torch takes for channels-last.
-        # There oneDNN's gradient of a strided 1 × 1 convolution of few channels, as pruning leaves them, writes
-        # beyond its memory (https://github.com/uxlfoundation/oneDNN/issues/6035).
+        # `contiguous()` would not change images of one channel, whose strides torch treats as channels-last. In that
+        # layout, oneDNN's gradient of a strided 1 × 1 convolution with few channels, which pruning can produce, writes
+        # out of bounds (https://github.com/uxlfoundation/oneDNN/issues/6035).
         return shifted.clone(memory_format=torch.contiguous_format)
 
 
@@ -68,5 +68,5 @@ def _reach(height: int) -> int:
 
 
 def augmented(images: torch.Tensor, kind: str, generator: torch.Generator) -> torch.Tensor:
-    """A batch moved by up to an eighth of its side, each image by itself, and mirrored for ``shift_flip``."""
+    """A batch shifted by up to an eighth of its side per image, and flipped for ``shift_flip``."""
     return Moves.draw(len(images), images.shape[2], kind, generator).to(images.device).of(images)

@@ -1,4 +1,4 @@
-"""What every kind of data set that is read from files is opened as."""
+"""The common form of opened data sets that are read from files."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from prunegate.errors import DataError
 
 @dataclass(frozen=True)
 class Source:
-    """The training and the test set, map-style, and the classes that they say they have.
+    """The training and the test set, map-style, and the classes that they define.
 
     Attributes:
-        classes: How many; None if they do not say.
-        class_names: In the order of indices, where these are texts or numbers.
+        classes: Number of classes; None if unknown.
+        class_names: In the order of indices, if these are strings or numbers.
     """
 
     train: Any
@@ -27,16 +27,16 @@ class Source:
 
 
 def opened(train: Any, test: Any, name: str) -> Source:
-    """The two sets as a source, with the classes that the training set tells.
+    """The two sets as a source, with the classes defined by the training set.
 
     Raises:
-        DataError: One is no map-style data set, or is empty.
+        DataError: One is not a map-style data set, or is empty.
     """
     for part, dataset in (("training", train), ("test", test)):
         if not (hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__")):
             raise DataError(
                 f"data.name: {name}: found a {type(dataset).__name__} as the {part} set, expected one with a length "
-                "and samples by index (map-style). Streams have no position to go on from. Use such a data set."
+                "and samples by index (map-style). Streams cannot be resumed from a position. Use such a data set."
             )
         if not len(dataset):
             raise DataError(f"data.name: {name}: found an empty {part} set, expected samples. Check data.folder.")
@@ -51,7 +51,7 @@ def opened(train: Any, test: Any, name: str) -> Source:
 
 
 def check_same_classes(train: Sequence[str], test: Sequence[str], where: str) -> None:
-    """Raise DataError if the parts do not hold the same classes: their indices would mean different things."""
+    """Raise DataError if the parts have different classes, whose indices would have different meanings."""
     if list(train) == list(test):
         return
     only = {"train": sorted(set(train) - set(test)), "test": sorted(set(test) - set(train))}

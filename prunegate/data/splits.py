@@ -1,4 +1,4 @@
-"""Raw images and labels of one part of a data set, as its files hold them."""
+"""Raw images and labels of one part of a data set, as in its files."""
 
 from __future__ import annotations
 

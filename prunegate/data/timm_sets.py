@@ -17,14 +17,14 @@ _NOT_YOURS = ("name", "root", "split", "input_img_mode", "transform", "target_tr
 class ReaderImages:
     """The images of one of timm's readers.
 
-    timm's own `ImageDataset` puts the next image for one that cannot be read, and says so in a log alone: nobody
-    could count them, and in testing too.
+    timm's own `ImageDataset` replaces an unreadable image by the next one and only logs it, also in testing, so that
+    replacements could not be counted.
     """
 
     def __init__(self, reader: Any) -> None:
         self.reader = reader
         self.classes = list(getattr(reader, "class_to_idx", None) or ())
-        # Paths for messages, where the reader has them.
+        # Paths for messages, if the reader has them.
         self.samples = getattr(reader, "samples", None)
 
     def __len__(self) -> int:
@@ -39,11 +39,11 @@ class ReaderImages:
 
 
 def check_timm(settings: DataSettings) -> None:
-    """Raise DataError if an argument is not the user's to give, or the folder is not there; nothing is read."""
+    """Raise DataError if an argument is reserved or the folder is missing; reads nothing."""
     for name in settings.arguments:
         if name in _NOT_YOURS:
             raise DataError(
-                f"data.arguments.{name}: found an argument that is set here, expected others of timm's create_dataset. "
+                f"data.arguments.{name}: this argument of timm's create_dataset is set by prunegate. "
                 "See data.folder, data.train_split, data.test_split and data.channels."
             )
     if settings.folder is not None and not settings.arguments.get("download") and not Path(settings.folder).exists():
@@ -61,7 +61,7 @@ def open_timm(settings: DataSettings) -> Source:
     train, test = (_made(settings, split) for split in splits)
     roots = [getattr(getattr(part, "reader", None), "root", None) for part in (train, test)]
     if roots[0] is not None and roots[0] == roots[1]:
-        # timm takes the whole folder where it has no subfolder of the split's name.
+        # timm uses the whole folder if there is no subfolder with the split's name.
         raise DataError(
             f"data.folder: found the same images in {roots[0]} for {splits[0]} and {splits[1]}, expected a part for "
             "each. The model would be tested on what it was trained on. Name the parts in data.train_split and "
@@ -78,7 +78,7 @@ def _made(settings: DataSettings, split: str) -> Any:
     name = settings.name.partition("/")[2]
     try:
         made = create_dataset(name, root=settings.folder, split=split, **settings.arguments)
-    except Exception as error:  # names, packages, files and arguments: timm asserts, and its readers raise anything
+    except Exception as error:  # timm uses assertions, and its readers may raise anything
         raise DataError(
             f"data.name: {settings.name}, split {split!r}: {type(error).__name__}: {str(error).rstrip('. ')}. Check "
             "the name, data.folder and data.arguments against timm.data.create_dataset."

@@ -1,4 +1,4 @@
-"""torchvision's data sets by the name of their class."""
+"""torchvision's data sets, by class name."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ _NOT_YOURS = ("root", "transform", "target_transform", "transforms")
 
 
 def check_torchvision(settings: DataSettings) -> None:
-    """Raise DataError if there is no such class, or it does not take what is given; nothing is read."""
+    """Raise DataError if the class does not exist or does not accept the settings; reads nothing."""
     result = _class_of(settings.name)
     told_by = _part_parameter(result, settings.name)
     for key in ("train_split", "test_split"):
         if told_by == "train" and getattr(settings, key) is not None:
             raise DataError(
-                f"data.{key}: found {getattr(settings, key)!r}, expected none: {settings.name} has the parts train and "
-                "test alone. Remove the key."
+                f"data.{key}: found {getattr(settings, key)!r}, expected none: {settings.name} only has the parts "
+                "train and test. Remove the key."
             )
     ours = [*_NOT_YOURS, told_by]
     known = [name for name in _parameters(result) if name not in ours]
@@ -46,7 +46,7 @@ def open_torchvision(settings: DataSettings) -> Source:
     """Make both parts.
 
     Raises:
-        DataError: As `check_torchvision`, or the class refuses, mostly because its files are not there.
+        DataError: As `check_torchvision`, or the class raises an error, mostly because its files are missing.
     """
     check_torchvision(settings)
     result = _class_of(settings.name)
@@ -58,7 +58,7 @@ def open_torchvision(settings: DataSettings) -> Source:
     try:
         test = _made(result, settings, split=_TEST_SPLITS[0])
     except DataError as error:
-        if not isinstance(error.__cause__, ValueError):  # which classes raise for a split that they do not have
+        if not isinstance(error.__cause__, ValueError):  # the error of classes for an unknown split
             raise
         test = _made(result, settings, split=_TEST_SPLITS[1])
     return opened(train, test, settings.name)
@@ -67,7 +67,7 @@ def open_torchvision(settings: DataSettings) -> Source:
 def _made(result: type, settings: DataSettings, **part: Any) -> Any:
     try:
         return result(root=settings.folder, **part, **settings.arguments)
-    except Exception as error:  # missing files, packages and odd arguments, each class in its own way
+    except Exception as error:  # missing files or packages, or invalid arguments, differently in each class
         raise DataError(
             f"data.name: {settings.name} with {part}: {type(error).__name__}: {str(error).rstrip('. ')}. Check "
             "data.folder, data.arguments (such as download), data.train_split and data.test_split."
@@ -87,7 +87,7 @@ def _class_of(name: str) -> type:
 
 
 def _parameters(result: type) -> list[str]:
-    """All parameters by name, with those of the classes that a class hands ``**kwargs`` on to."""
+    """All parameters by name, including those of base classes that get ``**kwargs``."""
     names: list[str] = []
     for each in inspect.getmro(result):
         if "__init__" not in vars(each):
@@ -100,13 +100,13 @@ def _parameters(result: type) -> list[str]:
 
 
 def _part_parameter(result: type, name: str) -> Literal["train", "split"]:
-    # `train` first: EMNIST's `split` is a choice of letters, and its parts are told by the `train` of its base.
+    # `train` first: EMNIST's `split` selects letters, and the `train` of its base class selects the part.
     parameters = _parameters(result)
     if "root" in parameters and "train" in parameters:
         return "train"
     if "root" in parameters and "split" in parameters:
         return "split"
     raise DataError(
-        f"data.name: {name}: found no parameters root and train or split, expected them to tell training from test "
+        f"data.name: {name}: found no parameters root and train or split, expected them to select training or test "
         "images. Write a function of your own that returns the two sets, and name it as module:function."
     )

@@ -1,4 +1,4 @@
-"""From a PIL image to what a model takes, by timm's transforms."""
+"""timm's transforms from a PIL image to a model's input."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from prunegate.errors import DataError, nearest
 
 Transform = Callable[[Image.Image], torch.Tensor]
 
-# What the section says elsewhere, or what would make something else than one normalised float tensor.
+# Arguments that other keys set, or that would not give a single normalised float tensor.
 _NOT_YOURS = {
     "input_size", "is_training", "separate", "use_prefetcher", "tf_preprocessing", "normalize", "naflex", "patch_size",
     "max_seq_len", "patchify", "patchify_channels_last", "patchify_flatten", "re_num_splits",
@@ -23,12 +23,12 @@ _OF_EACH_CHANNEL = ("mean", "std")
 
 
 def normalisation(given: Mapping[str, Any], channels: int) -> tuple[Any, Any]:
-    """Mean and deviation of each channel, in shares of the largest pixel: those given, else those of ImageNet."""
+    """Mean and deviation of each channel, as fractions of the largest pixel: the given ones, or those of ImageNet."""
     from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
     results = []
     for name, usual in zip(_OF_EACH_CHANNEL, (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD), strict=True):
-        # timm's own are of three channels; taken for one they would make three of it.
+        # timm's own have three channels and would expand one channel to three.
         values = given.get(name, usual if channels == 3 else (sum(usual) / 3,))
         results.append(tuple(values) if isinstance(values, list) else values)
     return results[0], results[1]
@@ -39,10 +39,10 @@ def make_transforms(given: Mapping[str, Any], channels: int, size: int) -> tuple
 
     Args:
         given: Arguments of timm's `create_transform`.
-        size: Side of what they give, in pixels.
+        size: Side of the result in pixels.
 
     Raises:
-        DataError: An argument that timm does not know or refuses.
+        DataError: An argument is unknown to timm or rejected.
     """
     from timm.data import create_transform
 
@@ -65,13 +65,13 @@ def make_transforms(given: Mapping[str, Any], channels: int, size: int) -> tuple
     made = []
     for training in (True, False):
         if not training and arguments.get("interpolation") == "random":
-            arguments["interpolation"] = "bilinear"  # timm knows it in training alone
+            arguments["interpolation"] = "bilinear"  # timm supports "random" in training only
         try:
             transform: Transform = create_transform((channels, size, size), is_training=training, **arguments)
-            # Once for real: timm looks at some arguments only then.
+            # Run once, as timm checks some arguments only then.
             with seeded(CHECK):
                 result = transform(Image.new("RGB" if channels == 3 else "L", (size, size)))
-        except Exception as error:  # timm asserts, looks up names and lets torchvision check
+        except Exception as error:  # timm uses assertions, looks up names and relies on torchvision's checks
             raise DataError(
                 f"data.transform: timm refuses {dict(given)}: {type(error).__name__}: {error}. "
                 "See timm.data.create_transform."
@@ -79,7 +79,7 @@ def make_transforms(given: Mapping[str, Any], channels: int, size: int) -> tuple
         if tuple(result.shape) != (channels, size, size):
             raise DataError(
                 f"data.transform: makes images of shape {tuple(result.shape)}, expected {(channels, size, size)}. "
-                "Remove what changes the size."
+                "Remove the arguments that change the size."
             )
         made.append(transform)
     train, test = made

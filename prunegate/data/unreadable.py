@@ -1,4 +1,4 @@
-"""Files that cannot be read: each is named once, and too many of them stop the run."""
+"""Unreadable files: each is logged once, and too many of them stop the run."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from prunegate.errors import DataError
 
 logger = logging.getLogger(__name__)
 
-# What a missing, truncated or foreign file raises, by PIL's many decoders, whatever the file is.
+# The errors that PIL's decoders raise for missing, truncated or foreign files.
 READING_ERRORS = (
     OSError,
     EOFError,
@@ -30,7 +30,7 @@ _NAMED = 5
 
 
 class Unreadable(NamedTuple):
-    """One file and why it cannot be read; small, for it travels from the workers with the batch."""
+    """One file and why it cannot be read; small, as workers send it with the batch."""
 
     file: str
     reason: str
@@ -44,7 +44,7 @@ class UnreadableFiles:
         self.files: dict[str, str] = {}
 
     def note(self, results: Iterable[Unreadable]) -> None:
-        """Name the new ones in the log.
+        """Log the new ones.
 
         Raises:
             DataError: There are more than the limit.
@@ -52,19 +52,19 @@ class UnreadableFiles:
         for file, reason in results:
             if file not in self.files:
                 self.files[file] = reason
-                logger.warning("%s: cannot be read and is left out: %s", file, reason)
+                logger.warning("%s: cannot be read and is skipped: %s", file, reason)
         if len(self.files) > self.limit:
             some = [f"  {file}: {reason}" for file, reason in list(self.files.items())[:_NAMED]]
             more = [f"  and {len(self.files) - _NAMED} more"] if len(self.files) > _NAMED else []
             raise DataError(
-                f"data: found {len(self.files)} files that cannot be read, expected {self.limit} at most. "
+                f"data: found {len(self.files)} files that cannot be read, expected at most {self.limit}. "
                 "Remove or replace them, or raise data.unreadable_limit.\n" + "\n".join(some + more)
             )
 
 
 @contextmanager
 def whole_images_only() -> Iterator[None]:
-    """Within the block PIL raises for a truncated image, whatever it was told before, instead of filling it up."""
+    """Within the block, PIL raises an error for truncated images instead of padding them, whatever its settings."""
     before = ImageFile.LOAD_TRUNCATED_IMAGES
     ImageFile.LOAD_TRUNCATED_IMAGES = False
     try:
@@ -74,11 +74,11 @@ def whole_images_only() -> Iterator[None]:
 
 
 def file_of(dataset: Any, index: int, part: str) -> str:
-    """The path of a sample, where the data set tells it, and else its number within ``part``."""
+    """The path of a sample if the data set provides it, otherwise its index within ``part``."""
     at = index
     while isinstance(dataset, Subset):
         dataset, at = dataset.dataset, dataset.indices[at]
-    # As torchvision's data sets keep them; the first of a pair where the class stands beside.
+    # The attributes of torchvision's data sets; the path is first in pairs with the class.
     for attribute in ("samples", "_samples", "_image_files", "images", "_images"):
         listed = getattr(dataset, attribute, None)
         if isinstance(listed, list) and at < len(listed):

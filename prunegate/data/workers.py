@@ -19,9 +19,9 @@ from prunegate.own_code import importable_from_here
 
 logger = logging.getLogger(__name__)
 
-_DEATHS = 3  # at one batch; then it is no accident
-# Of torch's RuntimeErrors: the second where the thread that pins batches meets what a dead worker has left half done.
-# Those of samples start otherwise.
+_DEATHS = 3  # at the same batch before the run stops
+# Starts of torch's RuntimeErrors for dead workers. The second is raised if the pinning thread gets incomplete data from
+# a dead worker. Errors of samples start differently.
 _PREFIXES = ("DataLoader worker (pid", "Pin memory thread exited")
 
 
@@ -31,9 +31,9 @@ class Order:
 
     Attributes:
         positions: All positions in their order, (n,).
-        size: Of a whole batch.
+        size: Size of a whole batch.
         numbers: Which batches.
-        part: What this process takes of each.
+        part: The part of each that this process takes.
     """
 
     positions: torch.Tensor
@@ -56,14 +56,14 @@ class Order:
 def loaded(samples: Samples, order: Order, workers: int, pinned: bool = False) -> Iterator[Collated]:
     """The batches of ``order``.
 
-    A worker that dies, mostly because the system is out of memory and kills it, costs time and nothing else: batches
-    depend on their position alone, so new workers go on where the old ones were.
+    A dead worker, mostly killed because the system is out of memory, only costs time: batches depend only on their
+    position, so new workers continue at the same batch.
 
     Args:
-        pinned: Batches are put where CUDA copies them from while the program goes on; by a thread beside the workers.
+        pinned: Batches are pinned for asynchronous copies to CUDA, by an additional thread.
 
     Raises:
-        DataError: Workers die at one batch again and again, or a sample is none.
+        DataError: Workers keep dying at one batch, or a sample is invalid.
     """
     position = deaths = 0
     batches: Iterator[Collated] | None = None
@@ -78,13 +78,13 @@ def loaded(samples: Samples, order: Order, workers: int, pinned: bool = False) -
                 raise
             reason = str(error)
         except (OSError, EOFError) as error:
-            # A worker that dies while a batch is fetched from it. Samples raise none of these: see `Part.read`.
+            # A worker died while a batch was fetched. Samples raise none of these errors: see `Part.read`.
             if not workers:
                 raise
             reason = f"{type(error).__name__}: {error}"
         if reason:
             deaths += 1
-            batches = None  # first, so that the other old workers leave before new ones come
+            batches = None  # first, so that the other old workers end before new ones start
             _note_death(reason, deaths, workers)
             continue
         if result is None:
@@ -97,23 +97,23 @@ def loaded(samples: Samples, order: Order, workers: int, pinned: bool = False) -
 def _note_death(reason: str, deaths: int, workers: int) -> None:
     if deaths == _DEATHS:
         raise DataError(
-            f"data.workers: found {deaths} dead workers at one and the same batch, expected them to live: {reason} "
-            f"The likely cause is memory. Lower data.workers, found {workers}, or data.batch_size; with "
-            "data.workers=0 images are read in the process itself."
+            f"data.workers: {deaths} workers died at the same batch: {reason} The likely cause is a lack of memory. "
+            f"Lower data.workers, found {workers}, or data.batch_size; with data.workers=0 images are read in the "
+            "process itself."
         )
-    logger.warning("a data worker died; new ones go on at the same batch: %s", reason)
+    logger.warning("a data worker died; new ones continue at the same batch: %s", reason)
 
 
 def _started(samples: Samples, order: Order, workers: int, pinned: bool) -> Iterator[Collated]:
-    # Not timm's `create_loader`: it makes its own sampler and has no argument for another, so neither the order nor
-    # the position to start from could be chosen, and its workers seed themselves by their number, not by sample.
+    # Not timm's `create_loader`, which creates its own sampler without an argument for another, so neither the order
+    # nor the start could be chosen, and whose workers are seeded by their index, not by sample.
     loader: DataLoader[Any] = DataLoader(
         samples,
         batch_sampler=order,
         num_workers=min(workers, len(order)),
         collate_fn=collated,
         pin_memory=pinned,
-        generator=torch.Generator(),  # else it draws a number from torch's global state
+        generator=torch.Generator(),  # otherwise it draws a number from torch's global state
     )
     with _no_signal_handler(), importable_from_here():
         return iter(loader)
@@ -121,13 +121,13 @@ def _started(samples: Samples, order: Order, workers: int, pinned: bool) -> Iter
 
 @contextmanager
 def _no_signal_handler() -> Iterator[None]:
-    """Take away the handler that torch sets when the first workers of a process start.
+    """Remove the signal handler that torch installs when the first workers of a process start.
 
-    It hears of a dead worker and raises wherever the program happens to be: in the midst of a training step, where
-    nobody could go on. Without it torch looks after its workers every five seconds while it waits for a batch.
+    It raises an error for a dead worker at any point of the program, such as within a training step, which could not be
+    continued. Without it, torch checks its workers every five seconds while it waits for a batch.
     """
     if not hasattr(signal, "SIGCHLD") or threading.current_thread() is not threading.main_thread():
-        yield  # then torch sets none either
+        yield  # torch installs none either in this case
         return
     before = signal.getsignal(signal.SIGCHLD)
     try:

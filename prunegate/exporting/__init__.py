@@ -1,4 +1,4 @@
-"""Compact models in other formats: each is run, and compared with the model, before anybody gets it."""
+"""Compact models in other formats; each export is run and compared with the model before it is written."""
 
 from __future__ import annotations
 

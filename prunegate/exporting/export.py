@@ -1,4 +1,4 @@
-"""`export_model`: write a model as ONNX or as an exported program, and make sure that it computes the same."""
+"""`export_model`: write a model as ONNX or as an exported program, and check that it computes the same."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ from prunegate.modes import eval_mode
 
 logger = logging.getLogger(__name__)
 
-# Largest relative difference, max|exported − model| / max|model|, at which a file is handed out.
+# Largest relative difference, max|exported − model| / max|model|, at which a file is written.
 TOLERANCE = 1e-4
 FORMATS: Mapping[str, Target] = {"onnx": onnx.TARGET, "pt2": pt2.TARGET}
 
 
 @dataclass(frozen=True)
 class Exported:
-    """An exported file and how close it is.
+    """An exported file and its measured difference.
 
     Attributes:
         max_rel: Largest difference over all outputs and inputs, relative to the largest output.
-        batches: Batch sizes it was run with.
+        batches: Batch sizes that it was run with.
     """
 
     path: Path
@@ -56,27 +56,27 @@ def export_model(
     """Write ``model``, in eval mode, as a file of another format.
 
     The file is run on noise of the inputs' form and compared with the model; with a dynamic batch also on another
-    number of samples. It appears whole and verified, or not at all.
+    number of samples. It is written only after this check, atomically.
 
     Args:
-        inputs: What the model is called with; the leading size of the first tensor is the batch size.
+        inputs: The model's inputs; the leading size of the first tensor is the batch size.
         format: ``"onnx"`` or ``"pt2"`` (`torch.export`).
-        dynamic_batch: Let the file take any number of samples.
-        opset: ONNX operator set version; by default the one torch recommends.
-        metadata: Texts to keep in the file by name: ONNX's ``metadata_props``, of exported programs the extra file
-            ``prunegate.json``.
+        dynamic_batch: Export with a dynamic batch size.
+        opset: ONNX operator set version; by default the one that torch recommends.
+        metadata: Strings to store in the file by name: in ONNX's ``metadata_props``, or in the extra file
+            ``prunegate.json`` of exported programs.
 
     Raises:
-        ExportError: A package is missing, the model cannot be exported, or the file computes something else.
+        ExportError: A package is missing, the model cannot be exported, or the file's outputs differ.
     """
     if format not in FORMATS:
         raise ExportError(f"format: found {format!r}, expected one of {', '.join(FORMATS)}.")
     if opset is not None and format != "onnx":
-        raise ExportError(f"opset: found {opset} for the format {format}, which has none. Leave it out.")
+        raise ExportError(f"opset: found {opset} for the format {format}, which has no opset. Leave it out.")
     target = FORMATS[format]
     target.require()
     if dynamic_batch and inputs.batch_size() == 1:
-        inputs = inputs.doubled()  # with one sample an exporter takes the batch for a constant
+        inputs = inputs.doubled()  # with one sample, exporters treat the batch size as a constant
     with eval_mode(model), _quietly(), torch.no_grad(), replacing(path) as temporary:
         _write(target, model, inputs, temporary, dynamic_batch, opset, metadata or {})
         cases = [inputs, _more_samples(inputs)] if dynamic_batch else [inputs]
@@ -95,16 +95,16 @@ def _write(
 ) -> None:
     try:
         target.write(copy_with(model), inputs, _dynamic_sizes(inputs) if dynamic_batch else None, path, opset, metadata)
-    except Exception as error:  # exporters meet the model's own code, and may raise anything
+    except Exception as error:  # exporters run the model's own code, and may raise anything
         what_to_do = (
-            "Its code may fix the number of samples: say dynamic_batch=False (--fixed-batch). "
+            "Its code may fix the number of samples: pass dynamic_batch=False (--fixed-batch). "
             if dynamic_batch
-            else "Its code may depend on values, which no static format can hold. "
+            else "Its code may depend on values, which static formats cannot represent. "
         )
         short = " ".join(str(error).split())[:500]
         raise ExportError(
             f"{path.suffix.lstrip('.')}: the model cannot be exported: {type(error).__name__}: {short}. {what_to_do}"
-            "Whether the dense model can be exported tells if it is the model's own doing."
+            "Export the dense model to find out whether the model itself is the cause."
         ) from error
 
 
@@ -118,7 +118,7 @@ def _difference(target: Target, model: nn.Module, cases: Sequence[ExampleInputs]
             short = " ".join(str(error).split())[:500]
             raise ExportError(
                 f"the exported model does not run with {case.batch_size()} samples: {type(error).__name__}: {short}. "
-                "Nothing was written. If it runs with as many as it was exported with, say dynamic_batch=False "
+                "Nothing was written. If it runs with as many as it was exported with, pass dynamic_batch=False "
                 "(--fixed-batch)."
             ) from error
         worst = max(worst, _relative(expected, actual))
@@ -135,7 +135,7 @@ def _relative(expected: Sequence[torch.Tensor], actual: Sequence[torch.Tensor]) 
 
 
 def _dynamic_sizes(inputs: ExampleInputs) -> Any:
-    """For `torch.export`: the batch dimension of every tensor that has the batch size there."""
+    """For `torch.export`: the dynamic batch dimension of every tensor that has one."""
     size = inputs.batch_size()
     batch = torch.export.Dim("batch", min=1)
 
@@ -147,14 +147,14 @@ def _dynamic_sizes(inputs: ExampleInputs) -> Any:
 
 
 def _more_samples(inputs: ExampleInputs) -> ExampleInputs:
-    """One sample more: the first again."""
+    """The inputs with one more sample, a repetition of the first."""
     size = inputs.batch_size()
     return inputs.map(lambda t: torch.cat([t, t[:1]]) if t.dim() > 0 and t.shape[0] == size else t)
 
 
 @contextlib.contextmanager
 def _quietly() -> Iterator[None]:
-    """Without what exporters say about themselves."""
+    """Suppress the exporters' own messages."""
     noisy = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir", "torch.export")]
     levels = [(each, each.level) for each in noisy]
     try:

@@ -31,7 +31,7 @@ def _run(path: Path, inputs: ExampleInputs) -> list[torch.Tensor]:
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     names = [entry.name for entry in session.get_inputs()]
     tensors = inputs.tensors()
-    # They come in the order of the arguments; where the model ignores some, those left are called by name.
+    # Inputs are in the order of the arguments; if the model ignores some, the others are passed by name.
     by_name = dict(zip(names, tensors, strict=True)) if len(names) == len(tensors) else inputs.kwargs
     by_name = {name: by_name[name] for name in names}
     result = session.run(None, {name: tensor.detach().cpu().numpy() for name, tensor in by_name.items()})

@@ -15,7 +15,7 @@ from prunegate.compaction import outputs_of
 from prunegate.exporting.target import Target
 from prunegate.groups import ExampleInputs
 
-# The extra file of an exported program that holds the texts kept with it.
+# The extra file of an exported program with its metadata.
 METADATA = "prunegate.json"
 
 

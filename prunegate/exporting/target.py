@@ -1,4 +1,4 @@
-"""What every format has to say of itself."""
+"""The description of an export format."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ class Target:
     """One format.
 
     Attributes:
-        name: Of the format, which is its file's suffix too.
-        packages: What has to be installed.
-        write: Writes a model: (model, inputs, dynamic sizes of args and kwargs or None, path, opset or None, texts to
-            keep in the file by name).
-        run: Runs the file on inputs, and gives all output tensors in order.
+        name: The format's name, which is also its file suffix.
+        packages: The required packages.
+        write: Writes a model: (model, inputs, dynamic sizes of args and kwargs or None, path, opset or None, metadata
+            by name).
+        run: Runs the file on inputs, and returns all output tensors in order.
     """
 
     name: str
@@ -33,10 +33,10 @@ class Target:
     run: Callable[[Path, ExampleInputs], list[torch.Tensor]]
 
     def require(self) -> None:
-        """Make sure that the packages are there.
+        """Check that the packages are installed.
 
         Raises:
-            ExportError: One is missing.
+            ExportError: A package is missing.
         """
         missing = [package for package in self.packages if importlib.util.find_spec(package) is None]
         if missing:

@@ -1,4 +1,4 @@
-"""Learnable gates: logits, hard masks drawn with logistic noise, and where they are applied."""
+"""Learnable gates: logits, hard masks drawn with logistic noise, and the sites where they are applied."""
 
 from __future__ import annotations
 

@@ -1,10 +1,10 @@
-"""Running a model with other tensors in the place of some of its own, for one call.
+"""Running a model with some of its tensors replaced for one call.
 
-The modules on the way to such a tensor are stood in for by *twins* that are made for the call. A twin shares all of
-its module's state but has the tensors, and the twins of its children, in place of the module's. Whatever the model's
-code keeps for later, such as a function that checkpointing will run again in the backward pass, keeps the twins and so
-the tensors of its own call; other calls, in other threads or before the same backward pass, have twins of their own.
-The model itself is not touched.
+The modules that lead to such a tensor are replaced by *twins*, which are created for the call. A twin shares its
+module's state, except for the replaced tensors and the twins of its children. Anything that the model's code keeps for
+later, such as a function that checkpointing will rerun in the backward pass, refers to the twins and thus to the
+tensors of its own call. Other calls, in other threads or before the same backward pass, have their own twins. The model
+itself is not modified.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from torch import nn
 from prunegate.groups.torch_workarounds.rebinding import Rebinding, refers_to
 
 _SLOT = "_prunegate_bound"
-# How torch's layers use their weight, when it is given to them.
+# How torch's layers use a given weight.
 _USES: dict[Any, Callable[[Any, torch.Tensor, torch.Tensor], torch.Tensor]] = {
     nn.Linear.forward: lambda layer, x, weight: F.linear(x, weight, layer.bias),
     **{
@@ -33,10 +33,10 @@ _USES: dict[Any, Callable[[Any, torch.Tensor, torch.Tensor], torch.Tensor]] = {
 
 
 class Narrow:
-    """A tensor in the precision that autocast computes in; in its own for whoever asks for it otherwise.
+    """A tensor in autocast's precision, which is also available in its own.
 
     Attributes:
-        tensor: The narrow one.
+        tensor: The tensor in autocast's precision.
     """
 
     def __init__(self, tensor: torch.Tensor, whole: Callable[[], torch.Tensor]) -> None:
@@ -51,24 +51,24 @@ class Narrow:
 
     @property
     def fits(self) -> bool:
-        """Whether autocast would compute in the narrow one's precision now."""
+        """Whether autocast would currently compute in the precision of `tensor`."""
         kind = self.tensor.device.type
         return torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind) is self.tensor.dtype
 
 
 def casts_its_weight(module: nn.Module) -> bool:
-    """Whether all that a module's forward does with its weight is what autocast narrows."""
+    """Whether the module's forward uses its weight only in operations that autocast casts."""
     return type(module).forward in _USES
 
 
 @dataclass
 class _Node:
-    """A module that gets a twin: which of its attributes are replaced, and by what.
+    """A module that gets a twin, and the attributes that are replaced.
 
     Attributes:
-        tensors: Names of parameters and buffers, with the numbers of the tensors that replace them.
+        tensors: Names of parameters and buffers, with the indices of the tensors that replace them.
         children: Names of the child modules that get twins.
-        attributes: Names of other attributes in which modules are found that get twins.
+        attributes: Names of other attributes that contain modules with twins.
     """
 
     tensors: dict[str, int] = field(default_factory=dict)
@@ -80,8 +80,8 @@ class Binding:
     """Which parameters and buffers of a model are replaced in each call.
 
     Args:
-        model: Only its structure is looked at; it is not kept.
-        names: For each tensor that `run` will be given the names under which the model holds what it replaces.
+        model: Only its structure is read; no reference is kept.
+        names: For each tensor passed to `run`, the names of the parameters and buffers that it replaces.
     """
 
     def __init__(self, model: nn.Module, names: Sequence[Sequence[str]]) -> None:
@@ -94,8 +94,8 @@ class Binding:
         self._root = _plan(model, wanted)
 
     def run(self, model: nn.Module, tensors: Sequence[torch.Tensor | Narrow], args: Any, kwargs: Any) -> Any:
-        """``model(*args, **kwargs)`` with the tensors in place of its own."""
-        if torch.compiler.is_compiling():  # which follows a call once, and cannot make modules meanwhile
+        """Run ``model(*args, **kwargs)`` with the given tensors instead of its own."""
+        if torch.compiler.is_compiling():  # the compiler traces a call once, and cannot create modules meanwhile
             named = {name: _whole(tensor) for some, tensor in zip(self._names, tensors, strict=True) for name in some}
             return torch.func.functional_call(model, named, args, kwargs)
         return self.twin(model, tensors)(*args, **kwargs)
@@ -132,7 +132,7 @@ class Binding:
                     path, _, attribute = name.rpartition(".")
                     twins[id(vars(model.get_submodule(path))["_parameters"].get(attribute))] = tensor
             twins.pop(id(None), None)
-        rebound = Rebinding(twins)  # what several attributes share, their twins share too
+        rebound = Rebinding(twins)  # objects shared by several attributes are shared by their twins too
         for module, node in holders:
             bound = getattr(twins[id(module)], _SLOT)
             for name in node.attributes:
@@ -141,7 +141,7 @@ class Binding:
 
 
 def _plan(model: nn.Module, wanted: Mapping[int, dict[str, int]]) -> _Node:
-    """The modules that get twins: those that hold tensors to replace, and those that reach one that does."""
+    """The modules that get twins: those with tensors to replace, and those that contain such a module."""
     modules = list(model.modules())
     needed = {id(model), *wanted}
     needed |= {id(m._parameters.get(name)) for m in modules for name in wanted.get(id(m), ())} - {id(None)}
@@ -185,7 +185,7 @@ def _whole(value: Any) -> Any:
 
 @lru_cache(maxsize=4096)
 def _twin_class(cls: Any, attributes: tuple[str, ...]) -> type[nn.Module]:
-    """A class whose instances look up what is bound before what their modules hold."""
+    """A class whose instances look up replaced attributes before those of their modules."""
 
     def find(self: Any, name: str) -> Any:
         bound = _slot(self)
@@ -218,7 +218,7 @@ def _twin_class(cls: Any, attributes: tuple[str, ...]) -> type[nn.Module]:
         return twin
 
     def copied_deeply(self: Any, memo: dict[int, Any]) -> Any:
-        """A module of its own with the tensors of this call."""
+        """An independent module with the tensors of this call."""
         own = memo[id(self)] = object.__new__(cls)
         kept = {"_parameters", "_modules"}
         state = {name: copy.deepcopy(value, memo) for name, value in self.__dict__.items() if name not in kept}
@@ -240,7 +240,7 @@ def _twin_class(cls: Any, attributes: tuple[str, ...]) -> type[nn.Module]:
         "_parameters": held("_parameters"),
         "_modules": held("_modules"),
         "_compiled_call_impl": None,  # compiled with the module's own tensors
-        "__class__": property(lambda self: cls),  # so that slices of lists, say, are of the module's own class
+        "__class__": property(lambda self: cls),  # so that, for example, slices of module lists have the original class
         "__copy__": copied,
         "__deepcopy__": copied_deeply,
         "get_parameter": bound,

@@ -1,8 +1,8 @@
-"""Gate sites that are no weights: function calls of the model that must leave units out.
+"""Gate sites that are function calls of the model instead of weights.
 
-A module with such calls gets a class of its own whose forward runs the module's forward under a mode that knows
-calls as tracing did, and swaps the marked ones for their masked form. The masks themselves are buffers of the module
-that are empty but for the time of a call (`prunegate.gates.binding`).
+A module with such calls gets its own class, whose forward runs the module's forward under a mode that identifies calls
+as tracing did, and replaces the marked ones by their masked form. The masks are buffers of the module that are empty
+except during a call (`prunegate.gates.binding`).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from prunegate.groups.following.code_places import CodePlace, place_in_code
 from prunegate.groups.following.maskable import MASKABLE
 from prunegate.groups.torch_workarounds.copies import COPIED_BY_ATTRIBUTES
 
-# `prunegate.groups.function_name`, as far as it matters here, in a form that compilers follow.
+# `prunegate.groups.function_name`, as far as needed here, in a form that compilers can trace.
 _OPERATORS = {f"__{name}__": name for name in MASKABLE}
 _CALLS, _MASK = "_prunegate_calls", "_prunegate_mask_"
 
@@ -37,13 +37,13 @@ class Marked(NamedTuple):
 
 
 class MaskCalls(RunningMode):
-    """Masks the calls of functions that are marked, while a module's forward runs.
+    """Masks the marked function calls while a module's forward runs.
 
-    They are known by where they stand in the code, or by how many of the function's calls came before: where all calls
-    at that place are not alike, and under a compiler, which cannot tell the place.
+    Calls are identified by their position in the code. If the calls at a position differ, or under a compiler, which
+    does not know the position, they are identified by the number of earlier calls of the function.
 
     Args:
-        masks: For each of the calls its mask, which broadcasts over the argument.
+        masks: For each call its mask, which broadcasts over the argument.
         counts: How often each function has been called so far.
     """
 
@@ -62,16 +62,16 @@ class MaskCalls(RunningMode):
         self.count(name)
         masks = self._masks_of(name, func) if name in self._marked else {}
         if not masks:
-            return func(*args, **(kwargs or {}))  # the modes of outer modules count it as it passes them
+            return func(*args, **(kwargs or {}))  # the modes of outer modules count it when it reaches them
         for mode in running_modes():
             if mode is not self:
                 mode.count(name)
-        # What a masked form calls itself is not the model's.
+        # Calls inside a masked form are not the model's.
         with torch._C.DisableTorchFunction():
             return call_masked(name, func, args, kwargs or {}, masks)
 
     def _masks_of(self, name: str, func: Callable[..., Any]) -> dict[int, torch.Tensor]:
-        """Masks of the present call of a function, by number of the argument."""
+        """Masks of the current call of a function, by index of the argument."""
         results: dict[int, torch.Tensor] = {}
         code = None
         for call, mask in self._marked[name]:
@@ -87,19 +87,19 @@ class MaskCalls(RunningMode):
         return results
 
     def count(self, name: str) -> None:
-        """Note one more call of a function."""
+        """Count a call of a function."""
         self.counts[name] = self.counts.get(name, 0) + 1
 
     def again(self) -> MaskCalls:
-        """A mode that goes on from where this one is now."""
+        """A mode that continues from the current position of this one."""
         return MaskCalls(self.calls, self.masks, self.counts)
 
 
 def install_call_sites(model: nn.Module, calls: Sequence[MaskedCall]) -> list[tuple[str, MaskedCall]]:
-    """Make the modules of ``model`` that issue masked calls heed masks.
+    """Make the modules of ``model`` with masked calls apply their masks.
 
     Returns:
-        For each call the name of the buffer that holds its mask, in the shape of the call's units, while it runs.
+        For each call, the name of the buffer that holds its mask while it runs, in the shape of the call's units.
     """
     by_module: dict[str, list[MaskedCall]] = {}
     for call in calls:
@@ -119,7 +119,7 @@ def install_call_sites(model: nn.Module, calls: Sequence[MaskedCall]) -> list[tu
 
 
 def remove_call_sites(model: nn.Module) -> None:
-    """Give every module its own class and forward back."""
+    """Restore the class and forward of every module."""
     for module in model.modules():
         calls = vars(module).pop(_CALLS, None)
         if calls is not None:
@@ -139,7 +139,7 @@ def _masking_class(cls: Any) -> type[nn.Module]:
             return cls.forward(self, *args, **kwargs)
 
     def reduce(self: Any, protocol: int) -> Any:
-        # As its own class would, which pickle finds by name; this one is made again.
+        # Like its original class, which pickle finds by name; this class is created again on loading.
         made, arguments, *state = cls.__reduce_ex__(self, protocol)
         return _unpickled, (cls, made, tuple(cls if a is type(self) else a for a in arguments)), *state
 

@@ -1,7 +1,7 @@
-"""Tensors that never change: made from arrays where they are needed, and no buffers of any module.
+"""Constant tensors, created from arrays on demand instead of being buffers.
 
-What copies, averages, empties or loads a model's buffers would do so with index tables too, and masks would land on
-other channels.
+Code that copies, averages, empties or loads buffers would do the same to index tables, and masks would be applied to
+the wrong channels.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ import torch
 
 
 class Constants:
-    """Arrays by name, as tensors on whatever device they are asked for."""
+    """Arrays by name, as tensors on any device."""
 
     def __init__(self, **arrays: npt.NDArray[Any]) -> None:
         self._arrays = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
         self._tensors: dict[torch.device, dict[str, torch.Tensor]] = {}
 
     def at(self, device: torch.device) -> dict[str, torch.Tensor]:
-        """All of them on a device; made there the first time."""
+        """All of them on a device, created at the first call."""
         results = self._tensors.get(device)
         if results is None:
             with torch.inference_mode(False):

@@ -1,4 +1,4 @@
-"""A drawn mask as autograd sees it: its gradient, and which units have one."""
+"""A drawn mask in autograd: its gradient, and a record of the units that have one."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import torch
 
 
 class Reached:
-    """Which units have had a gradient from the loss: its sum over all passes, on the device.
+    """Which units have had a gradient from the loss: the sum over all passes, on the device.
 
     Attributes:
-        passes: Backward passes that have come to the mask.
+        passes: Backward passes that have reached the mask.
     """
 
     def __init__(self, units: int) -> None:
@@ -20,15 +20,15 @@ class Reached:
 
     def add(self, gradient: torch.Tensor) -> None:
         self.passes += 1
-        # One operation: sums of many steps do not cancel to zero in all units of a group.
+        # A plain sum takes one operation; over many steps it does not cancel to zero in all units of a group.
         self.units = self.units.to(gradient.device).add_(gradient)
 
 
 class Drawn(torch.autograd.Function):
-    """A draw whose backward pass can be run again and again.
+    """A draw whose backward pass can run several times.
 
-    Checkpointing with recomputation in the backward pass (``use_reentrant=True``) goes back to the logits once for
-    each part of the model, and autograd frees what ordinary operations have saved the first time.
+    Checkpointing with recomputation in the backward pass (``use_reentrant=True``) reaches the logits once for each part
+    of the model, and autograd frees the saved tensors of ordinary operations after the first time.
     """
 
     @staticmethod

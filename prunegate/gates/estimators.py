@@ -1,14 +1,14 @@
 """Estimators: how a hard mask is drawn, and with which gradient.
 
 All share one interface. They take the logits (log-odds of keeping), shape (units,), the temperature tau and a
-generator, and give a mask of exactly 0.0 and 1.0 in float32 or wider whose gradient reaches the logits. All but
-`sigmoid_straight_through` draw from the same distribution, a unit staying with probability sigmoid(logit), so
-expected costs, hardening and `compact` know nothing of the choice. Gradients differ in bias and variance:
+generator, and return a mask of exactly 0.0 and 1.0 in float32 or wider, with a gradient to the logits. All except
+`sigmoid_straight_through` draw from the same distribution, in which a unit is kept with probability sigmoid(logit), so
+expected costs, hardening and `compact` do not depend on the choice. Gradients differ in bias and variance:
 ``tools/bench/gradients.py`` measures both against the exact gradient.
 
 With classes *keep* and *drop*, logits l₁ and l₀ and Gumbel noise g₁ and g₀, the relaxed weight of *keep* is
 softmax((l + g) / tau)₁ = sigmoid((l₁ − l₀ + g₁ − g₀) / tau). The difference of two Gumbel draws is logistic, so
-one logit l = l₁ − l₀ and one draw log u − log(1 − u) say the same.
+one logit l = l₁ − l₀ and one draw log u − log(1 − u) are equivalent.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from prunegate.gates.relaxation import (
     widened,
 )
 
-# A number, or 0-d on the logits' device, so that a schedule changes it without a new compilation.
+# A number, or 0-d on the logits' device, so that a schedule can change it without recompilation.
 Tau: TypeAlias = "float | torch.Tensor"
 # (logits, tau, generator) → mask
 Estimator: TypeAlias = Callable[[torch.Tensor, Tau, Source], torch.Tensor]
 
-# Gumbel-Rao averages over so many draws that agree with the mask.
+# Number of draws, all consistent with the mask, that Gumbel-Rao averages over.
 RAO_SAMPLES = 16
 # How far the hard concrete is stretched beyond 0 and 1 (γ = −0.1 and ζ = 1.1 in the paper).
 _STRETCH = 0.1
@@ -50,7 +50,7 @@ def gumbel_straight_through(logits: torch.Tensor, tau: Tau, generator: Source) -
 
 
 def bernoulli_straight_through(logits: torch.Tensor, tau: Tau, generator: Source) -> torch.Tensor:
-    """A Bernoulli draw with the gradient of its mean, ``sigmoid(logits)``; tau plays no part.
+    """A Bernoulli draw with the gradient of its mean, ``sigmoid(logits)``; tau is not used.
 
     Reference: Bengio, Léonard and Courville, 2013, arXiv:1308.3432, section 4.
     """
@@ -78,7 +78,7 @@ def reinmax(logits: torch.Tensor, tau: Tau, generator: Source) -> torch.Tensor:
 def gumbel_rao(logits: torch.Tensor, tau: Tau, generator: Source) -> torch.Tensor:
     """A draw with the mean gradient of `RAO_SAMPLES` relaxed draws that would have given the same mask.
 
-    The mean of the straight-through gradient stays, its variance falls.
+    The mean of the straight-through gradient is unchanged, its variance is lower.
 
     Reference: Paulus, Maddison and Krause, "Rao-Blackwellizing the Straight-Through Gumbel-Softmax Gradient
     Estimator", 2021, arXiv:2010.04838, equation 9.
@@ -88,7 +88,7 @@ def gumbel_rao(logits: torch.Tensor, tau: Tau, generator: Source) -> torch.Tenso
     hard = _hard(wide + logistic_noise(count, generator, logits.device))
     uniform = uniform_noise(RAO_SAMPLES, count, source=generator, device=logits.device)
     with torch.no_grad():
-        # The part of the uniform draw's range that gives this mask: above sigmoid(−l) for kept units.
+        # The range of the uniform draw that leads to this mask: above sigmoid(−l) for kept units.
         drop = torch.sigmoid(-wide)
         inside = torch.where(hard > 0, drop + uniform * (1.0 - drop), uniform * drop)
         noise = logistic_quantile(inside)
@@ -96,10 +96,10 @@ def gumbel_rao(logits: torch.Tensor, tau: Tau, generator: Source) -> torch.Tenso
 
 
 def hard_concrete(logits: torch.Tensor, tau: Tau, generator: Source) -> torch.Tensor:
-    """A Gumbel draw with the gradient of the stretched and clipped one: none where it is saturated.
+    """A Gumbel draw with the gradient of the stretched and clipped draw, which is zero where it is saturated.
 
-    The original trains with values between 0 and 1, which no slicing can honour; here the value is the hard one
-    (the stretch is symmetric, so they agree on which side of one half a draw lies), and hardening loses nothing.
+    The original trains with values between 0 and 1, which slicing cannot reproduce. Here the mask is hard (the stretch
+    is symmetric, so both agree on which side of one half a draw lies), and hardening loses nothing.
 
     Reference: Louizos, Welling and Kingma, 2018, arXiv:1712.01312, equations 10 to 12.
     """
@@ -110,7 +110,7 @@ def hard_concrete(logits: torch.Tensor, tau: Tau, generator: Source) -> torch.Te
 
 
 def sigmoid_straight_through(logits: torch.Tensor, tau: Tau, generator: Source) -> torch.Tensor:
-    """No draw at all: units with a positive logit stay; the gradient is that of ``sigmoid(logits / tau)``."""
+    """Without a draw: units with a positive logit are kept; the gradient is that of ``sigmoid(logits / tau)``."""
     wide = widened(logits)
     return straight_through(_hard(wide), torch.sigmoid(wide / tau))
 
@@ -123,7 +123,7 @@ ESTIMATORS: Mapping[str, Estimator] = {
     "hard_concrete": hard_concrete,
     "sigmoid": sigmoid_straight_through,
 }
-# Those that draw nothing: what is expected of them is what they give.
+# Estimators that draw nothing: their expected mask is their mask.
 DETERMINISTIC = frozenset({"sigmoid"})
 
 
@@ -132,5 +132,5 @@ def _hard(perturbed: torch.Tensor) -> torch.Tensor:
 
 
 def _shifted(logits: torch.Tensor, probability: torch.Tensor) -> torch.Tensor:
-    """The log-odds of ``probability``, which move as the logits do."""
+    """The log-odds of ``probability``, with the gradient of the logits."""
     return (torch.logit(probability, eps=1e-7) - logits).detach() + logits

@@ -1,4 +1,4 @@
-"""All gates of a model: one flat vector of logits, one draw per forward."""
+"""All gates of a model: one flat vector of logits, one draw per forward pass."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from prunegate.gates.operations import are_followed
 from prunegate.gates.replay import Replay
 from prunegate.groups import ChannelGroup
 
-# Logits are kept where the sigmoid still has a slope: at ±4.6 a unit is kept with probability 0.99 or 0.01.
+# Logits are clamped to where the sigmoid still has a slope: at ±4.6 a unit is kept with probability 0.99 or 0.01.
 LOGIT_LIMIT = 4.6
 
 
@@ -43,16 +43,16 @@ class Gate:
 class Gates(nn.Module):
     """The learnable gates of all channel groups.
 
-    All that a draw depends on is a tensor on the gates' device, so that drawing never waits for the device, and a
-    `state_dict` has the same keys at every time.
+    Everything that a draw depends on is a tensor on the gates' device, so drawing never synchronises, and the keys of
+    the `state_dict` never change.
 
     Attributes:
         logits: Log-odds of keeping, shape (units of the whole model,).
-        generator: Source of the noise: a seed and a count of steps.
-        dropped: Above 0 for units that fixed masks leave out, shape (units,). A number and not a truth value, like the
-            next two, as those who average models average their buffers: what was set once stays above 0.
-        is_fixed: Above 0 if fixed masks are used in place of draws, 0-d.
-        closed: Above 0 for units that are out for good, shape (units,).
+        generator: Source of the noise: a seed and a step count.
+        dropped: Above 0 for units that fixed masks drop, shape (units,). Like the next two, a number instead of a bool,
+            as model averaging also averages buffers, and the average of set values stays above 0.
+        is_fixed: Above 0 if fixed masks are used instead of draws, 0-d.
+        closed: Above 0 for units that are closed for good, shape (units,).
     """
 
     def __init__(self, groups: Sequence[ChannelGroup], keep_probability: float = 0.95, seed: int = 0) -> None:
@@ -91,7 +91,7 @@ class Gates(nn.Module):
 
     @property
     def estimator(self) -> str:
-        """How masks are drawn and with which gradient: a key of `ESTIMATORS`."""
+        """The gradient estimator that masks are drawn with: a key of `ESTIMATORS`."""
         return self._estimator
 
     @estimator.setter
@@ -125,7 +125,7 @@ class Gates(nn.Module):
         """Probability of keeping each unit, shape (units,), differentiable; 0 or 1 under fixed masks.
 
         Args:
-            logits: In place of the present ones.
+            logits: Used instead of the current ones.
         """
         logits = self.logits if logits is None else logits
         if self._estimator in DETERMINISTIC:
@@ -138,20 +138,20 @@ class Gates(nn.Module):
     def draw(self) -> torch.Tensor:
         """One mask for the whole model, shape (units,), float32, exactly 0.0 or 1.0.
 
-        Fixed masks come first. In eval mode it is the deterministic hard mask, in training mode a
-        sample whose gradient is that of the soft mask at the present tau; that of fixed masks is zero.
-        Each draw in training mode takes the noise of the next step.
+        Fixed masks take precedence; their gradient is zero. Otherwise it is the deterministic hard mask in eval mode,
+        and in training mode a sample with the gradient of the soft mask at the current tau. Each draw in training mode
+        uses the noise of the next step.
         """
         if not self.training:
             return self.hard_mask().float()
         if torch.compiler.is_compiling() or (
             not self.are_fixed and (are_followed() or torch.is_inference_mode_enabled())
         ):
-            # The gradient is taken of the operations themselves, if any is.
+            # Any gradient is computed through the operations themselves.
             self.generator.advance()
             return self._sampled(self.logits)
         if self.are_fixed:
-            # Zero and not none: what averages gradients over processes waits for one of every parameter.
+            # Zero instead of None: averaging gradients over processes waits for a gradient of every parameter.
             return self.hard_mask().float() + 0.0 * self.logits.float()
         state = (self.logits, self._tau, self.generator.state, self.dropped, self.is_fixed, self.closed)
         mask, slope = self._replay(self._drawn, state, self._estimator).clone()
@@ -159,9 +159,9 @@ class Gates(nn.Module):
         return drawn
 
     def _drawn(self) -> torch.Tensor:
-        """The mask of the next step, and what the gradient of each of its entries is to be multiplied with.
+        """The mask of the next step, and its derivative by the logits.
 
-        Each entry depends on its own logit alone. Shape (2, units).
+        Each entry depends only on its own logit. Shape (2, units).
         """
         self.generator.advance()
         with torch.enable_grad():
@@ -171,15 +171,15 @@ class Gates(nn.Module):
         return torch.stack([mask.detach(), slope.to(mask.dtype)])
 
     def _sampled(self, logits: torch.Tensor) -> torch.Tensor:
-        """A mask by the noise of the present step, with its gradient."""
+        """A mask from the noise of the current step, with its gradient."""
         mask = ESTIMATORS[self._estimator](logits, self._tau, self.generator).float().masked_fill(self.closed > 0, 0.0)
-        # One that must stay is 1 whatever was drawn, and still has the draw's gradient.
+        # A unit that must be kept is 1 whatever was drawn, and still has the draw's gradient.
         mask = mask + (1.0 - mask.detach()) * self._always_kept()
         return torch.where(self.is_fixed > 0, (self.dropped <= 0).float(), mask)
 
     @torch.no_grad()
     def sample(self) -> torch.Tensor:
-        """A mask as training would draw it next, bool, shape (units,); the noise is not used up."""
+        """The mask that training would draw next, bool, shape (units,); consumes no noise."""
         training, noise = self.training, self.generator.get_state()
         mask = self.train().draw().bool()
         self.train(training)
@@ -188,14 +188,14 @@ class Gates(nn.Module):
 
     @torch.no_grad()
     def hard_mask(self) -> torch.Tensor:
-        """The present hard mask, bool, shape (units,): fixed, or ``logit > 0`` and each group's highest logit."""
+        """The current hard mask, bool, shape (units,): fixed, or ``logit > 0`` plus each group's highest logit."""
         chosen = ((self.logits > 0) & self.open_units()) | self._always_kept()
         return torch.where(self.is_fixed > 0, self.dropped <= 0, chosen)
 
     @property
     def are_fixed(self) -> bool:
-        """Whether hard masks are used as they stand, so that nothing is drawn and the logits learn nothing."""
-        # Reading waits for the device, so it is read again only when something has been written there.
+        """Whether fixed hard masks are used, so that nothing is drawn and the logits learn nothing."""
+        # Reading synchronises with the device, so it is read again only after a write.
         state = (id(self.is_fixed), self.is_fixed._version)
         if self._looked is None or self._looked[0] != state:
             self._looked = (state, bool(self.is_fixed > 0))
@@ -207,9 +207,9 @@ class Gates(nn.Module):
 
     @torch.no_grad()
     def _always_kept(self) -> torch.Tensor:
-        """The first of each channel group's highest logits: the units that always stay, bool, shape (units,).
+        """The units that are always kept, those with the highest logits of each channel group, bool, shape (units,).
 
-        One of each group, and further ones where its ``least`` asks for them.
+        One per group (the first among equals), or more if its ``least`` requires them.
         """
         constants, count = self._constants.at(self.logits.device), len(self._slices)
         owner, place, least = constants["owner"], constants["place"], constants["least"]
@@ -225,13 +225,13 @@ class Gates(nn.Module):
         return kept
 
     def masks(self) -> dict[str, torch.Tensor]:
-        """The present hard masks by group, bool, each of shape (units,)."""
+        """The current hard masks by group, bool, each of shape (units,)."""
         hard = self.hard_mask()
         return {name: hard[units].clone() for name, units in self._slices.items()}
 
     @torch.no_grad()
     def fix(self, masks: Mapping[str, torch.Tensor]) -> None:
-        """Use these hard masks from now on; groups that are not named keep their present mask.
+        """Use these hard masks from now on; groups that are not named keep their current mask.
 
         Raises:
             MaskError: An unknown group, a wrong shape, numbers other than 0 and 1, or a group left without any unit.
@@ -245,12 +245,12 @@ class Gates(nn.Module):
 
     @torch.no_grad()
     def release(self) -> None:
-        """Go back from fixed masks to drawing them from the logits."""
+        """Draw masks from the logits again instead of using fixed ones."""
         self.is_fixed.zero_()
 
     @contextmanager
     def unchanged_on_error(self) -> Iterator[None]:
-        """A block that fixes masks; if it raises an error, masks are drawn or fixed as they were before it."""
+        """Context for fixing masks; if it raises an error, the previous state of the masks is restored."""
         before = [(tensor, tensor.clone()) for tensor in (self.dropped, self.is_fixed)]
         try:
             yield
@@ -262,43 +262,43 @@ class Gates(nn.Module):
 
     @torch.no_grad()
     def close_removed(self) -> None:
-        """Close for good what the fixed masks leave out, and draw the others from their logits again.
+        """Close the units that the fixed masks drop for good, and draw the others from their logits again.
 
-        Masks that are drawn or hardened from now on are nested in the present ones.
+        Masks that are drawn or hardened from now on are nested in the current ones.
 
         Raises:
             MaskError: No masks are fixed.
         """
         if not self.are_fixed:
             raise MaskError(
-                "close_removed: found no fixed masks, expected hard ones that say what is removed. Call "
+                "close_removed: found masks that are drawn, expected fixed ones, which decide what is removed. Call "
                 "gated.harden(budget) or gated.set_masks(masks) first."
             )
         self.closed.copy_(self.dropped)
         self.release()
 
     def watch_gradients(self) -> None:
-        """Begin to note which units have a gradient from the loss; `end_watch` tells."""
+        """Start recording which units get a gradient from the loss; see `end_watch`."""
         self._reached = Reached(len(self.logits))
 
     @property
     def passes(self) -> int | None:
-        """Backward passes since `watch_gradients`, or None where nothing is noted."""
+        """Backward passes since `watch_gradients`, or None if nothing is recorded."""
         return None if self._reached is None else self._reached.passes
 
     def end_watch(self) -> list[str]:
-        """The channel groups none of whose units has had a gradient; this waits for the device."""
+        """The channel groups none of whose units has had a gradient; this synchronises with the device."""
         units = torch.ones(len(self.logits)) if self._reached is None else self._reached.units.cpu()
         self._reached = None
         return [name for name, place in self._slices.items() if not bool(units[place].any())]
 
     def get_extra_state(self) -> torch.Tensor:
-        """The estimator as a number, and tau, float64: a `state_dict` is to hold tensors only."""
+        """The estimator as a number, and tau, float64, as a `state_dict` should contain only tensors."""
         return torch.tensor([list(ESTIMATORS).index(self._estimator), self._tau_set], dtype=torch.float64)
 
     def set_extra_state(self, state: torch.Tensor) -> None:
         self._estimator = list(ESTIMATORS)[int(state[0])]
-        if self._tau.device != self.logits.device:  # what was loaded took the place of what was there
+        if self._tau.device != self.logits.device:  # loading has replaced the tensor
             self._tau = torch.ones((), device=self.logits.device)
         self.tau = float(state[1])
 
@@ -306,7 +306,7 @@ class Gates(nn.Module):
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         self._constants.at(self.logits.device)
         if not self._tau.is_meta:
-            self._tau.fill_(self._tau_set)  # also where all tensors have been made anew, without their values
+            self._tau.fill_(self._tau_set)  # also if all tensors were recreated without their values
         return self
 
     @torch.no_grad()
@@ -316,7 +316,7 @@ class Gates(nn.Module):
         Args:
             scores: Shape (units,), of mean 0 and standard deviation 1 in each group: units that score higher
                 start with higher logits.
-            spread: How many units of logit a standard deviation is worth.
+            spread: Change of the logit per standard deviation of the scores.
         """
         self.logits.fill_(math.log(keep_probability / (1.0 - keep_probability)))
         if scores is not None:

@@ -1,4 +1,4 @@
-"""How large the weights of each unit are: a first guess of what it is worth, before any gate has learned."""
+"""Weight magnitudes of units, as a first estimate of their importance."""
 
 from __future__ import annotations
 
@@ -13,13 +13,12 @@ from prunegate.groups import ChannelGroup
 def standardised_magnitudes(tensors: Mapping[str, torch.Tensor], groups: Sequence[ChannelGroup]) -> torch.Tensor:
     """The L2 norm of each unit's weights, standardised within its channel group.
 
-    A unit's slices of all matrices and kernels count, those that make it and those that read it; each tensor is
-    first brought to a mean square of 1 over its units, so that none drowns the others. Norms of whole layers
-    differ for reasons that say nothing about their units' worth, hence the standardisation to mean 0 and
-    standard deviation 1.
+    A unit's slices of all matrices and kernels count, both those that produce it and those that read it. Each tensor is
+    first scaled to a mean square of 1 over its units, so that no tensor dominates. Norms of whole layers differ for
+    reasons unrelated to their units' importance, hence the standardisation to mean 0 and standard deviation 1.
 
     Args:
-        tensors: Parameters by name, as the analysis names them.
+        tensors: Parameters by their names in the analysis.
 
     Returns:
         float32, shape (units of the whole model,).

@@ -1,4 +1,4 @@
-"""What hard masks have to be to be fixed."""
+"""Checks of hard masks before they are fixed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def named_masks(masks: Any) -> Mapping[str, Any]:
     """Masks by the names of their channel groups.
 
     Raises:
-        MaskError: They have no names.
+        MaskError: It is not a mapping.
     """
     if not isinstance(masks, Mapping):
         raise MaskError(
@@ -25,12 +25,12 @@ def named_masks(masks: Any) -> Mapping[str, Any]:
 
 
 def refuse_unfit(name: str, given: Any, units: int, least: int) -> torch.Tensor:
-    """The mask as a tensor; one that does not fit its channel group is refused.
+    """The mask as a tensor; refuses a mask that does not fit its channel group.
 
     Args:
         name: The channel group.
-        units: How many units it has.
-        least: How many of them have to stay.
+        units: Its number of units.
+        least: The number of units that have to be kept.
 
     Raises:
         MaskError: A wrong shape, numbers other than 0 and 1, or too few units are left.
@@ -39,7 +39,7 @@ def refuse_unfit(name: str, given: Any, units: int, least: int) -> torch.Tensor:
         mask = torch.as_tensor(given)
     except (TypeError, ValueError, RuntimeError) as error:
         raise MaskError(
-            f"{name}: found a {type(given).__name__} as its mask, expected {units} truth values. Hand in a tensor or a "
+            f"{name}: found a {type(given).__name__} as its mask, expected {units} truth values. Pass a tensor or a "
             "list of them."
         ) from error
     if mask.shape != (units,):
@@ -51,8 +51,8 @@ def refuse_unfit(name: str, given: Any, units: int, least: int) -> torch.Tensor:
         return mask
     if not bool(((mask == 0) | (mask == 1)).all()):
         raise MaskError(
-            f"{name}: found a mask with numbers other than 0 and 1, expected a hard one. To choose by the logits call "
-            "gated.harden(budget); else say which units stay, such as mask > 0.5."
+            f"{name}: found a mask with numbers other than 0 and 1, expected a hard one. To choose by the logits, call "
+            "gated.harden(budget); otherwise choose the kept units yourself, for example with mask > 0.5."
         )
     kept = int(mask.bool().sum())
     if not kept:

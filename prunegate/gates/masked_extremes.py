@@ -1,4 +1,4 @@
-"""Masked forms of functions that look for an extreme entry, or take exponentials: what is left out never wins."""
+"""Masked forms of functions that look for an extreme entry, or take exponentials, in which masked entries never win."""
 
 from __future__ import annotations
 
@@ -54,8 +54,8 @@ def _amax(x: torch.Tensor, mask: torch.Tensor, dim: Any = (), keepdim: bool = Fa
 
 
 def _softmax(x: torch.Tensor, mask: torch.Tensor, dim: int, _stacklevel: int = 3, dtype: Any = None) -> torch.Tensor:
-    # What is left out would be zero, of which logarithm, root and inverse have no finite gradient. Whoever sums over
-    # these positions leaves them out again.
+    # Masked positions would be zero, where logarithm, root and inverse have no finite gradient. Sums over these
+    # positions leave them out again.
     return torch.where(mask.bool(), nn.functional.softmax(_lowest(x, mask), dim, dtype=dtype), 1)
 
 
@@ -67,7 +67,7 @@ def _log_softmax(
     x: torch.Tensor, mask: torch.Tensor, dim: int, _stacklevel: int = 3, dtype: Any = None
 ) -> torch.Tensor:
     left = nn.functional.log_softmax(_lowest(x, mask), dim, dtype=dtype)
-    return torch.where(mask.bool(), left, 0)  # what is left out would be as good as minus infinity
+    return torch.where(mask.bool(), left, 0)  # masked positions would be practically minus infinity
 
 
 MASKED_EXTREMES: Mapping[str, Callable[..., Any]] = {

@@ -1,8 +1,7 @@
-"""Functions of torch, without some positions of an argument: what they return once these are cut away.
+"""Torch functions with some positions of an argument masked, as if these had been cut away.
 
-Products, sums and norms leave out what is zero, so it is enough to zero the argument. Functions that
-divide by a count, or look for a largest entry, have a masked form each. Positions that are left out get
-values too (finite ones); nobody reads them.
+For products, sums and norms it is enough to zero the argument. Functions that divide by a count, or look for a largest
+entry, have their own masked form. Masked positions of the result have finite values that nothing reads.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ def call_masked(
 
     Args:
         name: The function's name, as `prunegate.groups.following.watch.function_name` gives it.
-        masks: By number of the positional argument: a mask that broadcasts over it.
+        masks: By index of the positional argument, a mask that broadcasts over it.
     """
     masked = MASKED_FUNCTIONS.get(name)
     if masked is None:
@@ -51,17 +50,17 @@ def call_masked(
         if drops_nothing():
             arguments["dropout_p"] = 0.0
         return masked(x, mask.to(torch.promote_types(x.dtype, torch.float32)), **arguments)
-    if half:  # sums of ones are not exact there
+    if half:  # counts are not exact in half precision
         return tree_map(lambda t: t.to(dtype), masked(x.float(), mask.float(), **arguments))
     return masked(x, mask.to(x.dtype), **arguments)
 
 
 def _widens(name: str, device: str) -> bool:
-    """Whether autocast, where it is on, computes this function in float32 and leaves its result so."""
+    """Whether autocast, if enabled, computes this function in float32 and returns float32."""
     return (name, device) in _WIDENED and torch.is_autocast_enabled(device)
 
 
-# The functions with masked forms that torch casts at all under autocast; attention is the only one that it narrows.
+# The functions with masked forms that autocast casts to float32; attention is the only one that it narrows.
 _WIDENED = frozenset(
     (name, device)
     for device in ("cuda", "cpu", "mps", "xpu")
@@ -153,7 +152,7 @@ def _batch_norm(
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> torch.Tensor:
-    """With the batch's statistics, over every dimension but 1 (a standardised weight is normalised so)."""
+    """Batch norm with batch statistics, over all dimensions except 1 (as standardised weights use it)."""
     mean, variance = _moments(x, mask, [d for d in range(x.dim()) if d != 1])
     shape = (1, -1, *[1] * (x.dim() - 2))
     weight = None if weight is None else weight.reshape(shape)
@@ -208,7 +207,7 @@ def _squeezed(x: torch.Tensor, dims: list[int]) -> torch.Tensor:
 
 
 def _first(name: str, root: bool) -> Masked:
-    """``var`` and ``std`` out of `_var_mean`, whose signature they share."""
+    """``var`` and ``std`` from `_var_mean`, whose signature they share."""
 
     def masked(
         x: torch.Tensor,
@@ -260,7 +259,7 @@ def _scaled_dot_product_attention(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> torch.Tensor:
-    """Without some head dimensions of the queries, whose length sets the default scale: here the kept ones do."""
+    """Attention with some head dimensions of the queries masked; the default scale counts only the kept ones."""
     query = masked_query(query, mask, key.dtype, scale is None)
     return nn.functional.scaled_dot_product_attention(
         query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa

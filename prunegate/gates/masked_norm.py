@@ -15,7 +15,7 @@ import torch
 from prunegate.gates import kernels
 from prunegate.gates.operations import operation
 
-# Entries that are worked on at a time without kernels of our own, so that they stay in a processor's cache.
+# Entries processed at a time without custom kernels, so that they stay in the CPU's cache.
 _AT_ONCE = 1 << 18
 
 
@@ -38,7 +38,7 @@ def masked_layer_norm(
 def by_operations(
     x: torch.Tensor, mask: torch.Tensor, weight: torch.Tensor | None, bias: torch.Tensor | None, eps: float
 ) -> torch.Tensor:
-    """The same by ordinary operations, in the precision of x."""
+    """The same with ordinary operations, in the precision of x."""
     count = mask.sum()
     mean = (x * mask).sum(-1, keepdim=True) / count
     variance = ((x - mean).square() * mask).sum(-1, keepdim=True) / count
@@ -62,14 +62,14 @@ class _MaskedLayerNorm(torch.autograd.Function):
         out, mean, scale = _layer_norm(x, mask, weight, bias, eps, dtype)
         ctx.save_for_backward(x, mask, weight, bias, mean, scale)
         ctx.eps, ctx.dtype = eps, dtype
-        # Code may go on to write into it (an activation in place), which autograd forbids for a view made in here.
+        # Later code may write into it (an in-place activation), which autograd forbids for a view created here.
         result: torch.Tensor = out.data if out._is_view() else out
         return result
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         x, mask, weight, bias, mean, scale = ctx.saved_tensors
-        if torch.is_grad_enabled():  # gradients of gradients are asked for
+        if torch.is_grad_enabled():  # second-order gradients are requested
             wide = torch.promote_types(x.dtype, mask.dtype)
             wanted = [t for t in (x, mask, weight, bias) if t is not None and t.requires_grad]
             out = by_operations(x.to(wide), mask, weight, bias, ctx.eps).to(ctx.dtype)

@@ -1,8 +1,8 @@
-"""Queries of attention without some of their head dimensions, whose length sets the default scale.
+"""Attention queries with some head dimensions masked, whose number sets the default scale.
 
 With m the mask, K = Σ m of D dimensions and r = (D/K)^(1/2), the query becomes q·m·r: its products with the keys,
-scaled by D^(−1/2) as torch does, are those of K dimensions scaled by K^(−1/2). For the gradient g of the result and
-P = Σ g·q over all that the mask is shared by, ∂q = g·m·r and ∂m = r·P − r/(2K)·Σ P·m.
+scaled by D^(−1/2) as torch does, are those of K dimensions scaled by K^(−1/2). For the gradient g of the result and P =
+Σ g·q over all positions that share the mask, ∂q = g·m·r and ∂m = r·P − r/(2K)·Σ P·m.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ def masked_query(query: torch.Tensor, mask: torch.Tensor, dtype: torch.dtype, sc
     """The query times its mask, in ``dtype``.
 
     Args:
-        mask: float32 or wider, broadcasts over the query, the dimensions of a head last.
-        scales: Whether attention is left to its default scale.
+        mask: float32 or wider, broadcasts over the query, with the head dimensions last.
+        scales: Whether attention uses its default scale.
     """
     if are_followed():
         return _by_operations(query, mask, dtype, scales)
@@ -33,7 +33,7 @@ def _by_operations(query: torch.Tensor, mask: torch.Tensor, dtype: torch.dtype, 
 
 
 class _MaskedQuery(torch.autograd.Function):
-    """Keeps the query as it was given for its backward pass, not a wider copy."""
+    """Saves the query in its own precision for the backward pass, not a wider copy."""
 
     @staticmethod
     def forward(ctx: Any, query: torch.Tensor, mask: torch.Tensor, dtype: torch.dtype, scales: bool) -> torch.Tensor:
@@ -46,7 +46,7 @@ class _MaskedQuery(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         query, mask, rate, factor = ctx.saved_tensors
-        if torch.is_grad_enabled():  # gradients of gradients are asked for
+        if torch.is_grad_enabled():  # second-order gradients are requested
             wanted = [tensor for tensor in (query, mask) if tensor.requires_grad]
             out = _by_operations(query, mask, ctx.dtype, ctx.scales)
             result = iter(torch.autograd.grad(out, wanted, gradient, create_graph=True))

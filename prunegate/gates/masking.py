@@ -1,9 +1,9 @@
-"""The masked weights of one forward: every weight times its masks, all in one operation.
+"""The masked weights of one forward pass: every weight times its masks, all in one operation.
 
-Two operations of torch's registry, one for each direction, hide how it is done from whoever counts, traces or
-compiles: on CUDA a fixed number of kernels serves all weights (`prunegate.gates.kernels`), elsewhere each weight has
-a product of its own. Both are plain arithmetic: ``W · m`` along the masked axes, and for the masks' gradient the sum
-of ``∂L/∂(W · m) · W`` over all other axes.
+Two registered torch operations, one per direction, hide the implementation from counters, tracers and compilers: on
+CUDA a fixed number of kernels serves all weights (`prunegate.gates.kernels`), elsewhere each weight has its own
+product. Both are plain arithmetic: ``W · m`` along the masked axes, and for the masks' gradient the sum of ``∂L/∂(W ·
+m) · W`` over all other axes.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from prunegate.gates.operations import are_followed, operation
 
 @dataclass(frozen=True)
 class MaskedAxes:
-    """Which axes of which weights are masked; the masks lie one after the other in a flat tensor.
+    """Which axes of which weights are masked; the masks are concatenated in a flat tensor.
 
     Attributes:
-        owners: For each masked axis the number of its weight, ascending.
-        axes: For each the axis.
-        lengths: For each the length of its mask.
+        owners: For each masked axis, the index of its weight, ascending.
+        axes: For each, the axis.
+        lengths: For each, the length of its mask.
     """
 
     owners: tuple[int, ...]
@@ -40,11 +40,11 @@ def masked_weights(
     narrow: Sequence[int] = (),
     dtype: torch.dtype = torch.float32,
 ) -> list[torch.Tensor]:
-    """The weights with units left out, in their own precision.
+    """The masked weights, in their own precision.
 
     Args:
-        masks: Flat, float32, on the weights' device; differentiable as the weights are.
-        narrow: Numbers of weights that are wanted in ``dtype`` instead.
+        masks: Flat, float32, on the weights' device; differentiable, like the weights.
+        narrow: Indices of weights that are returned in ``dtype`` instead.
     """
     if not weights:
         return []
@@ -60,7 +60,7 @@ def _by_operations(
     narrow: Sequence[int] = (),
     dtype: torch.dtype = torch.float32,
 ) -> list[torch.Tensor]:
-    """The same by ordinary operations, which compilers fuse with what reads the weights."""
+    """The same with ordinary operations, which compilers fuse with the operations that read the weights."""
     result = list(weights)
     parts = torch.split(masks, list(where.lengths))
     for owner, axis, mask in zip(where.owners, where.axes, parts, strict=True):
@@ -75,10 +75,10 @@ def _shaped(mask: torch.Tensor, like: torch.Tensor, axis: int) -> torch.Tensor:
 
 
 class _MaskedWeights(torch.autograd.Function):
-    """`masked_weights` with a backward pass that can be run again and again, for a part of the weights at a time.
+    """`masked_weights` with a backward pass that can run several times, for a part of the weights at a time.
 
-    That is what checkpointing with recomputation in the backward pass asks for, so nothing is saved in autograd's own
-    way, which frees it after the first time. Its check that nobody has written to the weights since is made here.
+    Checkpointing with recomputation in the backward pass needs this. Autograd's own saved tensors are freed after the
+    first time, so they are not used, and their check for in-place changes of the weights is done here.
     """
 
     @staticmethod
@@ -103,13 +103,13 @@ class _MaskedWeights(torch.autograd.Function):
             if _version(weight) != version:
                 raise RuntimeError(
                     f"a weight of shape {tuple(weight.shape)} has been changed in place between the gated model's "
-                    "forward and backward pass, expected it as it was: its gradient would be wrong. Step the "
-                    "optimiser after loss.backward()."
+                    "forward and backward pass. Its gradient would be wrong. Step the optimiser after "
+                    "loss.backward()."
                 )
         present = [n for n, gradient in enumerate(gradients) if gradient is not None]
         if not present:
             return (None, None, None, None, *(None for _ in gradients))
-        if torch.is_grad_enabled():  # gradients of gradients are asked for
+        if torch.is_grad_enabled():  # second-order gradients are requested
             return _differentiable_backward(ctx, gradients)
         number = {n: place for place, n in enumerate(present)}
         owners = [number.get(owner, -1) for owner in where.owners]
@@ -128,7 +128,7 @@ def _version(tensor: torch.Tensor) -> int:
 
 
 def _differentiable_backward(ctx: Any, gradients: Sequence[torch.Tensor | None]) -> tuple[Any, ...]:
-    """The gradients of `_by_operations`, with a graph of their own."""
+    """The gradients of `_by_operations`, with their own graph."""
     inputs = (ctx.masks, *ctx.weights)
     outputs = _by_operations(ctx.weights, ctx.masks, ctx.where, ctx.narrow, ctx.dtype)
     present = [(out, gradient) for out, gradient in zip(outputs, gradients, strict=True) if gradient is not None]
@@ -149,7 +149,7 @@ def _mask_form(
     narrow: Sequence[int],
     dtype: torch.dtype,
 ) -> list[torch.Tensor]:
-    # Devices have to agree here as they have to for real.
+    # Devices have to agree here as in a real call.
     results = [torch.empty_like(weight * masks[:1].to(weight.dtype).sum()) for weight in weights]
     return [out.to(dtype) if number in narrow else out for number, out in enumerate(results)]
 
@@ -202,7 +202,7 @@ def _mask_backward(
     axes: Sequence[int],
     lengths: Sequence[int],
 ) -> tuple[list[torch.Tensor], torch.Tensor]:
-    """The weights' gradients, and the masks'; ``owners`` is -1 where an axis' weight has no gradient."""
+    """The weights' gradients, and the masks'; ``owners`` is -1 if an axis' weight has no gradient."""
     result = list(gradients)
     of_masks = torch.zeros_like(masks)
     parts = _parts(weights, owners, axes, [gradient.dtype for gradient in gradients], lengths)
@@ -227,7 +227,7 @@ def _mask_backward(
 
 
 class _Parts:
-    """The masked axes by weight, and which weights are for the kernels: all of the same precisions together.
+    """The masked axes by weight, and the weights for the kernels, grouped by their precisions.
 
     Args:
         outs: The precision of each masked weight.
@@ -262,7 +262,7 @@ class _Parts:
         return _kernels().plan([weights[n] for n in numbers], axes, starts, out)
 
 
-# By where the weights lie; a model's stay there from step to step.
+# By the weights' addresses, which do not change between a model's steps.
 _known: dict[tuple[Any, ...], _Parts] = {}
 _MOST_KNOWN = 64
 

@@ -1,8 +1,7 @@
-"""Uniform noise that is a function of a seed, a step and a unit, made on the device it is used on.
+"""Uniform noise as a function of seed, step and unit, computed on the device that uses it.
 
-Nothing but two numbers has to be kept to go on with the same noise: no generator's state, which lives on the host,
-differs from device to device and cannot be compiled. The function is a hash of 32-bit integers; all products stay below
-2⁶³, so every device computes the same bits.
+The state is only two numbers. A generator's state, in contrast, is on the host, differs between devices and cannot be
+compiled. The function is a hash of 32-bit integers; all products are below 2⁶³, so every device computes the same bits.
 """
 
 from __future__ import annotations
@@ -18,21 +17,21 @@ from torch import nn
 from prunegate.gates.constants import Constants
 
 _LOW = 0xFFFFFFFF
-# Multipliers of a mixing function of two rounds whose every bit depends on all bits of its argument, as published by
-# skeeto/hash-prospector, which searches for those of the least bias.
+# Multipliers of a two-round mixing function in which every bit depends on all bits of the argument, published by
+# skeeto/hash-prospector, which searches for low-bias functions.
 _FIRST, _SECOND = 0x21F0AAAD, 0xD35A2D97 - (1 << 32)  # the same modulo 2³², and small enough a factor
 _STRIDE = 0x9E3779B1  # between draws of one step: 2³² divided by the golden ratio
 
 
-# All that live in this process: recomputation puts the noise back that a forward had.
+# All instances of this process: recomputation restores the noise of the forward pass.
 SOURCES: weakref.WeakSet[CounterNoise] = weakref.WeakSet()
 
 
 class CounterNoise(nn.Module):
     """Draws of the uniform distribution for every unit of a model.
 
-    One seed gives one result, on every device and after every restart: the state is a buffer. Processes that train one
-    model together draw noise of their own, each by its rank.
+    A seed gives the same result on every device and after every restart, as the state is a buffer. Distributed
+    processes draw their own noise, which depends on their rank.
 
     Attributes:
         state: Two words of the seed and the number of steps, int64, shape (3,).
@@ -63,7 +62,7 @@ class CounterNoise(nn.Module):
 
     @torch.no_grad()
     def manual_seed(self, seed: int) -> CounterNoise:
-        """Begin the noise of ``seed``, an integer below 2⁶⁴, at step 0."""
+        """Start the noise of ``seed``, an integer below 2⁶⁴, at step 0."""
         words = [seed & _LOW, (seed >> 32) & _LOW, 0]
         self.state.copy_(torch.tensor(words))
         return self
@@ -74,18 +73,18 @@ class CounterNoise(nn.Module):
 
     @torch.no_grad()
     def set_state(self, state: torch.Tensor) -> None:
-        """Go on from what `get_state` gave."""
+        """Restore a state from `get_state`."""
         self.state.copy_(state)
 
     @torch.no_grad()
     def advance(self) -> None:
-        """Begin the noise of the next step."""
+        """Advance to the noise of the next step."""
         self.state += self._constants.at(self.state.device)["advance"]
         self._calls = 0
 
     @torch.no_grad()
     def uniform(self, *shape: int) -> torch.Tensor:
-        """Draws in [0, 1), float32; the last dimension is the units. Each call in a step gives others."""
+        """Draws in [0, 1), float32; the last dimension is the units. Each call within a step gives different draws."""
         first, second, step = self.state.unbind()
         key = (first + _mixed((step + _STRIDE * self._calls) & _LOW)) & _LOW
         key = _mixed(key ^ _rank_word()) ^ second
@@ -98,14 +97,14 @@ class CounterNoise(nn.Module):
 
 
 def _mixed(x: torch.Tensor) -> torch.Tensor:
-    """A permutation of the integers below 2³² that looks like noise."""
+    """A pseudo-random permutation of the integers below 2³²."""
     x = ((x ^ (x >> 16)) * _FIRST) & _LOW
     x = ((x ^ (x >> 15)) * _SECOND) & _LOW
     return x ^ (x >> 15)
 
 
 def _rank_word() -> int:
-    """A word for this process among those that train together; 0 for one alone."""
+    """A word that depends on this process's rank; 0 for a single process."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         return (torch.distributed.get_rank() * _STRIDE) & _LOW
     return 0

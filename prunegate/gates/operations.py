@@ -1,6 +1,6 @@
-"""Registering operations of our own with torch, each one opaque to whoever traces, counts or compiles.
+"""Registering custom operations with torch, which are opaque to tracers, counters and compilers.
 
-`torch.library.custom_op` would do, but its first call imports torch's compiler, which takes more than a second.
+`torch.library.custom_op` is not used because its first call imports torch's compiler, which takes more than a second.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _library = torch.library.Library("prunegate", "DEF")  # type: ignore[no-untyped-
 
 
 def are_followed() -> bool:
-    """Whether operations are being written down or transformed, so that ordinary ones have to be issued."""
+    """Whether operations are being traced or transformed, so that ordinary ones have to be used."""
     following = torch.compiler.is_compiling()
     return (
         following
@@ -26,7 +26,7 @@ def are_followed() -> bool:
 
 
 class Operation:
-    """A function that is called as it is, or by way of torch's dispatcher where somebody looks at operations."""
+    """A function that is called directly, or through torch's dispatcher if a mode observes operations."""
 
     def __init__(self, function: Callable[..., Any], overload: torch._ops.OpOverload) -> None:
         self._function, self._overload = function, overload
@@ -43,11 +43,11 @@ def _is_plain(argument: Any) -> bool:
 
 
 def operation(schema: str, form: Callable[..., Any]) -> Callable[[Callable[..., Any]], Operation]:
-    """Register a function as ``prunegate::name`` on all devices; it has no gradient of its own.
+    """Register a function as ``prunegate::name`` on all devices, without a gradient.
 
     Args:
-        schema: The operation's name, arguments and results, as torch writes them.
-        form: Gives results without data for arguments without data.
+        schema: The operation's name, arguments and results, in torch's schema language.
+        form: Returns fake results for fake arguments.
     """
     name = schema.partition("(")[0]
 

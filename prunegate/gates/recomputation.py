@@ -1,11 +1,11 @@
-"""What checkpointing runs again in the backward pass, and the masks of its forward.
+"""Masks in recomputation: checkpointing reruns functions in the backward pass under the masks of their forward pass.
 
-Masked weights need no help: what is run again holds the modules of its own forward (`prunegate.gates.binding`). But the
-modes under which function calls are masked, or sizes rewritten in a compact model, have ended by then; and where a
-whole gated model is run again, it has to draw what it drew. torch tells nobody of a recomputation. Both of its kinds,
-however, make one object for each function that is to be run again: a `CheckpointFunction` or a `_CheckpointFrame`.
-There the function is replaced by one that goes on under the same modes from where they stand, or that first puts the
-noise back, as torch does with its own. Where there is neither, nothing is replaced.
+Masked weights need no special handling: a rerun function refers to the modules of its own forward pass
+(`prunegate.gates.binding`). But the modes that mask function calls, or rewrite sizes in a compact model, have ended by
+then; and a gated model that is rerun as a whole has to draw the same mask. torch has no hook for recomputation, but
+both of its kinds create one object per function to rerun: a `CheckpointFunction` or a `_CheckpointFrame`. There the
+function is replaced by one that continues under the same modes from their current position, or that first restores the
+noise, as torch does with its own. If there is neither, nothing is replaced.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _running = _Running()
 
 @contextmanager
 def forward_of_gated_model() -> Iterator[None]:
-    """While a gated model runs in this thread: what is run again within it draws nothing."""
+    """Marks that a gated model runs in this thread, so that functions rerun within it draw nothing."""
     _running.forwards += 1
     try:
         yield
@@ -46,7 +46,7 @@ def forward_of_gated_model() -> Iterator[None]:
 
 
 def resume_in_recomputation() -> None:
-    """Have torch's checkpointing run functions again as they were run; once for the process."""
+    """Make torch's checkpointing rerun functions as they first ran; done once per process."""
     with _lock:
         node, frame = checkpoint.CheckpointFunction, checkpoint._CheckpointFrame
         if not getattr(node.forward, _MARK, False):
@@ -56,7 +56,7 @@ def resume_in_recomputation() -> None:
 
 
 def _resuming(original: Callable[..., Any]) -> Callable[..., Any]:
-    """A function whose second argument is what will be run again."""
+    """Wrap a function whose second argument is the function to be rerun."""
 
     @wraps(original)
     def called(first: Any, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
@@ -73,7 +73,7 @@ def _resumed(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _under_modes(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function, to be run under the modes of now also when they have ended."""
+    """The function, to be rerun under the current modes even after they have ended."""
     modes = list(running_modes())
     starts = [mode.again() for mode in modes]
 
@@ -89,7 +89,7 @@ def _under_modes(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _with_noise(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function, to be run with the noise of now also in a backward pass."""
+    """The function, to be rerun with the current noise in a backward pass."""
     sources = [source for source in list(SOURCES) if not source.state.is_meta]
     states = [(weakref.ref(source), source.get_state()) for source in sources]
 

@@ -1,4 +1,4 @@
-"""Logistic noise, the relaxed mask it makes, and the hard mask that passes its gradient on.
+"""Logistic noise, the relaxed mask made from it, and the hard mask that carries the relaxed mask's gradient.
 
 Reference: Jang, Gu and Poole, "Categorical Reparameterization with Gumbel-Softmax", 2017, arXiv:1611.01144;
 Maddison, Mnih and Teh, "The Concrete Distribution", 2017, arXiv:1611.00712.
@@ -12,7 +12,7 @@ import torch
 
 from prunegate.gates.noise import CounterNoise
 
-# Where noise comes from: the gates' own counter, or torch's generators (None is the global one).
+# The source of noise: the gates' own counter, or a torch generator (None is the global one).
 Source: TypeAlias = "CounterNoise | torch.Generator | None"
 
 
@@ -28,20 +28,20 @@ def uniform_noise(*shape: int, source: Source = None, device: torch.device | Non
 def logistic_noise(size: int, generator: Source = None, device: torch.device | None = None) -> torch.Tensor:
     """Draws of the standard logistic distribution, float32, shape (size,).
 
-    The uniform draw is kept half a step of float32 away from 0 and 1, so the noise is finite
-    (within ±17.4) whatever tau it is divided by later.
+    The uniform draw is kept half a float32 step away from 0 and 1, so the noise is finite (within ±17.4), whatever tau
+    it is divided by later.
     """
     return logistic_quantile(uniform_noise(size, source=generator, device=device))
 
 
 def logistic_quantile(uniform: torch.Tensor) -> torch.Tensor:
-    """Logistic draws from uniform ones, finite: log u − log(1 − u) with u half a step of float32 from 0 and 1."""
+    """Logistic draws from uniform ones, finite: log u − log(1 − u) with u at least half a float32 step from 0 and 1."""
     log = uniform.clamp(2.0**-25, 1.0 - 2.0**-24).log()
     return log - (-log.exp()).log1p()
 
 
 def widened(logits: torch.Tensor) -> torch.Tensor:
-    """Logits in float32 where they are narrower."""
+    """Logits in float32 if they are narrower."""
     return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
 
 

@@ -1,7 +1,7 @@
-"""Many small operations on tensors that stay where they are, launched at once on CUDA.
+"""Replaying many small operations on the same tensors as one CUDA graph.
 
-The gates' own work in a step is some hundred operations on vectors. Each costs the host more time to launch than the
-GPU to carry out, so from the fourth time on they are replayed as one CUDA graph.
+A step of the gates is about a hundred operations on vectors. Launching each takes longer than running it, so from the
+fourth time on they are replayed as one CUDA graph.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 logger = logging.getLogger(__name__)
 
-# Times that the operations are run one by one first: what they allocate and load for good must not be captured.
+# Number of eager runs before capturing, as persistent allocations and module loading must not be captured.
 _WARM_UP = 3
 
 
 class Replay:
-    """Runs one function, as a CUDA graph where it can.
+    """Runs one function, as a CUDA graph if possible.
 
-    The graph belongs to this process and these very tensors; a copy of this object has none yet.
+    The graph belongs to this process and these tensors; a copy of this object starts without one.
     """
 
     def __init__(self) -> None:
@@ -41,12 +41,12 @@ class Replay:
         self._forget()
 
     def __call__(self, function: Callable[[], Any], tensors: Sequence[torch.Tensor], *constants: Hashable) -> Any:
-        """What ``function()`` returns. Tensors that a graph gives back are overwritten by the next call.
+        """Return ``function()``. Tensors returned by a graph are overwritten by the next call.
 
         Args:
-            function: Reads and writes these tensors alone, in place, and waits for nothing.
-            tensors: While they lie where they are, the operations are the same.
-            constants: While they are equal, too.
+            function: Reads and writes only these tensors, in place, without synchronisation.
+            tensors: The graph is valid as long as their addresses do not change.
+            constants: The graph is valid as long as they are equal.
         """
         if tensors[0].device.type != "cuda" or not _can_be_captured():
             return function()
@@ -68,20 +68,20 @@ class Replay:
         side = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         side.wait_stream(present)
         with torch.cuda.stream(side):
-            # Other threads may go on to use the device meanwhile, as those that load data do.
+            # Other threads, such as data loaders, may use the device meanwhile.
             graph.capture_begin(capture_error_mode="thread_local")
             try:
                 try:
                     self._result = function()
                 finally:
                     graph.capture_end()
-            except RuntimeError as reason:  # another part of the program does what no capture allows
-                logger.warning("gates: their operations are launched one by one, not at once: %s", reason)
+            except RuntimeError as reason:  # another part of the program does something that capturing forbids
+                logger.warning("gates: operations are launched one by one instead of as a CUDA graph: %s", reason)
                 self._refused = True
         present.wait_stream(side)
         self._graph = None if self._refused else graph
 
 
 def _can_be_captured() -> bool:
-    """Whether nobody captures already, and nobody looks at single operations, as counters and fake tensors do."""
+    """Whether no capture is running, and no mode observes single operations, as counters and fake tensors do."""
     return _get_current_dispatch_mode() is None and not torch.cuda.is_current_stream_capturing()

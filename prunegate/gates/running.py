@@ -1,4 +1,4 @@
-"""Function modes of ours that are running: what checkpointing runs again has to run under them once more."""
+"""The active function modes of prunegate, under which checkpointing has to rerun functions."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from torch.overrides import TorchFunctionMode
 
 
 class RunningMode(TorchFunctionMode):
-    """A mode that a module's forward runs under, known while it does."""
+    """A mode that a module's forward runs under, registered while it runs."""
 
     def count(self, name: str) -> None:
-        """Note a call of a function that this mode did not see."""
+        """Count a call of a function that this mode did not see."""
 
     def again(self) -> RunningMode:
-        """A mode that goes on from where this one is now."""
+        """A mode that continues from the current position of this one."""
         raise NotImplementedError
 
     def __enter__(self) -> RunningMode:
@@ -46,9 +46,9 @@ def running_modes() -> list[RunningMode]:
 
 @contextmanager
 def without_dropout() -> Iterator[None]:
-    """Masked functions of this thread drop nothing, so that what they compute can be compared.
+    """Disable dropout in the masked functions of this thread, so that outputs can be compared.
 
-    Function modes around a gated model do not see what its masked functions call.
+    Function modes around a gated model do not see the calls inside its masked functions.
     """
     _running.steadied += 1
     try:

@@ -1,4 +1,4 @@
-"""Gate sites: the weights and function calls that read gated channels, and how a mask reaches all of them at once."""
+"""Gate sites: the weights and function calls that read gated channels, and how masks are applied to all of them."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from prunegate.groups import Analysis
 
 
 class GateSites(nn.Module):
-    """Where the entries of a flat mask go, and how a model is run under it.
+    """Distributes the entries of a flat mask, and runs a model under it.
 
-    The model keeps its weights as they are. Masked ones are made in each call, all together, and take their place for
-    that call alone; the same goes for the masks of function calls that must leave units out (statistics, products
-    without a weight).
+    The model's own weights are not changed. Masked weights are computed in each call, all together, and replace them
+    for that call only; so do the masks of function calls that have to leave units out (statistics, products without a
+    weight).
 
     Args:
-        model: A copy that nobody else uses: modules that issue masked calls get another class.
+        model: A copy used by nothing else, as modules with masked calls get another class.
     """
 
     def __init__(self, model: nn.Module, analysis: Analysis) -> None:
@@ -59,9 +59,9 @@ class GateSites(nn.Module):
         self.binding = Binding(model, [*names, *([name] for name, _ in calls)])
         units = [*(units for _, _, units in axes), *(call.units.reshape(-1) for _, call in calls)]
         flat = np.concatenate([*units, np.zeros(0, dtype=np.int64)])
-        # The entry after the last unit serves positions of no unit.
+        # Positions that belong to no unit use the entry after the last unit.
         flat = np.where(flat < 0, analysis.num_units, flat)
-        # The places that have each unit's entry, one unit after the other, and where each one's begin.
+        # The positions of each unit's entry, unit by unit, and where each unit's positions start.
         order = np.argsort(flat, kind="stable")
         starts = np.searchsorted(flat[order], np.arange(analysis.num_units + 1))
         self._constants = Constants(index=flat, order=order, starts=starts)
@@ -74,8 +74,8 @@ class GateSites(nn.Module):
         ]
 
     def run(self, model: nn.Module, mask: torch.Tensor, args: Any, kwargs: Any) -> Any:
-        """``model(*args, **kwargs)`` under a flat mask, shape (units,)."""
-        with torch._C.DisableTorchFunction():  # gates are no part of the model that a function mode watches
+        """Run ``model(*args, **kwargs)`` under a flat mask, shape (units,)."""
+        with torch._C.DisableTorchFunction():  # function modes watch the model, not its gates
             tensors = self._values(model, mask)
         if torch.compiler.is_compiling():
             return self.binding.run(model, tensors, args, kwargs)
@@ -83,7 +83,8 @@ class GateSites(nn.Module):
             return self.binding.run(model, tensors, args, kwargs)
 
     def run_method(self, model: nn.Module, mask: torch.Tensor, name: str, args: Any, kwargs: Any) -> Any:
-        """``model.name(*args, **kwargs)`` under a flat mask: every call of the model that the method makes has it."""
+        """Run ``model.name(*args, **kwargs)`` under a flat mask, which applies to every call of the model in the
+        method."""
         with torch._C.DisableTorchFunction():
             tensors = self._values(model, mask)
         with forward_of_gated_model():
@@ -92,14 +93,14 @@ class GateSites(nn.Module):
     def _values(self, model: nn.Module, mask: torch.Tensor) -> list[torch.Tensor | Narrow]:
         """All masked weights, then the masks of all calls."""
         weights = [_stored(model, path) for path in self._weights]
-        # A model without weights has its gates elsewhere.
+        # A model without weights has its gates on another device.
         mask = mask.to(weights[0].device) if weights and weights[0].is_meta else mask
         parts = torch.split(self._spread(mask), self._sizes)
         masks = [part.reshape(shape) for part, shape in zip(parts[1:], self._shapes, strict=True)]
         kind = mask.device.type
         if are_followed() or not self._castable or not _is_autocast(kind):
             return [*masked_weights(weights, parts[0], self._where), *masks]
-        # What autocast would do to one weight after the other.
+        # As autocast would cast the weights one by one.
         dtype = torch.get_autocast_dtype(kind)
         narrow = [number for number in self._castable if weights[number].dtype is torch.float32]
         results: list[torch.Tensor | Narrow] = [*masked_weights(weights, parts[0], self._where, narrow, dtype), *masks]
@@ -117,7 +118,7 @@ class GateSites(nn.Module):
         return masked_weights([weight], torch.cat([pieces[n] for n in own]), alone)[0]
 
     def _spread(self, mask: torch.Tensor) -> torch.Tensor:
-        """Entries of a mask where they are needed."""
+        """The entries of a mask at all their positions."""
         constants = self._constants.at(mask.device)
         if are_followed():
             return _gathered(mask, constants["index"])
@@ -125,11 +126,11 @@ class GateSites(nn.Module):
         return spread
 
     def prepare(self, device: torch.device) -> None:
-        """Have all that is needed on a device."""
+        """Move all index tables to a device."""
         self._constants.at(device)
 
     def masks_of(self, name: str, mask: torch.Tensor) -> dict[int, torch.Tensor]:
-        """For each masked axis of a stored tensor its part of a flat mask."""
+        """For each masked axis of a stored tensor, its part of a flat mask."""
         pieces = torch.split(self._spread(mask)[: self._sizes[0]], list(self._where.lengths))
         path = tuple(name.split("."))
         where = self._where
@@ -158,7 +159,7 @@ def _gathered(mask: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
 
 
 class _Spread(torch.autograd.Function):
-    """`_gathered` with a backward pass that can be run again and again."""
+    """`_gathered` with a backward pass that can run several times."""
 
     @staticmethod
     def forward(
@@ -184,7 +185,7 @@ def _gathered_backward_form(
 def _gathered_backward(
     gradient: torch.Tensor, index: torch.Tensor, order: torch.Tensor, starts: torch.Tensor
 ) -> torch.Tensor:
-    """For each unit the sum over the places that have its entry, added up in the same order every time."""
+    """For each unit, the sum over the positions of its entry, always in the same order."""
     count = len(starts) - 1
     if gradient.dtype is torch.float32 and kernels.serve(gradient.device):
         from prunegate.gates.kernels import weights  # needs Triton

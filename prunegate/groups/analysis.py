@@ -1,4 +1,4 @@
-"""What tracing found out about a model: channel groups, gate sites and the cost of every operation."""
+"""The result of tracing a model: channel groups, gate sites and the cost of every operation."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from prunegate.groups.solving.partition import Ids
 
 @dataclass(frozen=True)
 class LoopNest:
-    """One product of sizes: ``constant`` times, for each axis, the number of its positions that are kept.
+    """One product of sizes: ``constant`` times the number of kept positions of each axis.
 
     Attributes:
-        constant: Product of the sizes that no unit changes.
-        axes: For every other loop an int64 array over its positions: the unit each belongs to, -1 for none.
+        constant: Product of the sizes that do not depend on units.
+        axes: For every other loop, an int64 array over its positions with the unit of each, -1 for none.
     """
 
     module: str
@@ -27,15 +27,15 @@ class LoopNest:
 
 @dataclass(frozen=True)
 class MaskedCall:
-    """Function calls of a module that must leave the same removed units out of one of their tensor arguments.
+    """Function calls of a module in which the same removed units have to be masked in one tensor argument.
 
     Attributes:
-        place: Number of the argument.
-        units: Broadcasts over the argument: the unit of each position, -1 for none.
-        indices: Which of the module's calls of the function these were in the runs that were followed.
-        codes: Where in the code they stand, if all calls there are such; then they are known by that, however many
-            there are.
-        is_every: All of the module's calls of the function are such.
+        place: Index of the argument.
+        units: The unit of each position, -1 for none; broadcasts over the argument.
+        indices: Indices of these calls among the module's calls of the function in the traced runs.
+        codes: Their positions in the code, if all calls there are masked; they are then identified by position,
+            whatever their number.
+        is_every: All of the module's calls of the function are masked.
     """
 
     module: str
@@ -49,20 +49,20 @@ class MaskedCall:
 
 @dataclass(frozen=True)
 class Analysis:
-    """Channel groups of one model. Units are numbered through all groups, in the order of ``groups``.
+    """Channel groups of one model. Units are numbered across all groups, in the order of ``groups``.
 
     Attributes:
-        groups: The channel groups that can be offered a gate.
+        groups: The channel groups that can get a gate.
         pinned: The others, with reasons.
-        axes: For each parameter and buffer the axes that hold units, each as int64 (length,), -1 for none.
-        sites: The same for the axes at which a weight reads units: where masks go.
+        axes: For each parameter and buffer, the axes that hold units, each as int64 (length,), -1 for none.
+        sites: The same for the axes at which a weight reads units, where masks are applied.
         shapes: Shape of every parameter and buffer.
         multiply_accumulates: Loop nests of all contractions, for the whole traced batch.
-        parameters: Loop nests whose value is each parameter's element count.
+        parameters: Loop nests that give each parameter's element count.
         batch_size: Samples in the traced inputs.
         unused: Parameters that the run never read.
-        masked_calls: Where masks go besides weights.
-        units_of: The unit of each id that labels hold, -1 for none.
+        masked_calls: Function calls to which masks are applied.
+        units_of: The unit of each id in labels, -1 for none.
     """
 
     groups: tuple[ChannelGroup, ...]

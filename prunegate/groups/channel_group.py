@@ -18,9 +18,8 @@ class Member(NamedTuple):
     Attributes:
         tensor: Name of the parameter or buffer, e.g. ``"layer1.0.conv1.weight"``.
         axis: Dimension of that tensor.
-        of_axis: int64, shape (length of the axis,): the unit at each index, in the order of all units of the
-            model; -1 for none.
-        of_group: The units of the group within that order.
+        of_axis: int64, shape (length of the axis,): the unit at each index, numbered across the model; -1 for none.
+        of_group: The group's units in this numbering.
     """
 
     tensor: str
@@ -33,7 +32,7 @@ class Member(NamedTuple):
 
     @property
     def units(self) -> Ids:
-        """int64, shape (length of the axis,): the group's unit at each index, -1 where there is none."""
+        """int64, shape (length of the axis,): the group's unit at each index, -1 for none."""
         first, last = self.of_group.start, self.of_group.stop
         return np.where((self.of_axis >= first) & (self.of_axis < last), self.of_axis - first, -1)
 
@@ -44,15 +43,15 @@ class Member(NamedTuple):
 
 @dataclass(frozen=True)
 class ChannelGroup:
-    """Tensor axes whose channels live or die together.
+    """Tensor axes whose channels are kept or removed together.
 
     Attributes:
         name: The module that produces the channels.
-        num_units: How many units can be removed one by one (at least ``least`` always stay).
-        first_unit: Place of the group's units in the model-wide order of all units.
-        least: How many units have to stay: one, or as many as a statistic over them needs.
-        multiple: Unless all stay, as many as a multiple of this are best, and `GatedModel.harden` keeps such a number:
-            a kernel takes no other widths, and has to be given copies of the weights with zeros beside them.
+        num_units: Number of units that can be removed one by one (at least ``least`` are always kept).
+        first_unit: Index of the group's first unit in the model-wide numbering.
+        least: Fewest units that have to be kept: one, or as many as a statistic over them needs.
+        multiple: Unless all units are kept, `GatedModel.harden` keeps a multiple of this, because a kernel only
+            supports such widths and otherwise needs zero-padded copies of the weights.
     """
 
     name: str
@@ -68,27 +67,27 @@ class ChannelGroup:
         return f"ChannelGroup({self.name!r}, {self.num_units} units of {members}{more})"
 
     def step(self, round_to: int) -> int:
-        """What kept counts are multiples of where a caller asks for multiples of ``round_to``."""
+        """The step of kept counts if the caller requests multiples of ``round_to``."""
         return math.lcm(round_to, self.multiple)
 
     @property
     def channels_per_unit(self) -> int:
-        """How many channels of the module that produces them a unit holds: one, or those that must go together.
+        """Number of channels of the producing module in a unit: one, or several that have to be removed together.
 
-        A head of a fused qkv layer is three times its width; a place within heads three times their number.
+        For a fused qkv layer, a head has three times its width, and a head dimension three times the number of heads.
         """
         own = (m for m in self.members if m.module == self.name.partition("#")[0])
         return int((next(own, self.members[0]).units >= 0).sum()) // self.num_units
 
     @property
     def units(self) -> slice:
-        """Where this group's units lie in a flat vector over all units of the model."""
+        """The slice of this group's units in a flat vector over all units of the model."""
         return slice(self.first_unit, self.first_unit + self.num_units)
 
 
 @dataclass(frozen=True)
 class PinnedGroup:
-    """Channels that are not offered a gate, and why."""
+    """Channels that get no gate, and why."""
 
     name: str
     num_units: int
@@ -97,7 +96,7 @@ class PinnedGroup:
 
     @property
     def reason(self) -> str:
-        """Where and why, with the line of the user's module where it is known."""
+        """Where and why, with the line of the user's module if known."""
         return str(self.pin)
 
     @property

@@ -1,5 +1,5 @@
-"""Callbacks for other people's trainers; each needs the extra of its module's name.
+"""Callbacks for trainers of other libraries; each needs the extra with its module's name.
 
-`prunegate.integrations.lightning` and `prunegate.integrations.transformers` are imported by name only, so that
-neither framework has to be there for the other.
+`prunegate.integrations.lightning` and `prunegate.integrations.transformers` have to be imported explicitly, so that
+neither needs the other's framework.
 """

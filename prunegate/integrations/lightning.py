@@ -20,18 +20,18 @@ import lightning.pytorch as pl  # noqa: E402 -- after the check that says how to
 class PruningCallback(pl.Callback):
     """Trains the gates along with ``trainer.fit``, and hardens them to the budget at its end.
 
-    The module holds one `GatedModel`, anywhere; its training_step and optimisers stay as they are. The gates step
-    with the first optimiser that holds weights of the gated model, so with accumulated gradients once for all of
-    them. Expected cost, tau and multiplier are logged as ``prunegate/...``. What a checkpoint holds is enough to go
-    on from it; hardening comes after the last checkpoint of an epoch.
+    The module contains one `GatedModel`, anywhere; its training_step and optimisers do not change. The gates step with
+    the first optimiser that holds weights of the gated model, so only once per accumulated step. Expected cost, tau and
+    multiplier are logged as ``prunegate/...``. Training can be resumed from any checkpoint; hardening happens after the
+    last checkpoint of an epoch.
 
     Args:
         budget: A `Budget`, or a fraction of the dense MACs.
-        steps: Length of the gate stage in steps of that optimiser; the whole fit if not given.
-        frozen: Share of these steps, the last, in which the gates are frozen, in [0, 1).
+        steps: Length of the gate stage in steps of that optimiser; by default the whole fit.
+        frozen: Share of these steps, at the end, in which the gates are frozen, in [0, 1).
         tau_start: Tau at the first step, > 0.
         tau_end: Tau at the last step before the gates are frozen, in (0, tau_start].
-        learning_rate: Of the logits; if not given, 30 / steps before the gates are frozen.
+        learning_rate: Learning rate of the logits; by default 30 / (steps before the gates are frozen).
 
     Raises:
         LoopError: In ``fit``: no gated model or several, or a trainer in which gates cannot be trained.
@@ -57,7 +57,7 @@ class PruningCallback(pl.Callback):
         if getattr(trainer.precision_plugin, "scaler", None) is not None:
             raise LoopError(
                 f"PruningCallback: found precision {trainer.precision!r}, which scales the loss, expected one that "
-                "does not. The penalty would be weighed against scaled gradients. Use precision='bf16-mixed' or "
+                "does not. The penalty would be added to scaled gradients. Use precision='bf16-mixed' or "
                 "'32-true'."
             )
         gated = gated_model_of(pl_module)
@@ -82,7 +82,7 @@ class PruningCallback(pl.Callback):
         if self.gates is None or optimizer is not self._optimizer:
             return
         if all(parameter.grad is None for parameter in self.gates.gated.parameters()):
-            return  # training_step returned None: Lightning's way to leave a batch out
+            return  # training_step returned None, which skips the batch in Lightning
         self.gates.step()
         pl_module.log_dict({f"prunegate/{name}": value for name, value in self.gates.metrics().items()})
 
@@ -94,7 +94,7 @@ class PruningCallback(pl.Callback):
         return {} if self.gates is None else self.gates.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        # Checkpoints are read before the model is on its device and the optimisers are there.
+        # Checkpoints are read before the model is on its device and the optimisers exist.
         self._saved = state_dict or None
 
 
@@ -109,9 +109,9 @@ def gated_model_of(module: nn.Module) -> GatedModel:
         which = f" ({', '.join(results)})" if results else ""
         raise LoopError(
             f"PruningCallback: found {len(results) or 'no'} gated models in {type(module).__name__}{which}, expected "
-            "one. One budget holds for one gated model. "
+            "one. A budget applies to one gated model. "
             + (
-                "Wrap one module that contains what is to be pruned."
+                "Wrap one module that contains all layers to prune."
                 if results
                 else "Set its model to prunegate.wrap(model, example_inputs)."
             )
@@ -126,7 +126,7 @@ def _optimizer_of(gated: GatedModel, optimizers: list[Optimizer]) -> Optimizer:
             return optimizer
     raise LoopError(
         f"PruningCallback: found {len(optimizers)} optimisers without any weight of the gated model, expected one with "
-        "them. The gates step when it steps. Hand gated.weight_parameters() to one in configure_optimizers."
+        "them. The gates step when it steps. Pass gated.weight_parameters() to one in configure_optimizers."
     )
 
 
@@ -134,7 +134,7 @@ def _steps_of(trainer: pl.Trainer) -> int:
     steps = trainer.estimated_stepping_batches
     if not 0 < steps < float("inf"):
         raise LoopError(
-            f"PruningCallback: found a fit of {steps} steps, expected a known length. Tau and the target are led along "
-            "it. Set max_steps or max_epochs of the trainer, or give steps=... to the callback."
+            f"PruningCallback: found a fit of {steps} steps, expected a known length. Tau and the target follow "
+            "it. Set max_steps or max_epochs of the trainer, or pass steps=... to the callback."
         )
     return int(steps)

@@ -1,4 +1,4 @@
-"""Packages that only an integration needs."""
+"""Packages that are needed by an integration only."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from prunegate.errors import MissingPackageError
 
 
 def require(package: str, extra: str) -> None:
-    """Make sure that ``package`` can be imported.
+    """Check that ``package`` can be imported.
 
     Raises:
         MissingPackageError: It cannot; also an ImportError.
@@ -17,6 +17,6 @@ def require(package: str, extra: str) -> None:
         importlib.import_module(package)
     except ImportError as error:
         raise MissingPackageError(
-            f"prunegate.integrations.{extra}: found no usable package {package} ({error}), expected it installed. The "
-            f"callback is made for it. Install it: pip install 'prunegate[{extra}]'."
+            f"prunegate.integrations.{extra}: the package {package} cannot be imported ({error}). The "
+            f"callback needs it. Install it: pip install 'prunegate[{extra}]'."
         ) from error

@@ -1,7 +1,7 @@
-"""What the Hugging Face `Trainer` asks of a model, answered by a gated one.
+"""Makes a gated model provide what the Hugging Face `Trainer` needs from a model.
 
-The Trainer reads the signature of the model's class to learn which columns it takes and which are labels, looks at a
-few attributes, and writes the state dict as safetensors. All three are given here, without knowing any architecture.
+The Trainer reads the signature of the model's class to find its columns and labels, reads a few attributes, and writes
+the state dict as safetensors. All three are supported here for any architecture.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import nn
 
 from prunegate.wrapping import GatedModel
 
-# What the Trainer and its reporters look up on the model, where the model has it.
+# Attributes of the model that the Trainer and its reporters read, if they exist.
 _LOOKED_UP = (
     "config",
     "main_input_name",
@@ -29,10 +29,10 @@ _LOOKED_UP = (
 
 
 def answer_trainer(gated: GatedModel) -> None:
-    """Make ``gated`` a model for the Trainer, in place; a second call does nothing.
+    """Prepare ``gated`` for the Trainer, in place; a second call does nothing.
 
-    It gets a class of its own, as torch gives one to parametrised modules: with the name and the signature of the
-    model's class, because the Trainer treats models by these.
+    It gets its own class, as parametrised modules do in torch, with the name and the signature of the model's class,
+    which the Trainer uses.
     """
     if _answers(gated):
         return
@@ -42,7 +42,7 @@ def answer_trainer(gated: GatedModel) -> None:
         return GatedModel.forward(self, *args, **kwargs)
 
     forward.__signature__ = inspect.signature(dense_class.forward)  # type: ignore[attr-defined]
-    # Statically: some are properties that warn.
+    # Statically, as some are properties that warn.
     results = [name for name in _LOOKED_UP if inspect.getattr_static(gated.model, name, None) is not None]
     body: dict[str, Any] = {name: property(attrgetter(f"model.{name}")) for name in results}
     gated.__class__ = type(dense_class.__name__, (type(gated),), {**body, "forward": forward, "_answers_trainer": True})
@@ -55,12 +55,12 @@ def _answers(gated: GatedModel) -> bool:
 
 
 def _place(tensor: torch.Tensor) -> tuple[Any, ...] | None:
-    """What tells tied tensors from others: where their values are, and how they are read. None without values."""
+    """A key that is equal for tied tensors: their address and layout. None for tensors without values."""
     return (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype) if tensor.data_ptr() else None
 
 
 def _tied_once(module: nn.Module, state: dict[str, Any], prefix: str, metadata: Any) -> None:
-    """Leave tied tensors in a state dict once: safetensors holds no others."""
+    """Keep tied tensors in a state dict only once, as safetensors requires."""
     seen = set()
     for name in [name for name in state if name.startswith(prefix)]:
         if (place := _place(state[name])) is not None:
@@ -70,7 +70,7 @@ def _tied_once(module: nn.Module, state: dict[str, Any], prefix: str, metadata: 
 
 
 def _untied(module: nn.Module, state: dict[str, Any], prefix: str, *rest: Any) -> None:
-    """Undo `_tied_once`; a state dict that did not go through it stays as it is."""
+    """Undo `_tied_once`; other state dicts are unchanged."""
     own = {**dict(module.named_parameters(remove_duplicate=False)), **dict(module.named_buffers())}
     saved = {_place(tensor): state[prefix + name] for name, tensor in own.items() if prefix + name in state}
     for name, tensor in own.items():

@@ -24,25 +24,25 @@ from transformers.trainer_callback import ExportableState  # noqa: E402
 class PruningCallback(TrainerCallback, ExportableState):
     """Trains the gates along with ``trainer.train``, and hardens them to the budget at its end.
 
-    Make it before the Trainer, which is given the same gated model: from here on that tells the Trainer its model's
-    signature and configuration, and its state dict can be written as safetensors. The Trainer's optimiser may hold
-    the logits; it never sees a gradient of theirs. Expected cost, tau and multiplier join the logged losses as
-    ``prunegate_...``. Checkpoints hold what is needed to go on with ``resume_from_checkpoint``.
+    Create it before the Trainer, which gets the same gated model. The gated model then exposes its inner model's
+    signature and configuration to the Trainer, and its state dict can be written as safetensors. The Trainer's
+    optimiser may hold the logits; it never sees their gradient. Expected cost, tau and multiplier are logged with the
+    losses as ``prunegate_...``. Checkpoints can be resumed with ``resume_from_checkpoint``.
 
-    The Trainer clips gradients before callbacks may act, so the logits' gradient of the loss counts in its norm.
+    The Trainer clips gradients before callbacks run, so the logits' gradient from the loss counts in its norm.
 
     Args:
         gated: The Trainer's model.
         budget: A `Budget`, or a fraction of the dense MACs.
-        steps: Length of the gate stage in optimiser steps; the whole training if not given.
-        frozen: Share of these steps, the last, in which the gates are frozen, in [0, 1).
+        steps: Length of the gate stage in optimiser steps; by default the whole training.
+        frozen: Share of these steps, at the end, in which the gates are frozen, in [0, 1).
         tau_start: Tau at the first step, > 0.
         tau_end: Tau at the last step before the gates are frozen, in (0, tau_start].
-        learning_rate: Of the logits; if not given, 30 / steps before the gates are frozen.
+        learning_rate: Learning rate of the logits; by default 30 / (steps before the gates are frozen).
 
     Raises:
-        LoopError: A model that is not gated; in the Trainer: another model, or settings in which gates cannot be
-            trained.
+        LoopError: The model is not gated; or the Trainer has another model, or settings that do not allow training
+            gates.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class PruningCallback(TrainerCallback, ExportableState):
         if not isinstance(gated, GatedModel):
             raise LoopError(
                 f"PruningCallback: found a {type(gated).__name__}, expected a gated model. Only that has gates to "
-                "train. Give prunegate.wrap(model, example_inputs) to the callback and to the Trainer."
+                "train. Pass prunegate.wrap(model, example_inputs) to the callback and to the Trainer."
             )
         answer_trainer(gated)
         self.gated, self.budget, self.steps, self.learning_rate = gated, budget, steps, learning_rate
@@ -72,12 +72,12 @@ class PruningCallback(TrainerCallback, ExportableState):
         if kwargs["model"] is not self.gated:
             raise LoopError(
                 f"PruningCallback: found a Trainer of another model, a {type(kwargs['model']).__name__}, expected "
-                "the callback's own. Gates would be led by another's loss. Give both the same gated model."
+                "the callback's own. Gates would be trained by another model's loss. Pass both the same gated model."
             )
         if args.restore_callback_states_from_checkpoint:
             raise LoopError(
                 "PruningCallback: found restore_callback_states_from_checkpoint=True, expected False. The Trainer "
-                "would put a callback without a model in this one's place. Leave it off: this callback restores itself."
+                "would replace this callback by one without a model. Turn it off: this callback restores itself."
             )
 
     def on_train_begin(
@@ -85,15 +85,15 @@ class PruningCallback(TrainerCallback, ExportableState):
     ) -> None:
         if not self._in_trainer:
             raise LoopError(
-                "PruningCallback: found it added to a Trainer that was there before, expected it among the Trainer's "
-                "callbacks=[...]. The Trainer looks for the model's labels when it is made."
+                "PruningCallback: it was added to an existing Trainer, expected it among the Trainer's "
+                "callbacks=[...]. The Trainer looks for the model's labels when it is created."
             )
         if getattr(kwargs.get("optimizer"), "scaler", None) is not None:
             raise LoopError(
                 "PruningCallback: found fp16=True, which scales the loss, expected bf16 or full precision. The penalty "
-                "would be weighed against scaled gradients. Use bf16=True."
+                "would be added to scaled gradients. Use bf16=True."
             )
-        # The Trainer keeps states by class name; that of a new training is empty.
+        # The Trainer stores states by class name; that of a new training is empty.
         states: Any = state.stateful_callbacks
         saved = states.get(type(self).__name__, self.state())["attributes"]["gates"]
         self.gates = GateSteps(
@@ -119,7 +119,7 @@ class PruningCallback(TrainerCallback, ExportableState):
         logs = kwargs.get("logs") or {}
         if self.gates is not None and "loss" in logs:
             results = {f"prunegate_{name}": value for name, value in self.gates.metrics().items()}
-            logs.update(results)  # for the callbacks after this one
+            logs.update(results)  # for later callbacks
             state.log_history[-1].update(results)
 
     def on_train_end(
@@ -130,12 +130,12 @@ class PruningCallback(TrainerCallback, ExportableState):
             self.gates = None
 
     def state(self) -> dict[str, Any]:
-        """What the Trainer puts into ``trainer_state.json``."""
+        """The state that the Trainer writes to ``trainer_state.json``."""
         return {"args": {}, "attributes": {"gates": "" if self.gates is None else _pack(self.gates.state_dict())}}
 
 
 def _pack(state: dict[str, Any]) -> str:
-    """Text for JSON; tensors stay exact."""
+    """The state as text for JSON, with exact tensors."""
     file = io.BytesIO()
     torch.save(state, file)
     return base64.b64encode(file.getvalue()).decode()

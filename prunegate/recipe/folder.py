@@ -1,4 +1,4 @@
-"""The folder of one run: made for it alone, filled piece by piece, every file whole or not there."""
+"""The folder of one run, in which every file is written atomically."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ REPORT = "report.png"
 
 
 def checkpoint_of(fraction: float) -> str:
-    """The name of a compact model that is not the smallest of its run."""
+    """The file name of a compact model that is not the smallest of its run."""
     return f"compact-{fraction:g}.safetensors"
 
 
@@ -38,22 +38,22 @@ class RunFolder:
     """Files of a run, by the names above.
 
     Args:
-        writes: Whether this process is the one that writes; for others every writing method does nothing.
+        writes: Whether this process writes; in other processes the writing methods do nothing.
     """
 
     def __init__(self, path: Path, writes: bool = True) -> None:
         self.path, self.writes = path, writes
 
     def refuse_used(self) -> None:
-        """Make sure that the folder can take a new run; nothing is written yet.
+        """Check that the folder can hold a new run, without writing anything.
 
         Raises:
-            RunFolderError: It holds another run or other files, or is no folder.
+            RunFolderError: It holds another run or other files, or is not a folder.
         """
         self.refuse_file()
         if self.path.is_dir() and any(path.name != LOCK for path in self.path.iterdir()):
             what = "another run" if self.file(RECIPE).exists() else "other files"
-            hint = "Go on with it by --resume, choose" if self.file(RECIPE).exists() else "Choose"
+            hint = "Resume it with --resume, choose" if self.file(RECIPE).exists() else "Choose"
             raise RunFolderError(
                 f"{self.path}: holds {what}, expected a new or empty folder. Nothing is overwritten. "
                 f"{hint} another with --out, or remove it."
@@ -65,7 +65,7 @@ class RunFolder:
 
     @property
     def is_started(self) -> bool:
-        """Whether a run has begun in it."""
+        """Whether it holds a run."""
         return self.file(RECIPE).exists()
 
     @property
@@ -73,30 +73,30 @@ class RunFolder:
         return self.file(SUMMARY).exists()
 
     def bytes_written(self) -> int:
-        """What its files take."""
+        """Size of its files."""
         return sum(path.stat().st_size for path in self.path.rglob("*") if path.is_file())
 
     def refuse_full(self, needed: int) -> None:
-        """Make sure that so many bytes fit.
+        """Check that this many bytes fit on the disk.
 
         Raises:
-            RunFolderError: They don't.
+            RunFolderError: They do not.
         """
         place = next(path for path in (self.path, *self.path.absolute().parents) if path.exists())
         free = shutil.disk_usage(place).free
         if free < needed:
             raise RunFolderError(
-                f"{self.path}: found {free / 1e6:,.0f} MB of room, expected {needed / 1e6:,.0f} MB for the checkpoints "
-                "of this run. Nothing has been trained. Make room, choose another folder with --out, or lower "
-                "checkpoints.keep."
+                f"{self.path}: found {free / 1e6:,.0f} MB of free space, expected {needed / 1e6:,.0f} MB for the "
+                "checkpoints of this run. Nothing has been trained. Free disk space, choose another folder with --out, "
+                "or lower checkpoints.keep."
             )
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Make the folder and keep it for this run alone; the lock goes with the process, however that ends.
+        """Create the folder and lock it for this run; the lock is released when the process ends in any way.
 
         Raises:
-            RunFolderError: Another run has it.
+            RunFolderError: Another run has locked it.
         """
         self.path.mkdir(parents=True, exist_ok=True)
         lock = FileLock(self.file(LOCK), blocking=False)
@@ -104,8 +104,7 @@ class RunFolder:
             lock.acquire()
         except Timeout as error:
             raise RunFolderError(
-                f"{self.path}: another run is writing to it, expected none. Wait for it, or choose another folder with "
-                "--out."
+                f"{self.path}: another run is writing to it. Wait for it to end, or choose another folder with --out."
             ) from error
         try:
             yield
@@ -116,15 +115,15 @@ class RunFolder:
         return self.path / name
 
     def write(self, name: str, text: str) -> None:
-        """Write a text file whole or not at all."""
+        """Write a text file atomically."""
         if self.writes:
             with self._room_for(name), replacing(self.file(name)) as temporary:
                 temporary.write_text(text, encoding="utf-8")
 
     def write_tensors(self, name: str, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Write a safetensors file whole or not at all."""
+        """Write a safetensors file atomically."""
         if self.writes:
-            # Copies, because safetensors refuses tensors that share their memory, as tied weights do.
+            # Copies, because safetensors refuses tensors that share memory, such as tied weights.
             own = {k: v.detach().cpu().clone(memory_format=torch.contiguous_format) for k, v in tensors.items()}
             with self._room_for(name), replacing(self.file(name)) as temporary:
                 save_file(own, temporary)
@@ -141,12 +140,13 @@ class RunFolder:
             yield
         except (OSError, SafetensorError) as error:
             raise RunFolderError(
-                f"{self.file(name)}: cannot be written: {error}. Make room or set the permissions right, and resume."
+                f"{self.file(name)}: cannot be written: {error}. Free disk space or correct the permissions, and "
+                "resume."
             ) from error
 
 
 def environment(seed: int, processes: int) -> dict[str, Any]:
-    """Versions and machine, for the record."""
+    """Versions of packages and the machine, for ``environment.json``."""
     import timm
     import torchvision
 

@@ -22,10 +22,10 @@ def check_functions(
     loss: Callable[..., Any] | None,
     metric: Callable[..., Any] | None,
 ) -> None:
-    """Call both on the outputs for the first test batch.
+    """Call both functions on the model's outputs for the first test batch.
 
     Raises:
-        RecipeError: One raises an error, or gives something else than a loss or a number.
+        RecipeError: A function raises an error, or does not return a loss or a number.
     """
     inputs, labels, *_ = next(iter(data.test_batches()))
     device = next(iter(model.parameters())).device
@@ -53,7 +53,7 @@ def _called(key: str, name: str | None, function: Callable[..., Any], outputs: A
         return function(outputs, labels)
     except Exception as error:  # the user's function may raise anything
         raise RecipeError(
-            f"{key}: {name}: raised {type(error).__name__}: {error}. It is called with (outputs, labels): found "
+            f"{key}: {name}: raised {type(error).__name__}: {error}. It was called with (outputs, labels): "
             f"{_shown(outputs)} and {_shown(labels)}."
         ) from error
 

@@ -1,4 +1,4 @@
-"""What a recipe's gate stage sets up and ends with, for `prunegate.recipe.run` and for benchmarks of the defaults."""
+"""Setup and end of a recipe's gate stage, for `prunegate.recipe.run` and for benchmarks of the defaults."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from prunegate.training import Batch, Budget, GateTraining, Loss, Recovery, TauS
 from prunegate.training.gate_steps import LOGIT_TRAVEL, steps_drawn
 from prunegate.wrapping import GatedModel
 
-# Batches over which BatchNorm statistics are averaged again after hardening.
+# Number of batches for re-estimating BatchNorm statistics after hardening.
 NORM_BATCHES = 50
 
 
@@ -26,15 +26,15 @@ def gate_training(
     frozen: float,
     seed: int,
 ) -> GateTraining:
-    """Set the gates to where a recipe starts them, and give what trains them.
+    """Initialise the gates as recipes do, and return their training.
 
-    Gates of which some are closed have been trained before: they go on from where they are.
+    If some gates are closed, they have been trained before and keep their logits.
 
     Args:
-        budgets: All are held; records tell of the first.
+        budgets: All of them apply; records show the first.
         steps: Optimisation steps of the gate stage.
-        frozen: Share of these, at the end, in which the gates are frozen.
-        seed: Of the noise that masks are drawn with; each process draws its own from it.
+        frozen: Share of these steps, at the end, in which the gates are frozen.
+        seed: Seed of the mask noise; each process derives its own from it.
     """
     if bool(gated.gates.open_units().all()):
         scores = gated.magnitudes() if gates.initial == "magnitude" else None
@@ -53,7 +53,7 @@ def recovery(
     settings: RecoverySettings,
     loss: Loss = F.cross_entropy,
 ) -> Recovery:
-    """What a recipe does right after hardening; see `prunegate.training.recover`."""
+    """The recovery that a recipe does right after hardening; see `prunegate.training.recover`."""
     has_norms = any(isinstance(module, _BatchNorm) for module in dense.modules())
     refits = settings.refit == "always" or (settings.refit == "auto" and not has_norms)
     return recover(gated, batches, dense if refits else None, settings.samples, loss)

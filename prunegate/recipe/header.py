@@ -1,4 +1,4 @@
-"""What a run says before it trains: model, data, sizes, budget, device, stages, folder."""
+"""The header of a run, shown before training: model, data, sizes, budget, device, stages, folder."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ def run_start(
     folder: Path,
     state: RunState | None = None,
 ) -> RunStart:
-    """The head of a run.
+    """The header of a run.
 
     Args:
-        gated: The model with gates, before anything is trained.
-        state: Where the run goes on, if it does.
+        gated: The gated model before training.
+        state: The state to resume from, if any.
     """
     stages = _stages(recipe, state)
     passes = " → ".join(f"{name} {epochs}" for name, epochs in stages) or "none"
@@ -48,7 +48,7 @@ def run_start(
 
 
 def _stages(recipe: Recipe, state: RunState | None) -> list[tuple[str, int]]:
-    """The stages that are still to be trained, with the epochs of each; those without any are left out."""
+    """The stages still to be trained with their epochs, without empty stages."""
     wanted = recipe.stages
     results = [("dense", 0, wanted.dense.epochs)]
     for index in range(len(recipe.budget.fractions)):

@@ -1,4 +1,4 @@
-"""Every key that a recipe may have: its form, its default and what it means, from the schema alone."""
+"""Every key of a recipe with its form, default and meaning, generated from the schema."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ class Key:
     """One key of a recipe.
 
     Attributes:
-        path: Such as ``budget.fraction``.
-        form: What its value may be, in words: ``number > 0.0, at most 1.0``.
-        default: In YAML, or None where a value has to be given.
-        meaning: What it says.
+        path: The key path, such as ``budget.fraction``.
+        form: Its allowed values in words: ``number > 0.0, at most 1.0``.
+        default: Its default in YAML, or None if it is required.
+        meaning: Its description.
     """
 
     path: str

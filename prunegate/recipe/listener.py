@@ -1,4 +1,4 @@
-"""What a run tells those who watch it, and what it came to."""
+"""Events of a run for its listeners, and its summary."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ logger = logging.getLogger(__name__)
 
 
 class Listener(Protocol):
-    """Who wants to see a run go by."""
+    """Receives the events of a run."""
 
     def run_started(self, start: RunStart) -> None: ...
     def stage_started(self, stage: str, epochs: int) -> None: ...
@@ -25,7 +25,7 @@ class Listener(Protocol):
 
 
 class Listeners:
-    """Tells several what it hears."""
+    """Forwards events to several listeners."""
 
     def __init__(self, listeners: Sequence[Listener]) -> None:
         self._all = list(listeners)
@@ -34,12 +34,12 @@ class Listeners:
         self._all += listeners
 
     def run_started(self, start: RunStart) -> None:
-        """All has been checked; training begins, or goes on."""
+        """All checks have passed; training starts or resumes."""
         for each in self._all:
             each.run_started(start)
 
     def stage_started(self, stage: str, epochs: int) -> None:
-        """A stage begins, or goes on."""
+        """A stage starts or resumes."""
         for each in self._all:
             each.stage_started(stage, epochs)
 
@@ -47,9 +47,9 @@ class Listeners:
         """A step has ended.
 
         Args:
-            epochs_done: Of the stage, with the part of the present one.
-            loss: The newest loss that is known without waiting for the device.
-            samples: Of this step, over all processes.
+            epochs_done: Epochs of the stage, including the fraction of the current one.
+            loss: The newest loss known without synchronising with the device.
+            samples: Samples of this step, over all processes.
         """
         for each in self._all:
             each.step_ended(epochs_done, loss, samples)
@@ -68,7 +68,7 @@ class Listeners:
 
 
 class Logger:
-    """Tells the log what a run notes, where nobody else listens."""
+    """Writes a run's notes to the log, if there is no other listener."""
 
     def run_started(self, start: RunStart) -> None:
         for what, text in start.facts:
@@ -86,7 +86,7 @@ class Logger:
 
 @dataclass(frozen=True)
 class RunSummary:
-    """What a run came to."""
+    """The result of a run."""
 
     folder: Path
     comparison: Comparison

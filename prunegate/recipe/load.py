@@ -1,4 +1,4 @@
-"""From a YAML file and overrides to a valid recipe, or to all of its mistakes at once."""
+"""Loading a recipe from YAML and overrides, with all mistakes reported at once."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from prunegate.settings import Settings
 from prunegate.training.processes import check_precision
 from prunegate.weight_files import fitting_weights
 
-# Values of a section, aliases written out, that a recipe may have.
+# Most values that a section may have, with aliases expanded.
 _MOST_ENTRIES = 100_000
 
 
@@ -53,12 +53,11 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 
 
 def check_recipe(recipe: Recipe) -> None:
-    """Check what a recipe refers to, without training anything. A model is built only to compare weights with it.
+    """Check what a recipe refers to, without training. A model is built only to compare weights with it.
 
     Raises:
-        PrunegateError: An unknown model or optimiser, weights or data that are not there, or a precision that this
-            machine does not have. Of the mistake's own kind if there is one, a `RecipeError` that lists them if there
-            are several.
+        PrunegateError: An unknown model or optimiser, missing weights or data, or a precision that this machine does
+            not support. A single mistake has its own error class; several are listed in a `RecipeError`.
     """
     checks: list[Callable[[], object]] = [
         lambda: _check_model(recipe.model),
@@ -87,12 +86,12 @@ def dense_builder(model: ModelSettings) -> Builder | OwnBuilder:
     """How the dense model is made. Own code is imported: the recipe that names it is the user's own.
 
     Raises:
-        ModelNameError: There is no such model or function, or an argument is refused.
+        ModelNameError: The model or function does not exist, or an argument is refused.
     """
     for key in model.arguments:
         if key.startswith(("pretrained", "weights", "checkpoint_path")) and not is_own(model.name):
             raise ModelNameError(
-                f"model.arguments.{key}: argument {key!r} is refused: models are built without fetching anything. Save "
+                f"model.arguments.{key}: argument {key!r} is refused: models are built without downloads. Save "
                 f"the weights once, torch.save(model.state_dict(), 'weights.pth'), and name that file: "
                 "model.weights=weights.pth."
             )
@@ -107,7 +106,7 @@ def own_function(name: str | None, key: str) -> Callable[..., Any] | None:
     """A loss or metric of the user's own code, imported because the recipe names it; None for none.
 
     Raises:
-        RecipeError: It is no ``module:function``, or cannot be imported.
+        RecipeError: It is not ``module:function``, or cannot be imported.
     """
     if name is None:
         return None
@@ -117,26 +116,26 @@ def own_function(name: str | None, key: str) -> Callable[..., Any] | None:
 
 
 def _check_labels(recipe: Recipe) -> None:
-    """Labels that are no classes have neither cross entropy nor accuracy."""
+    """Require a loss and a metric for labels that are not classes: cross entropy and accuracy do not apply."""
     if recipe.data.labels == "classes":
         return
     training = recipe.training
     missing = [f"training.{key}" for key in ("loss", "metric") if getattr(training, key) is None]
     if missing:
         raise RecipeError(
-            f"{' and '.join(missing)}: found none beside data.labels=any, expected module:function of your own: cross "
-            "entropy and accuracy are of classes. Give (outputs, labels) -> loss, a 0-d tensor, and (outputs, labels) "
+            f"{' and '.join(missing)}: found none with data.labels=any, expected module:function of your own. Cross "
+            "entropy and accuracy need classes. Use (outputs, labels) -> loss, a 0-d tensor, and (outputs, labels) "
             "-> number."
         )
     if recipe.distillation.weight:
         raise RecipeError(
-            f"distillation.weight: found {recipe.distillation.weight} beside data.labels=any, expected 0: class scores "
-            "are what is compared with the dense model. Compare in training.loss instead."
+            f"distillation.weight: found {recipe.distillation.weight} with data.labels=any, expected 0. Distillation "
+            "compares class scores with the dense model. Compare in training.loss instead."
         )
 
 
 def _check_model(settings: ModelSettings) -> None:
-    """The model's name and arguments; and whether the weights fit it, for which it is built."""
+    """Check the model's name and arguments, and build it to check that the weights fit."""
     mistakes: list[str] = []
     if settings.weights is not None and not Path(settings.weights).is_file():
         mistakes.append(
@@ -164,8 +163,8 @@ def _check_trained(recipe: Recipe) -> None:
     teacher = ", and distillation would learn from it" if recipe.distillation.weight else ""
     raise RecipeError(
         f"stages.dense.epochs: found 0 and no model.weights, expected one of them. Gates would prune a network of "
-        f"random weights{teacher}. Say how many epochs train the dense model, or name a file with trained weights as "
-        f"model.weights{own}."
+        f"random weights{teacher}. Set the epochs that train the dense model, or set model.weights to a file with "
+        f"trained weights{own}."
     )
 
 
@@ -180,17 +179,17 @@ def _check_optimizer(name: str) -> None:
 
 
 def _endless(source: Source) -> Iterator[str]:
-    """The sections in which aliases repeat each other to more values than anybody can write down."""
+    """The sections whose aliases expand to too many values."""
     for key in Recipe.model_fields:
         if entries(source.data.get(key)) > _MOST_ENTRIES:
             yield (
-                f"{source.place((key,))}: {key}: found aliases (*name) that repeat each other to more than "
-                f"{_MOST_ENTRIES:,} values, expected fewer. Write the values out."
+                f"{source.place((key,))}: {key}: its aliases (*name) expand to more than {_MOST_ENTRIES:,} values. "
+                "Write the values out."
             )
 
 
 def _override(source: Source, text: str) -> list[str]:
-    """Set one value in the source; give the mistakes."""
+    """Set one value in the source; return the mistakes."""
     where = f"--set {text}"
     key, equals, raw = text.partition("=")
     path: KeyPath = tuple(key.strip().split("."))
@@ -208,17 +207,17 @@ def _override(source: Source, text: str) -> list[str]:
         section[part] = _section(path[:depth]).with_key(section[part])
         section = section[part]
         if not isinstance(section, dict):
-            return [f"{where}: {dotted(path[:depth])} is no section, so it has no keys to set."]
+            return [f"{where}: {dotted(path[:depth])} is not a section, so it has no keys to set."]
     section[path[-1]] = value
     source.replace(path, where)
     return []
 
 
 def _describe(source: Source, detail: Any) -> str:
-    """One pydantic error in our form: where, found, expected, nearest key."""
-    # What stands in brackets names the form of a value that may have several, and is no key.
+    """One pydantic error in prunegate's form: where, found, expected, nearest key."""
+    # A part in brackets is not a key: it names one of several forms of a value.
     path: KeyPath = tuple(part for part in detail["loc"] if not str(part).startswith("("))
-    if detail["type"] == "invalid_key":  # such as a number; its place is noted under its text
+    if detail["type"] == "invalid_key":  # such as a number, whose position is stored under its text
         path = (*path[:-2], str(path[-2])) if path[-1] == "[key]" else (*path[:-1], str(path[-1]))
     where = f"{source.place(path)}: {dotted(path)}"
     kind = detail["type"]
@@ -239,7 +238,7 @@ def _describe(source: Source, detail: Any) -> str:
 
 
 def _section(path: KeyPath) -> type[Settings]:
-    """The section of the schema at a path; where there is none, one without keys."""
+    """The section of the schema at a path, or one without keys if there is none."""
     model: type[Settings] = Recipe
     for part in path:
         annotation = model.model_fields[str(part)].annotation if part in model.model_fields else None

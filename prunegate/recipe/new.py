@@ -1,4 +1,4 @@
-"""A commented recipe to begin with."""
+"""A commented recipe to start from."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from prunegate.own_code import is_own
 from prunegate.recipe.load import dense_builder
 from prunegate.recipe.schema import ModelSettings
 
-# Channels, classes and side in pixels of the sets that are known.
+# Channels, classes and side in pixels of the built-in data sets.
 _KNOWN = {"digits": (1, 10, 32), "fashion_mnist": (1, 10, 64), "cifar10": (3, 10, 32)}
 _PARTS = ("train", "training")
 
@@ -25,18 +25,18 @@ def new_recipe(
     arguments: Mapping[str, Any] | None = None,
     budget: float = 0.5,
 ) -> str:
-    """The text of a recipe for a model and a data set, with a comment at each line that is likely to be changed.
+    """The text of a recipe for a model and a data set, with comments on the lines that users are likely to change.
 
     Args:
         model: As `model.name` in recipes.
         data: As `data.name`.
-        folder: As `data.folder`; its classes are counted where it is there.
-        weights: As `model.weights`; given, there is no dense stage.
+        folder: As `data.folder`; its classes are counted if it exists.
+        weights: As `model.weights`; if given, there is no dense stage.
         arguments: As `model.arguments`.
         budget: Share of the MACs that may remain, in (0, 1].
 
     Raises:
-        ModelNameError: There is no such model.
+        ModelNameError: The model does not exist.
     """
     given = dict(arguments or {})
     settings = ModelSettings(name=model, arguments=given)
@@ -51,19 +51,19 @@ def new_recipe(
             given.setdefault("in_chans", channels)
     name = Path(model.replace(":", "_").replace(".", "_")).name
     lines = [
-        "# What may be said besides, with defaults: prunegate recipe keys",
+        "# All other keys with their defaults: prunegate recipe keys",
         f"name: {name}",
         "seed: 0",
         "",
         "model:",
         f"  name: {_text(model)}",
-        f"  arguments: {_inline(given)}  # of its builder, as it was trained: num_classes, in_chans, ...",
+        f"  arguments: {_inline(given)}  # of its builder, as in training: num_classes, in_chans, ...",
     ]
     if weights is not None:
-        lines += [f"  weights: {_text(weights)}  # checked for fit by --check"]
+        lines += [f"  weights: {_text(weights)}  # --check compares them with the model"]
     elif is_own(model):
         lines += [
-            "  # trained: true          # if the function gives the model with trained weights",
+            "  # trained: true          # if the function returns a trained model",
             "  # weights: mine.pth",
         ]
     else:

@@ -33,7 +33,7 @@ def plan_of(recipe: Recipe, stage: str) -> TrainingPlan:
 
 
 def copies_in_state(recipe: Recipe) -> int:
-    """How many copies of the weights a state holds besides them: the optimiser's, and their average."""
+    """Number of further copies of the weights in a state: the optimiser's, and the moving average."""
     return (1 if recipe.optimizer.name.lower() in ("sgd", "momentum") else 2) + (
         recipe.training.average_decay is not None
     )

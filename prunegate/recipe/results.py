@@ -1,4 +1,4 @@
-"""What a run leaves: compact models, the summary and the picture."""
+"""The results of a run: compact models, summary and report figure."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from prunegate.wrapping import Compaction
 
 @dataclass(frozen=True)
 class Results:
-    """Writes what comes of a recipe to its folder."""
+    """Writes the results of a recipe to the run's folder."""
 
     recipe: Recipe
     out: RunFolder
@@ -41,7 +41,7 @@ class Results:
         extra = {"recipe": self.recipe.name, "budget": self._asked(outcome), self._metric: outcome.accuracy}
         if known := self.meaning.as_dict():
             extra["data"] = {"name": self.recipe.data.name, **known}
-        # A checkpoint never names a user's own code: such a model is handed in when it is loaded.
+        # A checkpoint never names the user's own code: such a model has to be passed when the file is loaded.
         builder = self.builder if isinstance(self.builder, Builder) else None
         result.save(self.out.file(name), builder=builder, extra=extra)
 
@@ -55,12 +55,12 @@ class Results:
         groups: Mapping[str, int],
         shape: tuple[int, ...],
     ) -> RunSummary:
-        """Write the summary and the picture, which are of the smallest model, and tell them.
+        """Write and report the summary and the figure, both for the smallest model.
 
         Args:
             result: The smallest model.
             groups: Units of every channel group.
-            shape: Of one sample.
+            shape: Shape of one sample.
         """
         *larger, last = outcomes
         comparison = Comparison.measure(
@@ -80,7 +80,7 @@ class Results:
                 f"{self._metric} {metric_text(outcome.accuracy, self._metric)}"
             )
         self.listener.finished(comparison, last.certificate, str(self.out.path))
-        # The last file, which says that the run is finished.
+        # The last file; it marks the run as finished.
         self.out.write(files.SUMMARY, json.dumps(self._summary(comparison, larger, last), indent=2))
         return RunSummary(self.out.path, comparison, last.hardened, compact_macs, dense_macs)
 
@@ -89,7 +89,7 @@ class Results:
         return metric_name(self.recipe.training.metric)
 
     def _asked(self, outcome: Outcome) -> dict[str, Any]:
-        """The budget of one model, as the recipe gives it."""
+        """The budget of one model, in the form of the recipe."""
         budget = self.recipe.budget
         amount = {"fraction": outcome.fraction} if budget.limit is None else {"limit": budget.limit}
         return {"metric": budget.metric, **amount}
@@ -116,6 +116,6 @@ class Results:
 
 
 def _loss_name(recipe: Recipe) -> str:
-    """What the curve of the training loss shows."""
+    """The title for the curve of the training loss."""
     name = recipe.training.loss or "cross entropy"
     return f"{name}, with distillation" if recipe.distillation.weight else name

@@ -1,4 +1,4 @@
-"""Taking up a run where it was left."""
+"""Resuming a run."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from prunegate.recipe.schema import Recipe
 
 
 def resume_command(folder: Path, processes: int) -> str:
-    """What to type to go on with the run of a folder."""
+    """The command that resumes the run in a folder."""
     command = "prunegate" if processes == 1 else f"torchrun --nproc-per-node {processes} -m prunegate"
     return f"{command} run {folder} --resume"
 
 
 def refuse_changed(recipe: Recipe, out: RunFolder) -> None:
-    """Make sure that a run goes on with the recipe it was begun with; where it writes does not matter.
+    """Refuse to resume a run with a changed recipe; the output folder may differ.
 
     Raises:
-        RecipeError: It differs; the message shows the lines.
+        RecipeError: The recipe has changed; the message shows the diff.
     """
     path = out.file(files.RECIPE)
     before = _resolved(path)
@@ -35,7 +35,7 @@ def refuse_changed(recipe: Recipe, out: RunFolder) -> None:
         shown = "\n".join(f"  {line}" for line in diff)
         raise RecipeError(
             f"{path}: the recipe has changed since the run began, expected the same one:\n{shown}\n"
-            "Go on with the run's own by naming its folder, or with the changed one by --accept-changes."
+            "Resume with the original recipe by passing the folder, or with the changed one by --accept-changes."
         )
 
 

@@ -41,19 +41,19 @@ def run(
     accept_changes: bool = False,
     stop: Callable[[], int] = lambda: 0,
 ) -> RunSummary:
-    """Carry out a recipe.
+    """Run a recipe.
 
-    Everything that can be found out before training is checked first: the folder, the model, the data,
-    what can be pruned and whether the budget can be reached. Until then nothing is written.
+    Everything that can be checked before training is checked first: the folder, the model, the data, what can be pruned
+    and whether the budget can be reached. Nothing is written until then.
 
     Args:
-        listener: Hears how it goes; without one, the log does.
-        resume: Go on with the run of the folder from its last checkpoint; from the start if there is none.
-        accept_changes: Go on although the recipe differs from the one the run was begun with.
-        stop: Looked at after every step: the number of a signal that asks the run to stop, else 0.
+        listener: Receives events; by default they go to the log.
+        resume: Resume the run in the folder from its last checkpoint, or start it if there is none.
+        accept_changes: Resume although the recipe has changed since the run began.
+        stop: Polled after every step; returns the number of a signal that asks the run to stop, or 0.
 
     Raises:
-        PrunegateError: Of the kind that says what is wrong.
+        PrunegateError: A check or the run failed; the subclass says which kind of mistake it is.
         RunStoppedError: ``stop`` asked for it; the state is saved.
     """
     processes = Processes(recipe.training.precision)
@@ -79,25 +79,25 @@ def run(
     if recipe.data.labels == "any":
         check_functions(model, data, recipe.training, loss, metric)
     listeners = Listeners([listener or Logger()] if processes.is_first else [])
-    # Wraps the model, which refuses now what could not be pruned after an hour of training.
+    # Wraps the model now, so that it is not refused after an hour of training.
     wrapped = partial(_wrap, recipe, data)
     untrained = wrapped(model)
     _refuse_unreachable(untrained, recipe.budget)
     stages = Stages(recipe, out, builder, model, untrained, wrapped, data, loss, metric, processes, listeners, stop)
     if processes.count > 1:
-        set_seed(recipe.seed + processes.rank)  # each has its own dropout
+        set_seed(recipe.seed + processes.rank)  # each process has its own dropout
     weights = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
     needed = bytes_needed(weights, len(recipe.budget.fractions), recipe.checkpoints, copies_in_state(recipe))
 
     def begin() -> RunState | None:
         if not resume:
-            out.refuse_used()  # again: another run may have come and gone
+            out.refuse_used()  # again, as another run may have used it meanwhile
         out.refuse_full(needed - out.bytes_written())
         state = stages.checkpoints.newest() if resume else None
         if state is not None and len(state.processes) != processes.count:
             raise RunFolderError(
-                f"{out.path}: was trained by {len(state.processes)} processes, found {processes.count}. Each has a "
-                f"state of its own. Go on with: {resume_command(out.path, len(state.processes))}"
+                f"{out.path}: was trained by {len(state.processes)} processes, found {processes.count}. Each has its "
+                f"own state. Resume with: {resume_command(out.path, len(state.processes))}"
             )
         out.write(files.RECIPE, recipe.dump_yaml())
         out.write(files.ENVIRONMENT, json.dumps(environment(recipe.seed, processes.count), indent=2))
@@ -115,7 +115,7 @@ def run(
 
 @contextmanager
 def _repeatable_convolutions() -> Iterator[None]:
-    """Let cuDNN use only algorithms that give the same bits each time, which runs that are resumed rely on."""
+    """Restrict cuDNN to deterministic algorithms, so that resumed runs give the same bits."""
     before = torch.backends.cudnn.deterministic
     torch.backends.cudnn.deterministic = True
     try:
@@ -139,8 +139,8 @@ def _refuse_unreachable(gated: GatedModel, budget: BudgetSettings) -> None:
     dense = gated.dense_cost(budget.metric)
     if budget.limit is not None and budget.limit >= dense:
         raise BudgetError(
-            f"budget.limit: found {budget.limit:,} {budget.metric}, expected less than {dense:,}, the dense cost: "
-            "nothing would be removed. Ask for fewer."
+            f"budget.limit: found {budget.limit:,} {budget.metric}, expected less than {dense:,}, the dense cost. "
+            "Nothing would be removed. Lower the limit."
         )
     resolved = budget.of_dense(dense)
     for metric, share in resolved.shares(resolved.fractions[-1]).items():
@@ -150,7 +150,7 @@ def _refuse_unreachable(gated: GatedModel, budget: BudgetSettings) -> None:
 
 
 def _check_output(model: nn.Module, data: Data, recipe: Recipe) -> None:
-    """One batch through the model: does it take such images and tell these classes apart?"""
+    """Run one batch through the model to check its inputs and the number of its classes."""
     mode = model.training
     classes = data.num_classes
     try:
@@ -158,16 +158,17 @@ def _check_output(model: nn.Module, data: Data, recipe: Recipe) -> None:
             logits = model.eval()(data.example_inputs(2))
     except (RuntimeError, AssertionError, ValueError) as error:
         raise RecipeError(
-            f"model: {recipe.model.name} does not take images of shape {data.shape}: {error}. "
+            f"model: {recipe.model.name} does not accept images of shape {data.shape}: {error}. "
             "Set model.arguments (in_chans, img_size) or data.image_size to fit."
         ) from error
     finally:
         model.train(mode)
-    if classes is None:  # the loss decides what outputs have to be
+    if classes is None:  # the loss decides which outputs are valid
         return
     if not isinstance(logits, torch.Tensor) or logits.dim() != 2 or logits.shape[1] < classes:
         result = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
         raise RecipeError(
             f"model: {recipe.model.name} returns {result} for two images, expected (2, {classes}). "
-            f"Set model.arguments.num_classes to {classes}; for outputs that are no class scores, data.labels to any."
+            f"Set model.arguments.num_classes to {classes}; for outputs that are not class scores, set data.labels to "
+            "any."
         )

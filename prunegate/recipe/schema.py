@@ -1,4 +1,4 @@
-"""The form of a recipe: what a run is, as data."""
+"""The schema of a recipe, which describes a run as data."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class ModelSettings(Settings):
     )
     trained: bool = Field(
         False,
-        description="true if module:function gives the model with trained weights: the dense stage may be left out",
+        description="true if module:function returns a trained model; the dense stage may then be left out",
     )
 
     @model_validator(mode="after")
@@ -39,7 +39,7 @@ class ModelSettings(Settings):
         if self.trained and ":" not in self.name:
             raise ValueError(
                 f"found trained: true for {self.name}, which is built with random weights, expected it for "
-                "module:function alone. Name a file with trained weights as model.weights"
+                "module:function only. Set model.weights to a file with trained weights"
             )
         return self
 
@@ -50,19 +50,20 @@ class GatesSettings(Settings):
     exclude: list[str] = Field(default_factory=list, description="patterns of channel groups that get no gate")
     round_to: Annotated[int, Field(ge=1, le=1024)] = Field(1, description="kept counts are multiples of this")
     attention: Literal["finest", "heads"] = Field(
-        "finest", description="what attention loses: head dimensions where these are more, or whole heads"
+        "finest", description="units of attention: head dimensions if they outnumber the heads, or whole heads"
     )
     initial_keep_probability: Annotated[float, Field(gt=0.5, le=0.99)] = Field(
         0.99, description="probability of keeping each unit when the gate stage starts"
     )
     initial: Literal["magnitude", "constant"] = Field(
-        "magnitude", description="units with larger weights start with higher logits, or all start alike"
+        "magnitude",
+        description="magnitude: units with larger weights start with higher logits; otherwise all start equal",
     )
     initial_spread: Annotated[float, Field(ge=0.0, le=10.0)] = Field(
-        1.0, description="logit that a standard deviation of the magnitudes is worth"
+        1.0, description="change of the initial logit per standard deviation of the magnitudes"
     )
     learning_rate: Rate | None = Field(
-        None, description="of the logits, by Adam; if not given, 30 / steps in which gates are not frozen"
+        None, description="Adam's learning rate of the logits; by default 30 / steps in which gates are not frozen"
     )
 
 
@@ -71,12 +72,12 @@ Metric = Literal["macs", "params"]
 
 def _falling(fractions: list[float]) -> list[float]:
     if any(later >= earlier for earlier, later in pairwise(fractions)):
-        raise ValueError(f"found {fractions}, expected each below the one before")
+        raise ValueError(f"found {fractions}, expected a decreasing list")
     return fractions
 
 
 class BudgetSettings(Settings):
-    """What may remain of the dense cost."""
+    """How much of the dense cost may remain."""
 
     key_alone = "fraction"
 
@@ -85,25 +86,27 @@ class BudgetSettings(Settings):
         Annotated[Fraction, Tag("(one)")]
         | Annotated[list[Fraction], Field(min_length=1), AfterValidator(_falling), Tag("(several)")],
         Discriminator(lambda value: "(several)" if isinstance(value, list) else "(one)"),
-    ] = Field(0.5, description="share of the dense cost that may remain; several, falling, give as many nested models")
+    ] = Field(0.5, description="share of the dense cost that may remain; a decreasing list gives nested models")
     limit: Annotated[int, Field(ge=1)] | None = Field(
         None, description="absolute instead of fraction: MACs per sample, or parameters, that may remain"
     )
 
     also: dict[Metric, Fraction] = Field(
-        default_factory=dict, description="further metrics with what may remain of them, held by every model too"
+        default_factory=dict, description="further metrics with the share that may remain; every model meets them too"
     )
 
     @model_validator(mode="after")
     def _of_one_kind(self) -> BudgetSettings:
         if self.limit is not None and "fraction" in self.model_fields_set:
-            raise ValueError(f"found a limit of {self.limit:,} and a fraction of {self.fraction}, expected one of them")
+            raise ValueError(
+                f"found a limit of {self.limit:,} and a fraction of {self.fraction}, expected only one of them"
+            )
         return self
 
     @model_validator(mode="after")
     def _of_other_metrics(self) -> BudgetSettings:
         if self.metric in self.also:
-            raise ValueError(f"found {self.metric} as the metric and again under also, expected another there")
+            raise ValueError(f"found {self.metric} as the metric and again in also, expected another metric there")
         return self
 
     @property
@@ -112,58 +115,56 @@ class BudgetSettings(Settings):
         return tuple(self.fraction) if isinstance(self.fraction, list) else (self.fraction,)
 
     def of_dense(self, dense_cost: int) -> BudgetSettings:
-        """The same budget with its limit as the fraction of a dense model's cost that comes to just this limit."""
+        """The same budget with its limit expressed as a fraction of the dense cost."""
         if self.limit is None:
             return self
         fraction = min(1.0, (self.limit + 0.5) / dense_cost)
         return self.model_copy(update={"fraction": fraction, "limit": None})
 
     def shares(self, fraction: float) -> dict[Metric, float]:
-        """For the model of this fraction: by metric, what may remain."""
+        """By metric, the share that may remain for the model of this fraction."""
         return {self.metric: fraction, **self.also}
 
 
 class TauSettings(Settings):
-    """Relaxation temperature over the gate stage."""
+    """Relaxation temperature during the gate stage."""
 
     start: Annotated[float, Field(gt=0.0, le=100.0)] = Field(2.0, description="tau at the first step")
     end: Annotated[float, Field(gt=0.0, le=100.0)] = Field(0.1, description="tau when gates are frozen, at most start")
     schedule: Literal["exponential", "linear", "constant"] = Field(
-        "exponential", description="how tau gets from start to end; constant stays at start"
+        "exponential", description="how tau is annealed from start to end; constant keeps it at start"
     )
 
     @model_validator(mode="after")
     def _annealed(self) -> TauSettings:
         if self.end > self.start:
-            raise ValueError(f"found end {self.end} above start {self.start}, expected tau to be lowered")
+            raise ValueError(f"found end {self.end} above start {self.start}, expected tau to decrease")
         return self
 
 
 class OptimizerSettings(Settings):
     """The weights' optimiser."""
 
-    name: str = Field("sgd", description="any optimiser name of timm")
-    momentum: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(
-        0.9, description="momentum, for the optimisers that have it"
-    )
+    name: str = Field("sgd", description="name of any of timm's optimisers")
+    momentum: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(0.9, description="momentum, for optimisers that use it")
     weight_decay: Annotated[float, Field(ge=0.0, le=1.0)] = Field(
-        5e-4, description="of the weights; biases, norms and logits have none"
+        5e-4, description="weight decay of the weights; not applied to biases, norms and logits"
     )
     label_smoothing: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(
-        0.0, description="share of the target that is spread over all classes"
+        0.0, description="share of the target spread over all classes"
     )
 
 
 class SchedulerSettings(Settings):
-    """The weights' rate over a stage."""
+    """Learning-rate schedule of the weights in a stage."""
 
     name: Literal["cosine", "tanh", "step", "multistep", "poly"] = Field(
-        "cosine", description="how it falls, by timm's names"
+        "cosine", description="timm's name of the schedule"
     )
     decay_epochs: list[Annotated[int, Field(ge=1)]] = Field(
-        default_factory=list, description="step: epochs between falls, one number; multistep: epochs of the falls"
+        default_factory=list, description="step: epochs between decays, one number; multistep: epochs of the decays"
     )
-    decay_rate: Fraction = Field(0.1, description="step, multistep: what the rate is multiplied with")
+    decay_rate: Fraction = Field(0.1, description="step, multistep: factor of the learning rate at each decay")
 
     @model_validator(mode="after")
     def _has_epochs(self) -> SchedulerSettings:
@@ -177,13 +178,13 @@ class SchedulerSettings(Settings):
 
 
 class TrainingSettings(Settings):
-    """How steps are computed, in all stages."""
+    """How training steps are computed, in all stages."""
 
     precision: Literal["no", "bf16", "fp16"] = Field(
-        "no", description="of forward passes; no: float32; fp16, with a scaled loss, on CUDA alone"
+        "no", description="precision of forward passes; no: float32; fp16, with a scaled loss, on CUDA only"
     )
     accumulation_steps: Annotated[int, Field(ge=1, le=4096)] = Field(
-        1, description="parts that a batch passes the model in, for less memory"
+        1, description="number of parts that a batch is split into, to save memory"
     )
     clip_norm: Annotated[float, Field(gt=0.0)] | None = Field(None, description="largest norm of the weights' gradient")
     average_decay: Annotated[float, Field(gt=0.0, lt=1.0)] | None = Field(
@@ -195,37 +196,37 @@ class TrainingSettings(Settings):
     metric: str | None = Field(
         None,
         description="module:function of your own, (outputs, labels) -> number, whose mean over the test samples is "
-        "told in place of accuracy",
+        "reported instead of accuracy",
     )
 
 
 class GuardSettings(Settings):
-    """What a run puts up with."""
+    """Problems that a run tolerates."""
 
     nonfinite_batches: Annotated[int, Field(ge=0)] = Field(
-        0, description="batches of each stage that are passed over because their loss is not finite"
+        0, description="most batches per stage that are skipped because their loss is not finite"
     )
 
 
 class CheckpointSettings(Settings):
-    """States of the run that it can be resumed from; one is written at the end of each stage in any case."""
+    """Saved states to resume the run from; one is always written at the end of each stage."""
 
     every_steps: Annotated[int, Field(ge=1)] | None = Field(None, description="steps between two")
     every_minutes: Annotated[float, Field(gt=0.0)] | None = Field(10.0, description="minutes between two")
-    keep: Annotated[int, Field(ge=1)] = Field(2, description="the last so many stay")
+    keep: Annotated[int, Field(ge=1)] = Field(2, description="number of latest states that are kept")
 
 
 class RecoverySettings(Settings):
-    """What follows hardening and needs no training: see `prunegate.training.recover`."""
+    """Recovery after hardening without training: see `prunegate.training.recover`."""
 
     refit: Literal["auto", "always", "never"] = Field(
         "auto",
-        description="refit layers to what they computed in the dense model, where that lowers the training loss; auto "
-        "leaves models with BatchNorm alone, whose weights are better finetuned as the gate stage leaves them",
+        description="refit layers to their outputs in the dense model, if that lowers the training loss; auto skips "
+        "models with BatchNorm, whose weights finetune better without it",
     )
     samples: Annotated[int, Field(ge=2, le=1_000_000)] = Field(
         1024,
-        description="training samples to refit on; large inputs, of which 64 million numbers are taken, give fewer",
+        description="training samples to refit on; fewer for large inputs, limited to 64 million numbers in all",
     )
 
 
@@ -233,49 +234,49 @@ class DistillationSettings(Settings):
     """Learning from the dense model's outputs in the gate and finetune stages."""
 
     weight: Annotated[float, Field(ge=0.0, le=1.0)] = Field(
-        0.0, description="share of the loss that compares with the dense model; 0 leaves it out"
+        0.0, description="share of the distillation term in the loss; 0 turns distillation off"
     )
     temperature: Annotated[float, Field(gt=0.0, le=100.0)] = Field(
-        4.0, description="class scores are divided by it before they are compared"
+        4.0, description="class scores are divided by this before they are compared"
     )
 
 
 class StageSettings(Settings):
-    """Epochs of ordinary training."""
+    """Ordinary training."""
 
-    epochs: Epochs = Field(description="passes over the training images; 0 leaves the stage out")
-    learning_rate: Rate = Field(description="of the weights, at its highest")
+    epochs: Epochs = Field(description="passes over the training images; 0 skips the stage")
+    learning_rate: Rate = Field(description="peak learning rate of the weights")
     warmup_epochs: Annotated[float, Field(ge=0.0)] = Field(0.0, description="epochs over which the rate rises")
 
 
 class GateStageSettings(StageSettings):
-    """Epochs in which weights and gates are trained together."""
+    """Training of weights and gates together."""
 
     epochs: Annotated[int, Field(ge=1, le=100_000)] = Field(description="passes over the training images")
     target_ramp: Annotated[float, Field(ge=0.0, le=1.0)] = Field(
-        0.5, description="fraction of the stage over which the target comes down from the dense cost"
+        0.5, description="fraction of the stage over which the target is lowered from the dense cost"
     )
     frozen: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(
         0.4,
-        description="fraction of the stage, its last, in which gates are frozen: masks that meet the budget are fixed, "
-        "and weights train on under them",
+        description="fraction of the stage, at its end, in which gates are frozen: masks that meet the budget are "
+        "fixed, and weights keep training under them",
     )
     final_learning_rate_fraction: Annotated[float, Field(ge=0.0, le=1.0)] = Field(
-        0.05, description="the weights' rate at the end of this stage, as a fraction of its highest"
+        0.05, description="learning rate of the weights at the end of this stage, as a fraction of the peak rate"
     )
 
     @model_validator(mode="after")
     def _reaches_its_target(self) -> GateStageSettings:
         if self.target_ramp + self.frozen > 1 + 1e-9:
             raise ValueError(
-                f"found target_ramp {self.target_ramp} and frozen {self.frozen}, expected at most 1 together: the "
-                "target comes down before the gates are frozen"
+                f"found target_ramp {self.target_ramp} and frozen {self.frozen}, expected a sum of at most 1: the "
+                "target is lowered before the gates are frozen"
             )
         return self
 
 
 class StagesSettings(Settings):
-    """The stages of a run, in their order."""
+    """The stages of a run, in order."""
 
     dense: StageSettings = Field(
         StageSettings(epochs=0, learning_rate=0.1),
@@ -297,23 +298,25 @@ class Recipe(Settings):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]*$", max_length=100)] = Field(
         description="letters, digits, dots, dashes and underscores; names the output folder"
     )
-    seed: Annotated[int, Field(ge=0, lt=2**31)] = Field(0, description="of weights, batches and noise")
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = Field(0, description="random seed of weights, batches and noise")
     model: ModelSettings = Field(description="the dense model")
     data: DataSettings = Field(description="images and labels")
     gates: GatesSettings = Field(GatesSettings(), description="the gates")
     budget: BudgetSettings = Field(
-        BudgetSettings(), description="what may remain of the dense cost; a number alone is its fraction"
+        BudgetSettings(), description="how much of the dense cost may remain; a number alone is the fraction"
     )
     tau: TauSettings = Field(TauSettings(), description="relaxation temperature")
     optimizer: OptimizerSettings = Field(OptimizerSettings(), description="the weights' optimiser")
-    scheduler: SchedulerSettings = Field(SchedulerSettings(), description="the weights' rate over a stage")
-    training: TrainingSettings = Field(TrainingSettings(), description="how steps are computed")
-    guards: GuardSettings = Field(GuardSettings(), description="what a run puts up with")
+    scheduler: SchedulerSettings = Field(
+        SchedulerSettings(), description="learning-rate schedule of the weights in a stage"
+    )
+    training: TrainingSettings = Field(TrainingSettings(), description="how training steps are computed")
+    guards: GuardSettings = Field(GuardSettings(), description="problems that a run tolerates")
     checkpoints: CheckpointSettings = Field(CheckpointSettings(), description="states to resume from")
     trackers: list[Literal["csv", "tensorboard"]] = Field(
-        default_factory=list, description="who else gets the metrics, beside metrics.jsonl"
+        default_factory=list, description="further outputs for the metrics, besides metrics.jsonl"
     )
-    recovery: RecoverySettings = Field(RecoverySettings(), description="after hardening, before compaction")
+    recovery: RecoverySettings = Field(RecoverySettings(), description="recovery after hardening, before compaction")
     distillation: DistillationSettings = Field(DistillationSettings(), description="learning from the dense model")
     stages: StagesSettings = Field(description="dense, gate, finetune")
     output: OutputSettings = Field(OutputSettings(), description="where the run writes")
@@ -326,5 +329,5 @@ class Recipe(Settings):
     def dump_yaml(self) -> str:
         """The whole recipe with every default written out."""
         written = self.model_dump()
-        del written["budget"]["limit" if self.budget.limit is None else "fraction"]  # one of them is given
+        del written["budget"]["limit" if self.budget.limit is None else "fraction"]  # exactly one is set
         return yaml.safe_dump(written, sort_keys=False, allow_unicode=True)

@@ -1,4 +1,4 @@
-"""The recipes that come with the package, by their names."""
+"""The recipes shipped with the package, by name."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import sysconfig
 from pathlib import Path
 
 _ROOT = Path(__file__).parents[2]
-# Those of a checkout; and where installers put a wheel's data, in an environment or beside the package.
+# In a checkout, and where installers put a wheel's data: in the environment or next to the package.
 _FOLDERS = (
     _ROOT / "recipes",
     Path(sysconfig.get_path("data")) / "share" / "prunegate" / "recipes",
@@ -25,9 +25,9 @@ def shipped_names() -> list[str]:
 
 
 def recipe_file(given: Path) -> Path:
-    """The file itself where there is one, or the shipped recipe of that name.
+    """The file itself if it exists, or the shipped recipe of that name.
 
-    ``quickstart`` will do, and ``recipes/quickstart.yaml`` as in a checkout.
+    Both ``quickstart`` and ``recipes/quickstart.yaml``, as in a checkout, work.
     """
     if given.exists() or str(given.parent) not in (".", "recipes"):
         return given

@@ -17,11 +17,11 @@ KeyPath = tuple[str | int, ...]
 
 @dataclass
 class Source:
-    """The parsed document and where each of its values stands.
+    """The parsed document and the position of each value.
 
     Attributes:
-        lines: For each key path the place to show: ``file:line``, or the override that set it.
-        mistakes: What was wrong with the text itself, such as a key given twice.
+        lines: For each key path, the position to show: ``file:line``, or the override that set it.
+        mistakes: Mistakes in the text itself, such as a duplicate key.
     """
 
     name: str
@@ -30,14 +30,14 @@ class Source:
     mistakes: list[str]
 
     def place(self, path: KeyPath) -> str:
-        """Where a key path, or the nearest part of it that exists, stands."""
+        """The position of a key path, or of its longest existing prefix."""
         for length in range(len(path), -1, -1):
             if path[:length] in self.places:
                 return self.places[path[:length]]
         return self.name
 
     def replace(self, path: KeyPath, place: str) -> None:
-        """Note that ``path`` and all below it now come from elsewhere."""
+        """Record that ``path`` and everything below it now come from ``place``."""
         self.places = {known: at for known, at in self.places.items() if known[: len(path)] != path}
         self.places[path] = place
 
@@ -72,11 +72,15 @@ def read_source(path: Path) -> Source:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{path}: cannot be read: {error}. Give the path of a recipe in YAML.") from error
+        raise RecipeError(f"{path}: cannot be read: {error}. Pass the path of a recipe in YAML.") from error
     try:
         root = yaml.compose(text, Loader)
         data = yaml.load(text, Loader)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # dates out of range, thousands of brackets
+    except (
+        yaml.YAMLError,
+        ValueError,
+        RecursionError,
+    ) as error:  # for example dates out of range, or thousands of brackets
         mark = getattr(error, "problem_mark", None)
         line = f":{mark.line + 1}" if mark is not None else ""
         problem = getattr(error, "problem", None) or str(error)
@@ -92,12 +96,12 @@ def read_source(path: Path) -> Source:
 
 
 def entries(value: Any, known: dict[int, int] | None = None) -> int:
-    """How many values there are with every alias written out; each is looked at once. Ones within themselves end it."""
+    """Number of values with all aliases expanded; each is visited once, and recursive aliases end the count."""
     known = {} if known is None else known
     if not isinstance(value, (dict, list)):
         return 1
     if id(value) not in known:
-        known[id(value)] = 0  # while it is counted
+        known[id(value)] = 0  # while it is being counted
         parts = value.values() if isinstance(value, dict) else value
         known[id(value)] = 1 + sum(entries(part, known) for part in parts)
     return known[id(value)]
@@ -108,9 +112,9 @@ def dotted(path: KeyPath) -> str:
 
 
 def _walk(node: Any, path: KeyPath, visited: set[int]) -> Iterator[tuple[KeyPath, Any, bool]]:
-    """Every key path with its node, and whether the key had been seen in its mapping before.
+    """Every key path with its node, and whether the key is a duplicate in its mapping.
 
-    A node that an alias repeats is walked once: aliases may be nested without end.
+    A node that an alias repeats is visited once, as aliases may be nested without end.
     """
     if id(node) in visited:
         return

@@ -47,12 +47,12 @@ from prunegate.wrapping import Compaction, GatedModel, compact
 
 
 class Stages:
-    """Carries a recipe out and writes what comes of it.
+    """Runs the stages of a recipe and writes the results.
 
     Args:
-        untrained: The model with gates, before anything is trained: what can be pruned, and what it costs.
+        untrained: The gated model before training, for its channel groups and costs.
         wrap: Puts gates on a model.
-        stop: Gives the number of a signal that asks the run to stop, or 0; looked at after every step.
+        stop: Returns the number of a signal that asks the run to stop, or 0; polled after every step.
     """
 
     def __init__(
@@ -83,15 +83,15 @@ class Stages:
         self.outcomes: list[Outcome] = []
         self.epochs_done = self._steps_before = 0
         self._resumed: RunState | None = None
-        # What a checkpoint needs to know of the present stage.
+        # The current stage, for checkpoints.
         self._stage, self._budget = "dense", 0
         self._hardened: float | None = None
         self._models: dict[str, nn.Module] = {}
 
     def finish(self, state: RunState | None = None) -> RunSummary:
-        """All stages from the first, or from where ``state`` was left, on.
+        """Run all stages, from the first one or from ``state`` on.
 
-        Models of several budgets are nested: each goes on from the gates of the one before.
+        Models of several budgets are nested: each continues from the gates of the previous one.
         """
         if state is not None:
             self._resumed, self.records, self.epochs_done = state, list(state.records), state.epochs_done
@@ -132,7 +132,7 @@ class Stages:
             self._hardened = self._harden(gated, fraction)
         assert self._hardened is not None
         result = compact(gated)
-        self._note(f"{'compact':9} {_kept(gated)} units kept; the compact model computes what the gated one did")
+        self._note(f"{'compact':9} {_kept(gated)} units kept; the compact model computes the same as the gated one")
         self._train("finetune", result.model, {"gated": gated, "compact": result.model})
         kept = {name: len(units) for name, units in result.plan.kept.items()}
         certificate = result.certificate.as_dict()
@@ -170,7 +170,7 @@ class Stages:
 
     def _recover(self, gated: GatedModel) -> Recovery:
         def batches() -> Iterator[Batch]:
-            """Whole batches in every process, so that all come to the same weights and statistics."""
+            """Whole batches in every process, so that all compute the same weights and statistics."""
             return itertools.islice(self.data.train_batches(self.recipe.seed, 0), NORM_BATCHES)
 
         dense = self.dense.to(self.processes.device)
@@ -181,7 +181,7 @@ class Stages:
     def _train(
         self, stage: str, model: nn.Module, models: dict[str, nn.Module], gates: GateTraining | None = None
     ) -> None:
-        """Train one stage, from its start or from where the resumed state was left."""
+        """Train one stage, from its start or from the resumed state."""
         self._stage, self._models = stage, models
         plan = plan_of(self.recipe, stage)
         self.listener.stage_started(stage, plan.epochs)
@@ -207,7 +207,7 @@ class Stages:
             raise DivergedError(f"{error} {self._where_to_resume()} --accept-changes --set KEY.PATH=VALUE") from error
 
     def _take_up(self, fit: Fit) -> None:
-        """Put everything where the resumed state left it."""
+        """Restore the resumed state."""
         state = self._resumed
         assert state is not None
         for name, model in self._models.items():
@@ -234,12 +234,12 @@ class Stages:
             )
 
     def _save(self, fit: Fit) -> None:
-        """Write the state, so that the last one there is always one to go on from.
+        """Write the state; a state with non-finite numbers is never written, so the last one can always be resumed.
 
         Raises:
-            DivergedError: The last loss is not finite, or weights are not, which the next loss would have shown.
+            DivergedError: The last loss is not finite, or weights are not, which would show in the next loss.
         """
-        fitted = fit.state_dict()  # first: it says which step and samples are at fault
+        fitted = fit.state_dict()  # first, as its error names the step and samples
         lost = [name for name, p in fit.model.named_parameters() if not bool(torch.isfinite(p).all())]
         if lost:
             raise DivergedError(
@@ -266,11 +266,11 @@ class Stages:
         return self._resumed is not None and self._resumed.place == place(stage, self._budget)
 
     def _is_past(self, stage: str) -> bool:
-        """Whether the resumed state is of a later stage."""
+        """Whether the resumed state is from a later stage."""
         return self._resumed is not None and self._resumed.place > place(stage, self._budget)
 
     def _where_to_resume(self) -> str:
-        return f"Go on from the last checkpoint with: {resume_command(self.out.path, self.processes.count)}"
+        return f"Resume from the last checkpoint with: {resume_command(self.out.path, self.processes.count)}"
 
     def _distillation(self) -> Distillation | None:
         settings = self.recipe.distillation

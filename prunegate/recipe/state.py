@@ -1,4 +1,4 @@
-"""The state of a run between two steps: all that it takes to go on bit for bit."""
+"""The state of a run between two steps: everything needed to resume it bit for bit."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ VERSION = 2
 
 @dataclass(frozen=True)
 class RunState:
-    """Where a run is and what it holds; plain values and tensors only.
+    """The position of a run and its state, as plain values and tensors.
 
     Attributes:
         stage: ``"dense"``, ``"gate"`` or ``"finetune"``.
-        budget: Index of the budget whose gate or finetune stage it is; 0 in the dense stage.
-        step: Optimisation steps of all stages up to here.
-        epochs_done: Epochs of all stages that have ended.
+        budget: Index of the budget in the gate or finetune stage; 0 in the dense stage.
+        step: Optimisation steps of all stages so far.
+        epochs_done: Finished epochs of all stages.
         fit: State of the stage's `Fit`.
-        models: State dicts: of ``dense`` while that is trained, of ``gated`` afterwards, and of the ``compact``
-            model while that is finetuned.
+        models: State dicts: ``dense`` in the dense stage, ``gated`` afterwards, and also ``compact`` in the finetune
+            stage.
         records: Lines of ``metrics.jsonl`` so far.
-        outcomes: What earlier budgets came to.
+        outcomes: Results of earlier budgets.
         hardened: Accuracy after hardening, in the finetune stage.
-        processes: For each process its random states.
+        processes: Random states of each process.
     """
 
     ORDER: ClassVar[tuple[str, ...]] = ("dense", "gate", "finetune")
@@ -41,7 +41,7 @@ class RunState:
 
     @property
     def place(self) -> tuple[int, int]:
-        """Budget and stage, which sort as they follow each other."""
+        """Budget and stage, which sort in the order of the run."""
         return place(self.stage, self.budget)
 
     def as_dict(self) -> dict[str, Any]:
@@ -52,7 +52,7 @@ class RunState:
         """The inverse of `as_dict`.
 
         Raises:
-            ValueError: Something else, or of another version.
+            ValueError: It is something else, or has another version.
         """
         version = result.get("version") if isinstance(result, dict) else None
         if version != VERSION:
@@ -69,14 +69,14 @@ def place(stage: str, budget: int) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one budget came to: a compact model, in a file by now.
+    """The result of one budget, whose compact model is already saved.
 
     Attributes:
-        fraction: Of the dense cost that the budget allowed.
+        fraction: Fraction of the dense cost that the budget allowed.
         hardened: Accuracy before finetuning.
-        accuracy: Accuracy after it.
+        accuracy: Accuracy after finetuning.
         costs: Dense and compact cost by metric.
-        certificate: Largest differences to the gated model.
+        certificate: Largest differences from the gated model.
         kept: Units kept in each channel group.
     """
 

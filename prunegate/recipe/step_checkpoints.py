@@ -1,4 +1,4 @@
-"""States of a run on the disk: each written whole, the last few kept."""
+"""Saved states of a run: each written atomically, the last few kept."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ FOLDER = "checkpoints"
 
 
 class StepCheckpoints:
-    """The files ``checkpoints/step-<number>.pt`` of a run; read without running any code in them."""
+    """The files ``checkpoints/step-<number>.pt`` of a run; no code in them is executed."""
 
     def __init__(self, run: Path, settings: CheckpointSettings) -> None:
         self.folder, self._settings = run / FOLDER, settings
@@ -28,7 +28,7 @@ class StepCheckpoints:
         self._last: int | None = None
 
     def due(self, step: int) -> bool:
-        """Whether steps or minutes since the last one are up."""
+        """Whether a checkpoint is due, by steps or minutes since the last one."""
         steps, minutes = self._settings.every_steps, self._settings.every_minutes
         by_steps = steps is not None and step % steps == 0
         return by_steps or (minutes is not None and time.monotonic() - self._written >= 60.0 * minutes)
@@ -37,16 +37,16 @@ class StepCheckpoints:
         """Write a state and remove the oldest beyond those to keep.
 
         Raises:
-            RunFolderError: There is no room; the files there are as they were.
+            RunFolderError: The disk is full; existing files are unchanged.
         """
         path = self.folder / f"step-{state.step:09}.pt"
         try:
             with replacing(path) as temporary:
                 torch.save(state.as_dict(), temporary)
-        except (OSError, RuntimeError) as error:  # torch's writer gives its own for a full disk
+        except (OSError, RuntimeError) as error:  # torch's writer raises its own error for a full disk
             raise RunFolderError(
-                f"{path}: cannot be written: {first_line(error)}. Nothing there has changed"
-                f"{self._newest_is()}. Make room, and resume."
+                f"{path}: cannot be written: {first_line(error)}. Existing files are unchanged"
+                f"{self._newest_is()}. Free disk space, and resume."
             ) from error
         self._written = time.monotonic()
         for old in self._files()[: -self._settings.keep]:
@@ -63,21 +63,21 @@ class StepCheckpoints:
         for path in reversed(files):
             try:
                 return RunState.from_dict(torch.load(path, map_location="cpu", weights_only=True))
-            except Exception as error:  # whatever a damaged file leads torch into
-                logger.warning("%s: cannot be read: %s. Trying the one before.", path, first_line(error))
+            except Exception as error:  # a damaged file may raise anything in torch
+                logger.warning("%s: cannot be read: %s. Trying the previous one.", path, first_line(error))
         if files:
             raise RunFolderError(
-                f"{self.folder}: found {len(files)} checkpoints, expected one that can be read. They are damaged, or "
-                "made by another version of prunegate. Start the run again in another folder."
+                f"{self.folder}: none of the {len(files)} checkpoints can be read. They are damaged, or made by "
+                "another version of prunegate. Start the run again in another folder."
             )
         return None
 
     def remove(self) -> None:
-        """Remove all: the run is finished."""
+        """Remove all states of a finished run."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _files(self) -> list[Path]:
-        """From the oldest to the newest."""
+        """The files, oldest first."""
         return sorted(self.folder.glob("step-*.pt"))
 
     def _newest_is(self) -> str:
@@ -89,8 +89,8 @@ def bytes_needed(weight_bytes: int, budgets: int, settings: CheckpointSettings, 
     """Upper estimate of what a run writes, in bytes.
 
     Args:
-        copies: How many copies of the weights a state holds besides them.
+        copies: Number of further copies of the weights in a state.
     """
-    # While the compact model is finetuned, a state also holds the gated one. One more is there while it is written.
+    # During finetuning a state also holds the gated model. While a state is written, one more exists.
     in_states = (settings.keep + 1) * weight_bytes * (2 + copies)
     return in_states + weight_bytes * (1 + budgets)

@@ -1,4 +1,4 @@
-"""Trackers: listeners that write what they hear for other programs to read."""
+"""Trackers: listeners that write metrics for other programs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ TENSORBOARD = "tensorboard"
 
 
 class _Tracker:
-    """Hears epochs; `write` gets the number of the epoch over all stages, from 1, and its record."""
+    """Receives epochs; `write` gets the number of the epoch over all stages, from 1, and its record."""
 
     def __init__(self, epochs: int) -> None:
         self.epochs = epochs
@@ -39,7 +39,7 @@ class _Tracker:
 
 
 class CsvTracker(_Tracker):
-    """``metrics.csv``: a line for each epoch, empty where a stage has no such figure."""
+    """``metrics.csv``: a line per epoch, with empty fields for figures that a stage does not have."""
 
     def __init__(self, folder: Path, records: Sequence[Mapping[str, Any]]) -> None:
         self._path, self._text = folder / CSV, io.StringIO()
@@ -60,7 +60,7 @@ class CsvTracker(_Tracker):
 
 
 class TensorBoardTracker(_Tracker):
-    """Event files in ``tensorboard/``; figures of later epochs than those resumed from are purged by TensorBoard."""
+    """Event files in ``tensorboard/``; on resuming, TensorBoard purges the figures of later epochs."""
 
     def __init__(self, folder: Path, records: Sequence[Mapping[str, Any]]) -> None:
         from torch.utils.tensorboard import SummaryWriter
@@ -76,10 +76,10 @@ class TensorBoardTracker(_Tracker):
 
 
 def check_trackers(names: Sequence[str]) -> None:
-    """Make sure that what they need is installed.
+    """Check that the packages they need are installed.
 
     Raises:
-        RecipeError: It is not.
+        RecipeError: A package is missing.
     """
     if "tensorboard" in names and importlib.util.find_spec("tensorboard") is None:
         raise RecipeError(
@@ -89,6 +89,6 @@ def check_trackers(names: Sequence[str]) -> None:
 
 
 def trackers_of(names: Sequence[str], folder: Path, records: Sequence[Mapping[str, Any]]) -> list[_Tracker]:
-    """The trackers that a recipe names; ``records`` are those of the epochs before a run goes on."""
+    """The trackers that a recipe names; ``records`` are those of the epochs before resuming."""
     made: dict[str, Any] = {"csv": CsvTracker, "tensorboard": TensorBoardTracker}
     return [made[name](folder, records) for name in names]

@@ -1,4 +1,4 @@
-"""What a run shows: measured comparison, curves, and live progress."""
+"""Reports of a run: measured comparison, curves, and live progress."""
 
 from __future__ import annotations
 

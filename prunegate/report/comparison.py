@@ -1,4 +1,4 @@
-"""The dense and the compact model side by side, everything measured on the models themselves."""
+"""Dense and compact model side by side, with all figures measured on the models."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ class ModelFigures:
 
     Attributes:
         accuracy: Top-1 on the test data, in [0, 1], or the comparison's metric.
-        macs: Multiply-accumulates per sample, counted by torch on a run.
-        params: Parameters.
+        macs: Multiply-accumulates per sample, counted by torch in a forward pass.
+        params: Number of parameters.
         file_bytes: Size of the weights as a safetensors file.
     """
 
@@ -42,7 +42,7 @@ class Comparison:
     """Figures of the dense and of the compact model.
 
     Attributes:
-        metric: What their ``accuracy`` is.
+        metric: Name of the figure in ``accuracy``.
     """
 
     dense: ModelFigures
@@ -62,7 +62,7 @@ class Comparison:
         batch_sizes: Sequence[int] = (1, 64),
         metric: str = ACCURACY,
     ) -> Comparison:
-        """Count, weigh and time both models; accuracies are handed in."""
+        """Measure costs, sizes and latencies of both models; accuracies are arguments."""
         timed = [measure_latency([dense, compact], shape, batch_size) for batch_size in batch_sizes]
         figures = [
             ModelFigures(
@@ -77,7 +77,7 @@ class Comparison:
         return cls(figures[0], figures[1], metric)
 
     def table(self) -> Table:
-        """For a terminal."""
+        """A table for the terminal."""
         table = Table(title="dense and compact", title_justify="left")
         table.add_column("")
         for column in ("dense", "compact", "ratio"):
@@ -100,18 +100,18 @@ class Comparison:
             table.add_row(f"latency, batch {was.batch_size}", str(was), str(now), ratio)
         if not all(latency.is_steady for latency in (*dense.latencies, *compact.latencies)):
             table.caption = (
-                f"not steady: times are spread by more than {STEADY_SPREAD:.0%} of their median, so their ratio means "
-                "little. Measure again when the machine has nothing else to do."
+                f"not steady: the times vary by more than {STEADY_SPREAD:.0%} of their median, so their ratio means "
+                "little. Measure again on an idle machine."
             )
             table.caption_justify = "left"
         return table
 
 
 def counted_macs(model: nn.Module, shape: Sequence[int]) -> int:
-    """MACs per sample, by torch's own counter on one forward."""
+    """MACs per sample, from torch's own counter in one forward pass."""
     device = next(iter(model.parameters())).device
     fast = torch.backends.mha.get_fastpath_enabled()
-    # The counter knows attention by its matrix products, not by the fused kernels of CPUs and of nn.MultiheadAttention.
+    # The counter counts attention as matrix products, but not the fused kernels of CPUs and nn.MultiheadAttention.
     torch.backends.mha.set_fastpath_enabled(False)
     try:
         with eval_mode(model), torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:

@@ -1,4 +1,4 @@
-"""Live progress of a run on a terminal, plain lines elsewhere."""
+"""Live progress of a run on a terminal, plain lines otherwise."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ from prunegate.report.metric import ACCURACY, metric_text
 from prunegate.report.progress import Progress, duration, later_epochs
 from prunegate.report.run_start import RunStart
 
-# The longest that a log is silent, in seconds.
+# Longest time without a line in a log, in seconds.
 _LONGEST_SILENCE = 30.0
 
 
 class ConsoleListener:
-    """Shows a run's head, its stages and epochs as they come, and the result at the end.
+    """Shows a run's header, its stages and epochs, and the result at the end.
 
-    On a terminal one live line is at the bottom; what is written to it or to ``sys.stderr`` appears above. Elsewhere
-    there is a line for each epoch, and one at least every half minute.
+    On a terminal there is one live line at the bottom; other output to the terminal or to ``sys.stderr`` appears above
+    it. Otherwise there is a line per epoch, and at least one every 30 seconds.
 
     Args:
         console: By default one on ``sys.stdout``.
-        metric: What the records' ``accuracy`` is.
+        metric: Name of the figure in the records' ``accuracy``.
         silence: Seconds after which a log gets another line.
-        clock: Seconds from any point in time.
+        clock: Returns seconds since an arbitrary point in time.
     """
 
     def __init__(
@@ -72,13 +72,13 @@ class ConsoleListener:
         if not epochs:
             return
         names = [name for name, _ in self._stages]
-        if stage in names:  # what a resumed run has behind it is passed over
+        if stage in names:  # skip the stages that a resumed run has finished
             del self._stages[: names.index(stage) + 1]
         self._progress = Progress(stage, epochs, later_epochs(self._stages), self._clock)
         if not self._is_live:
             self._begin_to_beat()
         elif self._live is None:
-            # Where the log goes elsewhere, such as 2> a file, it stays there.
+            # If the log is redirected, for example with 2> file, leave it there.
             redirect = sys.stderr.isatty() or self.console.file is not sys.stdout
             self._live = Live(console=self.console, get_renderable=self._now, transient=True, redirect_stderr=redirect)
             self._live.start()
@@ -106,15 +106,15 @@ class ConsoleListener:
         for precision in ("float64", "float32"):
             result = certificate[precision]
             if result is None or result["max_rel"] is None:
-                continue  # the model does not run in this precision; `limits` say so
+                continue  # the model does not run in this precision; see `limits`
             self._line(
-                f"certificate, {precision}: largest difference to the gated model {result['max_abs']:.1e}, "
+                f"certificate, {precision}: largest difference from the gated model {result['max_abs']:.1e}, "
                 f"relative {result['max_rel']:.1e}"
             )
-        self._line(f"everything is in {folder}/ (look at report.png)")
+        self._line(f"results are in {folder}/ (see report.png)")
 
     def close(self) -> None:
-        """Give the terminal back, also after an error."""
+        """Release the terminal, also after an error."""
         self._end_stage()
         self._closed.set()
         if self._live is not None:
@@ -131,7 +131,7 @@ class ConsoleListener:
         return Text(line, no_wrap=True, overflow="crop")
 
     def _end_stage(self) -> None:
-        """On a terminal the live line leaves a stage's last figures behind; a log has had them."""
+        """On a terminal, print the stage's last figures when the live line ends; a log already has them."""
         progress, record = self._progress, self._record
         self._progress = self._record = None
         if progress is not None and record is not None and self._is_live:
@@ -139,7 +139,7 @@ class ConsoleListener:
             self._line(f"{done}  {_figures(record, self._dense_macs, self._metric)}")
 
     def _line(self, text: str) -> None:
-        """One line as it is: square brackets are no markup, and a log is searched by line, so nothing is wrapped."""
+        """Print one line verbatim: without markup in square brackets, and unwrapped, as logs are searched by line."""
         self._last_line = self._clock()
         self.console.print(text, highlight=False, markup=False, soft_wrap=not self._is_live)
 
@@ -149,13 +149,13 @@ class ConsoleListener:
             self._beat.start()
 
     def _beat_until_closed(self) -> None:
-        """Say that the run is alive, also while it tests, compacts or waits for data."""
+        """Show that the run is alive, also while it tests, compacts or waits for data."""
         while not self._closed.wait(max(0.05, min(1.0, self._silence / 4))):
             if self._clock() - self._last_line < self._silence - 1.0:
                 continue
             progress = self._progress
             if progress is None or progress.epochs_done >= progress.epochs:  # between stages, or at the end
-                self._line("still at work")
+                self._line("still running")
                 continue
             loss = "" if progress.loss is None else f"  loss {progress.loss:.4f}"
             number = min(progress.epochs, int(progress.epochs_done) + 1)

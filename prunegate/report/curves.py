@@ -1,4 +1,4 @@
-"""One picture of a run: how it went, and what is left of each layer."""
+"""One figure for a run: curves, and the units kept in each layer."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _BLUE, _RED, _GREY, _GREEN = "#1f5a93", "#b3432b", "#8a8f98", "#3d7a3d"
 
 @dataclass(frozen=True)
 class KeptLayer:
-    """Units of one channel group: how many there were and how many stay."""
+    """Units of one channel group: how many there were and how many are kept."""
 
     name: str
     kept: int
@@ -39,9 +39,9 @@ def draw_report(
 
     Args:
         records: Lines of ``metrics.jsonl``, in order.
-        dense_macs: What costs are shown as fractions of.
-        loss_name: What the training loss is, for the curve's title; nothing is claimed of it if it is not given.
-        metric: What the records' ``accuracy`` is.
+        dense_macs: Costs are shown as fractions of this.
+        loss_name: Name of the training loss for the curve's title; optional.
+        metric: Name of the figure in the records' ``accuracy``.
     """
     _write(report_figure(title, records, layers, dense_macs, loss_name, metric), path)
 
@@ -60,7 +60,7 @@ def report_figure(
 
     rows = max(1.6, 0.19 * len(layers) + 0.9)
     figure = Figure(figsize=(11, 6.4 + rows), layout="constrained")
-    FigureCanvasAgg(figure)  # a canvas of its own: pyplot's process-wide state is left alone
+    FigureCanvasAgg(figure)  # its own canvas, so that pyplot's process-wide state is not touched
     grid = figure.add_gridspec(3, 2, height_ratios=[2.6, 2.6, rows])
     figure.suptitle(title, fontsize=13, fontweight="bold")
     epochs = list(range(1, len(records) + 1))
@@ -77,7 +77,7 @@ def report_figure(
     measured = [r.get("accuracy") for r in records]
     scale, unit = (100, " (%)") if metric == ACCURACY else (1, "")
     _curve(accuracy, epochs, [None if a is None else scale * a for a in measured], _BLUE, metric)
-    accuracy.set(title=f"test {metric}, gates hard{unit}".replace("$", r"\$"))
+    accuracy.set(title=f"test {metric}, hard masks{unit}".replace("$", r"\$"))
 
     tau = figure.add_subplot(grid[1, 0])
     _curve(tau, epochs, [r.get("tau") for r in records], _RED, "tau")
@@ -121,7 +121,7 @@ def report_figure(
 
 
 def _write(figure: Figure, path: Path) -> None:
-    """The picture appears whole or not at all, and readable by whoever may read new files."""
+    """Write the figure atomically, with the usual permissions of new files."""
     with replacing(path) as temporary:
         figure.savefig(temporary, format="png")
 
@@ -133,7 +133,7 @@ def _curve(axes: Any, epochs: list[int], values: list[float | None], colour: str
 
 
 def _spans(records: Sequence[Mapping[str, Any]]) -> list[tuple[str, float, float]]:
-    """The stages with their first and last place on the epoch axis."""
+    """The stages with their first and last positions on the epoch axis."""
     spans: list[tuple[str, float, float]] = []
     for number, record in enumerate(records, start=1):
         if spans and spans[-1][0] == record["stage"]:

@@ -1,4 +1,4 @@
-"""Measuring how long a forward takes, several models side by side."""
+"""Measuring the latency of a forward pass, for several models in turn."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ import numpy as np
 import torch
 from torch import nn
 
-# The largest share of the median that the interquartile range of steady times has.
+# Times are steady if their interquartile range is at most this share of the median.
 STEADY_SPREAD = 0.2
-# Times that are not steady are taken for so many times as long before they are handed out.
+# Unsteady times are measured for up to this many times as long.
 _PATIENCE = 3
 _MOST_REPETITIONS = 1000
 
 
 @dataclass(frozen=True)
 class Latency:
-    """Time of one forward in milliseconds: median and interquartile range over the repetitions."""
+    """Time of one forward pass in milliseconds: median and interquartile range over the repetitions."""
 
     batch_size: int
     median_ms: float
@@ -27,7 +27,7 @@ class Latency:
 
     @property
     def is_steady(self) -> bool:
-        """Whether the spread is small enough, 20% of the median at most, for the median to mean something."""
+        """Whether the spread is at most 20% of the median, so that the median is meaningful."""
         return self.spread_ms <= STEADY_SPREAD * self.median_ms
 
     def __str__(self) -> str:
@@ -42,14 +42,14 @@ def measure_latency(
     seconds: float = 1.5,
     least_repetitions: int = 15,
 ) -> list[Latency]:
-    """Time the models in turn, so that whatever else the machine does falls on all of them alike.
+    """Time the models in turn, so that other load on the machine affects all of them alike.
 
     Args:
         shape: Shape of one sample.
-        seconds: About how long to measure in all; up to three times that where times are not steady.
+        seconds: Approximate total time; up to three times that if times are not steady.
 
     Returns:
-        One latency for each model, in their order. `Latency.is_steady` says whether to trust it.
+        One latency per model, in order. `Latency.is_steady` says whether to trust it.
     """
     device = next(iter(models[0].parameters())).device
     x = torch.randn(batch_size, *shape, device=device)

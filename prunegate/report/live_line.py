@@ -1,4 +1,4 @@
-"""One line of progress, as much of it as a terminal has room for."""
+"""One line of progress, fitted to the width of the terminal."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ def live_line(
 ) -> str:
     """The line for a terminal of ``width`` columns; never longer than that.
 
-    Stage, epochs, bar, loss and time left come first; speed, metric, tau and costs where there is room.
+    Stage, epochs, bar, loss and time left come first; speed, metric, tau and costs follow if there is room.
 
     Args:
-        record: Of the stage's last epoch, if there is one: metric, tau and costs are known by epochs.
-        dense_macs: What costs are shown as fractions of.
-        metric: What the record's ``accuracy`` is.
+        record: The record of the stage's last epoch, if any, with metric, tau and costs.
+        dense_macs: Costs are shown as fractions of this.
+        metric: Name of the figure in the record's ``accuracy``.
     """
     left, speed = progress.seconds_left, progress.samples_per_second
     head = f"{progress.stage} {int(progress.epochs_done)}/{progress.epochs}"
@@ -32,7 +32,7 @@ def live_line(
     extra = [] if record is None else _extra(record, dense_macs, metric)
     shown = [part for part in (loss, speeds[0], ends) if part]
     room = width - _LEAST_BAR - len(_GAP)
-    if len(_joined([head, *shown])) > width:  # too narrow for more than where the run is
+    if len(_joined([head, *shown])) > width:  # too narrow for anything but stage and epoch
         return _joined([head, ends])[:width]
     if speeds[1] and len(_joined([head, loss, speeds[1], ends])) <= room:
         shown = [loss, speeds[1], ends]
@@ -46,7 +46,7 @@ def live_line(
 
 
 def speed_text(progress: Progress) -> str:
-    """Speed and time left for a line of a log, as far as they are known."""
+    """Speed and time left for a log line, if known."""
     left, speed = progress.seconds_left, progress.samples_per_second
     return (f"  {_speed(speed)} samples/s" if speed is not None else "") + (
         f"  left {duration(left)}" if left is not None else ""

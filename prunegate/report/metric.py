@@ -1,8 +1,8 @@
-"""A model's figure of merit in words: accuracy by itself, or a metric of the user's own."""
+"""Name and format of a model's score: accuracy, or a metric of the user's own."""
 
 from __future__ import annotations
 
-# Of records and comparisons that say nothing else.
+# The default metric of records and comparisons.
 ACCURACY = "accuracy"
 
 

@@ -1,4 +1,4 @@
-"""The curves of a loop of the user's own."""
+"""Curves for the user's own training loop."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from prunegate.wrapping import GatedModel, gated_model
 
 
 class Recorder:
-    """Notes what each epoch of a loop comes to, and draws it as recipes draw their runs::
+    """Records the epochs of a loop, and draws them like the runs of recipes::
 
         record = prunegate.report.Recorder(gated)
         for epoch in range(epochs):
@@ -23,14 +23,14 @@ class Recorder:
         record.draw("report.png")
 
     Attributes:
-        records: One dict for each epoch, of plain numbers: the form of a run's ``metrics.jsonl``.
+        records: One dict of plain numbers per epoch, as in a run's ``metrics.jsonl``.
 
     Args:
-        gated: Its tau, costs and kept units are noted.
-        loss_name: What the loss is, for its curve's title: ``"cross entropy"``.
+        gated: The gated model; its tau, costs and kept units are recorded.
+        loss_name: Name of the loss for the curve's title, such as ``"cross entropy"``.
 
     Raises:
-        NotGatedError: ``gated`` is no gated model.
+        NotGatedError: ``gated`` is not a gated model.
     """
 
     def __init__(self, gated: GatedModel, loss_name: str = "") -> None:
@@ -46,16 +46,16 @@ class Recorder:
         target: float | None = None,
         stage: str | None = None,
     ) -> dict[str, Any]:
-        """Note one epoch.
+        """Record one epoch.
 
         Args:
             loss: Mean training loss.
-            accuracy: On data that was not trained on, in [0, 1].
-            target: MACs per sample that the budget asks for at present, `Budget.target`.
-            stage: ``"gate"`` while masks are drawn and ``"finetune"`` when they are fixed, if not given.
+            accuracy: On held-out data, in [0, 1].
+            target: Current target in MACs per sample, from `Budget.target`.
+            stage: By default ``"gate"`` while masks are drawn and ``"finetune"`` once they are fixed.
 
         Returns:
-            The record, which is the last of `records` too.
+            The record, which is also appended to `records`.
         """
         stage = stage or ("finetune" if self.gated.gates.are_fixed else "gate")
         in_gates = stage == "gate"
@@ -80,7 +80,8 @@ class Recorder:
         """
         if not self.records:
             raise LoopError(
-                "Recorder.draw: found no epoch, expected one or more. Call epoch(loss=..., accuracy=...) after each."
+                "Recorder.draw: no epoch was recorded, expected one or more. Call epoch(loss=..., accuracy=...) after "
+                "each."
             )
         kept = {name: int(mask.sum()) for name, mask in self.gated.masks().items()}
         layers = [KeptLayer(group.name, kept[group.name], group.num_units) for group in self.gated.groups]

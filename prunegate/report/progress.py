@@ -1,31 +1,31 @@
-"""How far a run is: speed, loss, and the time that is left."""
+"""Progress of a run: speed, loss, and time left."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
 
-# Steps after which an epoch's own speed is taken for the run's.
+# Steps after which the speed of the current epoch is used.
 _STEPS_TO_MEASURE = 5
 
 
 class Progress:
     """Follows the steps of one stage.
 
-    The time left is that of the epochs to come, in this stage and in later ones, at the pace of this stage's epochs so
-    far, whose tests count. The speed is that of training alone.
+    The time left is estimated for the remaining epochs, of this and later stages, from this stage's epochs so far,
+    including their tests. The speed is that of training alone.
 
     Args:
         stage: Its name.
-        epochs: Of this stage.
-        later: Epochs of the stages after it.
-        clock: Seconds from any point in time.
+        epochs: Epochs of this stage.
+        later: Epochs of the later stages.
+        clock: Returns seconds since an arbitrary point in time.
 
     Attributes:
-        epochs_done: With the part of the present one.
-        loss: Mean over the present epoch's steps so far; None before it is known.
+        epochs_done: Epochs done, including the fraction of the current one.
+        loss: Mean over the current epoch's steps so far; None before it is known.
         samples_per_second: None before it is known.
-        seconds: Until the last epoch's test ended, since the stage began or went on.
+        seconds: Time from the start or resumption of the stage until the end of the last epoch's test.
     """
 
     def __init__(self, stage: str, epochs: int, later: int = 0, clock: Callable[[], float] = time.monotonic) -> None:
@@ -41,7 +41,7 @@ class Progress:
         self._samples = self._steps = 0
 
     def step(self, epochs_done: float, loss: float | None, samples: int) -> None:
-        """Note a step: how much of the stage is done, the step's loss if it is known, and how many samples it had."""
+        """Record a step: the epochs done, the step's loss if it is known, and its number of samples."""
         now = self._clock()
         self.epochs_done = epochs_done
         if self._first is None:
@@ -50,7 +50,7 @@ class Progress:
             self._loss_sum += loss
             self._losses += 1
             self.loss = self._loss_sum / self._losses
-        if self._epoch_began is None:  # the time before may have been a test's
+        if self._epoch_began is None:  # the time before may have been spent on a test
             self._epoch_began = now
             return
         self._samples += samples
@@ -60,7 +60,7 @@ class Progress:
             self.samples_per_second = self._samples / passed
 
     def epoch(self, number: int, loss: float) -> None:
-        """Note that an epoch has ended and been tested."""
+        """Record that an epoch has ended and been tested."""
         self.epochs_done, self.loss = float(number), loss
         self._loss_sum, self._losses = 0.0, 0
         self._epoch_began, self._samples, self._steps = None, 0, 0
@@ -68,7 +68,7 @@ class Progress:
 
     @property
     def seconds_left(self) -> float | None:
-        """Until the run has trained all it will; None before there is anything to tell it by."""
+        """Time until the end of training; None before there is a measurement."""
         if self._first is None or self.epochs_done <= self._first[1]:
             return None
         pace = (self._clock() - self._first[0]) / (self.epochs_done - self._first[1])

@@ -1,4 +1,4 @@
-"""What a run says of itself before it trains."""
+"""What a run shows before it trains."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class RunStart:
-    """The head of a run.
+    """The header of a run.
 
     Attributes:
-        name: Of the recipe.
-        facts: What is said, by what it is about: ``("device", "cpu, 2 threads")``.
-        stages: The stages that are still to be trained, in order, each with its epochs.
+        name: Name of the recipe.
+        facts: Pairs of label and text, such as ``("device", "cpu, 2 threads")``.
+        stages: The stages still to be trained, in order, each with its epochs.
     """
 
     name: str

@@ -23,20 +23,20 @@ from prunegate.training.model_calls import ModelCalls, batches_of, none_found
 def reestimate_batch_norm(model: nn.Module, batches: Iterable[Any]) -> int:
     """Replace all running means and variances by plain averages over ``batches``.
 
-    The model's train or eval mode is as before afterwards; only BatchNorm layers are in training mode
-    meanwhile, so dropout and drawn masks do not disturb the averages. Batches that are not finite are left out:
-    a single NaN would make every average one. On any error the statistics are what they were before.
+    The model's train or eval mode is restored afterwards. Only BatchNorm layers run in training mode, so dropout and
+    drawn masks do not disturb the averages. Batches with NaN or infinite values are skipped, as a single NaN would make
+    every average NaN. On any error the statistics are left unchanged.
 
     Args:
         model: A gated model, or any other.
-        batches: What an ordinary loader gives: inputs, (inputs, labels, ...), or dicts with the names that the
-            model's ``forward`` takes. Tensors are moved to the model's device.
+        batches: Whatever a loader yields: inputs, (inputs, labels, ...), or dicts with the names of ``forward``'s
+            arguments. Tensors are moved to the model's device.
 
     Returns:
         The number of batches used; 0 if the model has no BatchNorm with running statistics.
 
     Raises:
-        LoopError: There is no batch, none whose numbers are finite, or one that the model cannot be called with.
+        LoopError: There is no batch, no batch is finite, or the model cannot be called with a batch.
     """
     norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
     if not norms:
@@ -49,21 +49,21 @@ def reestimate_batch_norm(model: nn.Module, batches: Iterable[Any]) -> int:
     with eval_mode(model), _averaging(norms):
         for number, batch in enumerate(itertools.chain([first], given), start=1):
             call = calls.of(batch)
-            # The device is waited for here and, where averages are cumulative, in each of torch's BatchNorms.
+            # This synchronises with the device, and so does each of torch's BatchNorms with cumulative averages.
             if call.is_finite():
                 calls.run(call, number)
                 used += 1
         if not used:
             raise LoopError(
-                f"batches: found no batch of finite numbers among {number}, expected at least one. The statistics are "
-                "what they were. Look for NaN and infinite values in the data."
+                f"batches: none of {number} batches is finite, expected at least one. The statistics were not changed. "
+                "Look for NaN and infinite values in the data."
             )
     return used
 
 
 @contextmanager
 def _averaging(norms: Sequence[_BatchNorm]) -> Iterator[None]:
-    """Let the layers average from the start for the block; after an error they are what they were."""
+    """Let the layers average from scratch within the block; restore them after an error."""
     momenta = [norm.momentum for norm in norms]
     before = [(buffer, buffer.clone()) for norm in norms for buffer in norm.buffers(recurse=False)]
     try:

@@ -1,4 +1,4 @@
-"""A budget as a constraint: the penalty's strength is found by control, not tuned by hand."""
+"""A budget as a constraint: a controller sets the strength of the penalty, so it needs no tuning."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from prunegate.wrapping import GatedModel, gated_model
 
 METRICS = ("macs", "params")
 
-# A budget is given up when its target is reached and, for so many steps, the violation is above the first and does
-# not come down by the second share of itself.
+# Training stops if, once the ramp is over, the violation stays above _STUCK_VIOLATION and does not shrink by the share
+# _STUCK_PROGRESS for this many steps.
 _STUCK_STEPS, _STUCK_VIOLATION, _STUCK_PROGRESS = 200, 0.5, 0.05
-# Whether it is stuck is looked at every so many steps: a look waits for the device.
+# Steps between these checks, each of which synchronises with the device.
 _LOOK_EVERY = 50
 
 
 class _Control(NamedTuple):
-    """What the penalty's strength is controlled with: 0-d tensors on the gates' device, which is never waited for."""
+    """The state of the controller: 0-d tensors on the gates' device, updated without synchronisation."""
 
     integral: torch.Tensor
     multiplier: torch.Tensor
@@ -32,25 +32,25 @@ class _Control(NamedTuple):
 
 
 class Budget:
-    """The constraint *expected cost ≤ target*, held by a multiplier under PI control.
+    """The constraint *expected cost ≤ target*, enforced by a multiplier under PI control.
 
     With the violation v = (expected − target) / target, the penalty is ``multiplier · v + quadratic/2 ·
     max(v, 0)²``. After every step the multiplier becomes ``max(0, proportional · v + integral)``, and the
-    integral grows by ``integral_gain · v`` without falling below zero. The violation is relative to the
-    target, so that a small budget is held as closely as a large one; the target is ramped down from the
-    dense cost, so that the gates are led, not pushed.
+    integral grows by ``integral_gain · v`` without falling below zero. The violation is relative to the target, so a
+    small budget is met as closely as a large one. The target is ramped down from the dense cost, so the gates can
+    follow it gradually.
 
     Args:
         metric: ``"macs"`` or ``"params"``.
         fraction: Target as a fraction of the dense cost, in (0, 1].
         limit: Absolute target instead: MACs per sample, or parameters.
-        ramp_steps: Optimisation steps over which the target comes down to the limit.
-        ramp_from: Where it starts, as a fraction of the dense cost, in (0, 1].
-        margin: The expected cost is led this much below the target, as a fraction of it, so that hardening
-            removes nothing that the training relied on.
+        ramp_steps: Optimisation steps over which the target is lowered to the limit.
+        ramp_from: Initial target as a fraction of the dense cost, in (0, 1].
+        margin: How far the expected cost is kept below the target, as a fraction of it, so that hardening does not have
+            to remove units that training relied on.
 
     Raises:
-        BudgetError: A fraction or limit out of range, or both or an unknown metric.
+        BudgetError: A fraction or limit is out of range, both or neither are given, or the metric is unknown.
 
     Reference:
         Sohrabi et al., "On PI controllers for updating Lagrange multipliers in constrained optimization",
@@ -71,7 +71,7 @@ class Budget:
         quadratic: float = 10.0,
     ) -> None:
         if metric not in METRICS:
-            hint = f" Say Budget('macs', {metric})." if is_number(metric) else ""
+            hint = f" Use Budget('macs', {metric})." if is_number(metric) else ""
             raise BudgetError(f"budget.metric: found {metric!r}, expected one of {', '.join(METRICS)}.{hint}")
         if (fraction is None) == (limit is None):
             raise BudgetError("budget: expected either a fraction of the dense cost or an absolute limit.")
@@ -105,13 +105,13 @@ class Budget:
         self._seen = False  # whether there has been a penalty
         self._start = 0.0, 0.0  # integral and multiplier before there is a device
         self._control: _Control | None = None
-        self._gated: weakref.ref[GatedModel] | None = None  # the one of the last penalty
+        self._gated: weakref.ref[GatedModel] | None = None  # the model of the last penalty
         self._watch = TrainingWatch()
-        self._mark: tuple[int, float] | None = None  # step and violation since which it has not come down
+        self._mark: tuple[int, float] | None = None  # step and violation from which it has not decreased
 
     @property
     def multiplier(self) -> float:
-        """The present strength of the penalty; reading it waits for the device."""
+        """The current strength of the penalty; reading it synchronises with the device."""
         return self._start[1] if self._control is None else float(self._control.multiplier)
 
     @multiplier.setter
@@ -121,7 +121,7 @@ class Budget:
 
     @property
     def integral(self) -> float:
-        """What the multiplier has gathered of past violations; reading it waits for the device."""
+        """The part of the multiplier that past violations add up to; reading it synchronises with the device."""
         return self._start[0] if self._control is None else float(self._control.integral)
 
     def limit_for(self, dense_cost: int) -> int:
@@ -132,7 +132,7 @@ class Budget:
         return math.floor(self.fraction * dense_cost)
 
     def target(self, gated: GatedModel) -> float:
-        """The present, ramped target in units of the metric."""
+        """The current, ramped target in units of the metric."""
         dense = gated.dense_cost(self.metric)
         final = self.limit_for(dense) * (1.0 - self.margin)
         progress = 1.0 if self.ramp_steps == 0 else min(1.0, self.count / self.ramp_steps)
@@ -143,7 +143,7 @@ class Budget:
         """The term to add to the loss: 0-d tensor, differentiable in the logits."""
         if not hasattr(gated, "expected_cost"):
             gated_model(gated, "Budget.penalty")
-        # Whatever has a cost can be held to a budget; only what has weights and gates is watched.
+        # Any object with an expected cost can have a budget; only a model with weights and gates is watched.
         self._gated = weakref.ref(gated) if isinstance(gated, GatedModel) else None
         return self._penalty(gated.expected_cost(self.metric), self.target(gated))
 
@@ -162,23 +162,24 @@ class Budget:
         return self._control
 
     def step(self) -> None:
-        """Update the multiplier by the violation that the last `penalty` saw, and advance the ramp.
+        """Update the multiplier from the violation of the last `penalty`, and advance the ramp.
 
         Raises:
-            DivergedError: The gates have not followed for long: the multiplier would only grow. Or logits have become
-                NaN.
+            DivergedError: The expected cost has not decreased for too long, so the multiplier would only grow; or
+                logits are NaN.
         """
         gated = None if self._gated is None else self._gated()
         if gated is not None:
             self._watch.look(gated)
-        if self._control is not None and self._control.violation.device.type == "cpu":  # where a look costs no waiting
+        # Reading it needs no synchronisation on the CPU.
+        if self._control is not None and self._control.violation.device.type == "cpu":
             self._refuse_lost(float(self._control.violation))
         self._update()
         self._advance()
 
     @torch.no_grad()
     def _update(self) -> None:
-        """Control, in place, by what the last penalty saw."""
+        """Update the controller in place from the last penalty."""
         if self._seen and self._control is not None:
             integral, multiplier, violation, _ = self._control
             integral.add_(violation, alpha=self.integral_gain).clamp_(min=0.0)
@@ -194,9 +195,9 @@ class Budget:
     def _refuse_lost(self, violation: float) -> None:
         if not math.isfinite(violation):
             raise DivergedError(
-                f"budget: step {self.count}: found expected {self.metric} that are not finite, expected a number. The "
-                "logits have become NaN: the loss of a step before was not finite. Go back to a state from before it, "
-                "and look for NaN in the data or the weights, or lower the learning rates."
+                f"budget: step {self.count}: the expected {self.metric} are not finite. The logits have become NaN, as "
+                "the loss of an earlier step was not finite. Go back to a state before that step, and look for NaN in "
+                "the data or the weights, or lower the learning rates."
             )
 
     def _refuse_stuck(self, violation: float) -> None:
@@ -207,12 +208,12 @@ class Budget:
         elif self.count - self._mark[0] >= _STUCK_STEPS:
             raise DivergedError(
                 f"budget: the expected {self.metric} have been {1.0 + violation:.2f} of the target for {_STUCK_STEPS} "
-                f"steps, expected them to come down to it. The multiplier has grown to {self.multiplier:.3g}, and the "
-                "gates do not follow. Raise gates.learning_rate, or remove patterns from gates.exclude."
+                f"steps, expected them to decrease to it. The multiplier has grown to {self.multiplier:.3g} without "
+                "effect on the gates. Raise gates.learning_rate, or remove patterns from gates.exclude."
             )
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_gated": None}  # which model it was is no part of it, and cannot be pickled
+        return {**vars(self), "_gated": None}  # the weak reference is not part of the state and cannot be pickled
 
     def state_dict(self) -> dict[str, Any]:
         return {

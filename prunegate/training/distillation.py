@@ -13,12 +13,12 @@ from prunegate.errors import RecipeError
 
 @dataclass(frozen=True)
 class Distillation:
-    """What a student's loss becomes when a teacher looks on.
+    """The loss of a student model that learns from a teacher.
 
     Attributes:
-        teacher: Gives class scores for the same inputs; run in eval mode, without gradients.
-        weight: Share of the loss that compares with the teacher, in [0, 1]; the labels have the rest.
-        temperature: Scores of both are divided by it before they are compared, > 0.
+        teacher: Computes class scores for the same inputs; runs in eval mode, without gradients.
+        weight: Share of the teacher's term in the loss, in [0, 1]; the rest is for the labels.
+        temperature: Divides the scores of both before they are compared, > 0.
 
     Raises:
         RecipeError: A weight or temperature out of range.
@@ -49,5 +49,5 @@ class Distillation:
             target = (self.teacher(inputs) / self.temperature).log_softmax(1)
         result = (scores / self.temperature).log_softmax(1)
         divergence = F.kl_div(result, target, reduction="batchmean", log_target=True)
-        # Gradients through the softened scores are smaller by T², which the factor makes up for.
+        # Softening the scores makes gradients smaller by T²; the factor compensates.
         return (1.0 - self.weight) * label_loss + self.weight * self.temperature**2 * divergence

@@ -1,4 +1,4 @@
-"""Measuring a model on data that it was not trained on."""
+"""Evaluating a model on held-out data."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ def evaluate(
     processes: Processes | None = None,
     metric: Metric | None = None,
 ) -> float:
-    """Top-1 accuracy in [0, 1], or the mean of a metric; the model's mode is as before afterwards.
+    """Top-1 accuracy in [0, 1], or the mean of a metric; the model's mode is restored afterwards.
 
     Args:
-        batches: (inputs, class indices), and what else there is.
-        processes: Given, each of them has a part of the batches, and all get the accuracy on the whole.
-        metric: Of (outputs, labels) of a batch, a number: their mean counts each batch by its samples.
+        batches: (inputs, class indices, ...).
+        processes: If given, each process has a part of the batches, and all get the result for the whole.
+        metric: Maps the (outputs, labels) of a batch to a number; the mean weights batches by their samples.
     """
     if metric is not None:
         return _mean(model, batches, processes, metric)
     device = next(iter(model.parameters())).device
-    # Counted on the device and read once: reading a batch's count would make the next one wait for it.
+    # Counted on the device and read once: reading it for every batch would synchronise each time.
     hits, count = torch.zeros((), dtype=torch.int64, device=device), 0
     with eval_mode(model):
         for inputs, labels, *_ in batches:

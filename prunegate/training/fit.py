@@ -1,4 +1,4 @@
-"""The training loop: one stage of a run, which can be left after any step and taken up again."""
+"""The training loop: one stage of a run, which can be stopped after any step and resumed."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from prunegate.wrapping import GatedModel
 
 logger = logging.getLogger(__name__)
 
-# (inputs, class indices or probabilities, or labels of any form), and then, if there are any, which samples these are.
+# (inputs, class indices or probabilities, or labels of any form), and then, optionally, the indices of these samples.
 Batch = tuple[Any, ...]
 Loss = Callable[[Any, Any], torch.Tensor]
 
@@ -32,16 +32,17 @@ Loss = Callable[[Any, Any], torch.Tensor]
 class Fit:
     """Trains a model for ``plan.epochs`` epochs.
 
-    Its state, the model's and those of the sources of randomness are all that a later `Fit` of the same arguments
-    needs to go on bit for bit as this one would have.
+    With its state, the model's and those of the random generators, another `Fit` with the same arguments continues bit
+    for bit as this one would have.
 
     Args:
         steps_per_epoch: Batches of an epoch.
-        gates: Given, the model is a `GatedModel` whose logits are trained too.
-        distillation: Given, a teacher's outputs are learned from beside the labels.
+        gates: If given, the model is a `GatedModel` whose logits are trained too.
+        distillation: If given, the model also learns from a teacher's outputs.
         loss: Of (scores, labels), 0-d; by default cross entropy with the plan's label smoothing.
-        processes: Those that train together; by default this one alone.
-        example_inputs: Some inputs, by which several processes find out whether a forward uses every parameter.
+        processes: The processes that train together; by default only this one.
+        example_inputs: Some inputs, to find out whether a forward pass uses every parameter; needed with several
+            processes.
     """
 
     def __init__(
@@ -62,7 +63,7 @@ class Fit:
         self._distillation, self._loss = distillation, loss
         self._losses = Losses(plan, self.processes)
         self._hard: torch.Tensor | None = None
-        self.processes.place(model)  # first: optimisers choose their kernels by where the parameters are
+        self.processes.place(model)  # first, as optimisers choose their kernels by the parameters' device
         weights = model.model if isinstance(model, GatedModel) else model
         self._weights = list(weights.parameters())
         optimizers: list[torch.optim.Optimizer] = [weight_optimizer(weights, plan)]
@@ -82,15 +83,15 @@ class Fit:
         accuracy: Callable[[nn.Module], float],
         after_step: Callable[[], None] | None = None,
     ) -> Iterator[EpochRecord]:
-        """Train; give a record after each epoch.
+        """Train; yield a record after each epoch.
 
         Args:
-            batches: The batches of an epoch by its number, and of these the ones from a number on.
-            accuracy: Measures the model after each epoch; called in eval mode, gates hard.
-            after_step: Called after each step, and after an epoch's last one when its record has been taken.
+            batches: Given an epoch and a step within it, the batches of that epoch from that step on.
+            accuracy: Evaluates the model after each epoch, in eval mode with hard masks.
+            after_step: Called after each step; after an epoch's last step, once its record exists.
 
         Raises:
-            DivergedError: The loss is not finite, or the multiplier has run away.
+            DivergedError: The loss is not finite, or the multiplier grows without effect.
         """
         self._prepared.train()
         while self.step < self.plan.epochs * self.steps_per_epoch:
@@ -108,7 +109,7 @@ class Fit:
         self._finish()
 
     def state_dict(self) -> dict[str, Any]:
-        """All but the model's weights and logits, and the sources of randomness.
+        """Everything except the model's weights and logits and the random states.
 
         Raises:
             DivergedError: The loss of the last step is not finite.
@@ -142,14 +143,14 @@ class Fit:
     # ---------------------------------------------------------------------------------------------
 
     def _drawn(self) -> tuple[GatedModel, GateTraining] | None:
-        """The gated model and what trains its gates, as long as masks are drawn from them."""
+        """The gated model and its gate training, as long as masks are drawn."""
         if self._gated is None or self.gates is None or self._gated.gates.are_fixed:
             return None
         return self._gated, self.gates
 
     def _freeze(self, gated: GatedModel, gates: GateTraining) -> None:
-        """Fix masks that meet the budgets. How the gates were doing is judged before that."""
-        self._losses.settle()  # else what it made of the logits would be noticed first, and not which step did it
+        """Fix masks that meet the budgets. Gate health is measured before that."""
+        self._losses.settle()  # otherwise non-finite logits would be reported first, without the step that caused them
         health = GateHealth.of(gated, gates.budget.metric, gates.budget.target(gated), self._hard)
         self._warn_of(health)
         gated.harden(*gates.budgets)
@@ -159,7 +160,7 @@ class Fit:
             logger.warning(text)
 
     def _train_on(self, batch: Batch, epoch: int) -> None:
-        """One step of the optimisers, or none where the loss is not finite and that is allowed."""
+        """One step of the optimisers; none if the loss is not finite and the batch may be skipped."""
         drawn = self._drawn()
         if drawn is not None and self.step == drawn[1].freeze_after:
             self._freeze(*drawn)
@@ -199,12 +200,12 @@ class Fit:
 
     @property
     def newest_loss(self) -> float | None:
-        """The last loss that is known without waiting for the device; None at first."""
+        """The last loss known without synchronising with the device; None at first."""
         return self._losses.newest
 
     @property
     def _rate(self) -> float:
-        """Of the weights, at the present step."""
+        """Learning rate of the weights at the current step."""
         return float(self._optimizers[0].param_groups[0]["lr"])
 
     def _loss_of(self, inputs: torch.Tensor, labels: Any) -> torch.Tensor:
@@ -218,7 +219,7 @@ class Fit:
     def _update(self, drawn: tuple[GatedModel, GateTraining] | None) -> None:
         if self.plan.clip_norm is not None:
             self.processes.clip(self._weights, self.plan.clip_norm)
-        self.processes.step(self._optimizers[:1] if drawn is None else self._optimizers)  # the weights' is the first
+        self.processes.step(self._optimizers[:1] if drawn is None else self._optimizers)  # the first is the weights'
         if self._average is not None:
             self._average.update(self.model, self.step)
         if drawn is not None:
@@ -228,20 +229,20 @@ class Fit:
                 budget.step()
 
     def _undo(self, before: list[torch.Tensor]) -> None:
-        """Leave all as it was before the batch that is passed over."""
+        """Restore the state from before the skipped batch."""
         for optimizer in self._optimizers:
             optimizer.zero_grad()
         self._put_back(before)
 
     def _buffers(self) -> list[torch.Tensor]:
-        """Running statistics, which a forward changes."""
+        """Running statistics, which a forward pass changes."""
         return [buffer for buffer in self.model.buffers() if buffer.is_floating_point()]
 
     def _float_buffers(self) -> list[torch.Tensor]:
         return [buffer.clone() for buffer in self._buffers()]
 
     def _uses_all(self, inputs: torch.Tensor) -> bool:
-        """Whether a forward in training mode uses every parameter. All is as before afterwards."""
+        """Whether a forward pass in training mode uses every parameter. All state is restored afterwards."""
         states, buffers, training = random_states(), self._float_buffers(), self.model.training
         noise = None if self._gated is None else self._gated.gates.generator.get_state()
         outputs = tree_leaves(self.model.train()(inputs.to(self.processes.device)))
@@ -292,5 +293,5 @@ def fit(
     gates: GateTraining | None = None,
     distillation: Distillation | None = None,
 ) -> Iterator[EpochRecord]:
-    """Train from the first step to the last; give a record after each epoch. `Fit` tells what the arguments are."""
+    """Train from the first step to the last; yield a record after each epoch. See `Fit` for the arguments."""
     return Fit(model, plan, steps_per_epoch, gates, distillation).epochs(lambda epoch, _: batches(epoch), accuracy)

@@ -1,4 +1,4 @@
-"""Training the gates in a loop that someone else wrote: one call before each step of the weights' optimiser."""
+"""Training the gates in the user's own loop: one call before each step of the weights' optimiser."""
 
 from __future__ import annotations
 
@@ -19,47 +19,47 @@ from prunegate.training.watch import TrainingWatch
 from prunegate.wrapping import GatedModel, gated_model
 from prunegate.wrapping.gated_model import unreachable
 
-# How far a logit gets that is pushed one way all through the gate stage; from one limit to the other it is 9.2.
+# How far a logit moves that is pushed in one direction for the whole gate stage; its whole range is 9.2.
 LOGIT_TRAVEL = 30.0
-# Where units start, over which part of the steps the target comes down, and in which part of them, the last, gates are
-# frozen: the defaults of recipes.
+# The defaults of recipes: initial keep probability, share of the steps in which the target is lowered, and share of the
+# steps, at the end, in which gates are frozen.
 _KEEP_PROBABILITY = 0.99
 _RAMP = 0.5
 _FROZEN = 0.4
 
 
 def steps_drawn(steps: int, frozen: float) -> int:
-    """How many of ``steps`` draw masks, at least the first, when a share ``frozen`` of them, the last, does not."""
+    """How many of ``steps`` draw masks, if the last ``frozen`` share of them does not; at least one."""
     return max(min(1, steps), steps - round(frozen * steps))
 
 
 class GateSteps:
-    """Budget, tau and the logits' own optimiser, moved together.
+    """Steps budget, tau and the logits' own optimiser together.
 
-    `step` takes the loss's gradient of the logits away, so that the optimiser of the weights never sees it: torch's
-    optimisers pass over what has no gradient, and weight decay with it. ``model.parameters()`` may be handed to one.
+    `step` removes the logits' gradient, so the optimiser of the weights never sees it: torch's optimisers skip
+    parameters without a gradient, including their weight decay. Your optimiser may therefore hold all of
+    ``model.parameters()``.
 
-    In the last steps the gates are frozen: masks that meet the budget are fixed, and the weights get used to them.
+    In the last steps the gates are frozen: masks that meet the budget are fixed, and the weights adapt to them.
 
     Attributes:
         count: Steps taken, frozen or not.
         steps: Steps until `finish`.
 
     Args:
-        gated: Its logits are set to where a gate stage starts, and so is its tau.
-        budget: A `Budget`, or a fraction of the dense MACs; the target of a fraction comes down over the first half
-            of the steps.
-        steps: Steps of the optimiser from here until `finish`.
-        frozen: Share of these steps, the last, in which the gates are frozen, in [0, 1).
+        gated: The gated model; its logits and tau are set to their initial values.
+        budget: A `Budget`, or a fraction of the dense MACs, whose target is lowered over the first half of the steps.
+        steps: Optimiser steps from now until `finish`.
+        frozen: Share of the steps, at the end, in which the gates are frozen, in [0, 1).
         tau_start: Tau at the first step, > 0.
         tau_end: Tau at the last step before the gates are frozen, in (0, tau_start].
-        tau_schedule: How tau gets there.
-        learning_rate: Of the logits, by Adam; if not given, 30 / steps before the gates are frozen.
-        fresh: False leaves the logits where they are: they have been trained before, or are about to be loaded.
-            Logits of which some are closed for good are left alone anyway.
+        tau_schedule: How tau is annealed.
+        learning_rate: Adam's learning rate for the logits; by default 30 / (steps before the gates are frozen).
+        fresh: False keeps the current logits, because they have been trained before or are about to be loaded. Logits
+            are also kept if some units are closed for good.
 
     Raises:
-        NotGatedError: ``gated`` is no gated model.
+        NotGatedError: ``gated`` is not a gated model.
         BudgetError: Values out of range, or a budget below what the gates can reach.
         DivergedError: Weights are not finite, and the gates are fresh.
         LoopError: The gated model's masks are fixed, and the gates are fresh.
@@ -85,8 +85,8 @@ class GateSteps:
             raise BudgetError(f"steps: found {steps!r}, expected a whole number of at least 1: steps until finish.")
         if not is_number(frozen) or not 0.0 <= frozen < 1.0:
             raise BudgetError(
-                f"frozen: found {frozen!r}, expected a share of the steps in [0, 1): gates have to learn before they "
-                "are frozen. Say 0.4, or 0 to draw masks until the end."
+                f"frozen: found {frozen!r}, expected a share of the steps in [0, 1). Gates have to learn before they "
+                "are frozen. Use 0.4, or 0 to draw masks until the end."
             )
         steps = int(steps)
         if learning_rate is not None and not (is_number(learning_rate) and learning_rate > 0):
@@ -112,19 +112,19 @@ class GateSteps:
         self._gradient: torch.Tensor | None = None
 
     def step(self, scaler: torch.amp.GradScaler | None = None) -> None:
-        """Take the gates' step; call it after ``loss.backward()`` and before the weights' optimiser steps.
+        """Step the gates; call it after ``loss.backward()`` and before the step of the weights' optimiser.
 
-        The gradient that the logits have from the loss, summed over any number of backward passes, is joined by the
-        penalty's, once. Afterwards the logits have no gradient.
+        The penalty's gradient is added once to the logits' gradient from the loss, which may be summed over any number
+        of backward passes. Afterwards the logits have no gradient.
 
         Args:
-            scaler: The one that has scaled the loss (float16), if one has. Call `step` before ``scaler.update()``,
-                and before ``scaler.unscale_`` of an optimiser that holds the logits too.
+            scaler: The scaler of the loss, if there is one (float16). Call `step` before ``scaler.update()``, and
+                before ``scaler.unscale_`` of an optimiser that also holds the logits.
 
         Raises:
-            LoopError: The logits have no gradient, or masks are fixed that are not frozen gates'.
-            DivergedError: The gradient is not finite; nothing has been changed by it. Looked for on the CPU, where it
-                costs no waiting; elsewhere `Budget` notices within some steps.
+            LoopError: The logits have no gradient, or masks are fixed although the gates are not frozen.
+            DivergedError: The gradient is not finite; nothing has been changed. Checked on the CPU only, where it needs
+                no synchronisation; on other devices `Budget` notices within a few steps.
         """
         self._watch.look(self.gated)
         logits = self.gated.gates.logits
@@ -135,15 +135,15 @@ class GateSteps:
         _refuse_fixed(self.gated)
         if logits.grad is None:
             raise LoopError(
-                "GateSteps.step: found no gradient in the logits, expected the loss's. Without it units would go by "
-                "their cost alone. Call the gated model itself, not the model inside it, and call step after "
-                "loss.backward(), before the gradients are zeroed."
+                "GateSteps.step: the logits have no gradient, expected that of the loss. Without it, units would be "
+                "removed by their cost alone. Call the gated model itself, not the model inside it, and call step "
+                "after loss.backward(), before the gradients are zeroed."
             )
         if scaler is None and logits.grad.device.type == "cpu" and not math.isfinite(float(logits.grad.sum())):
             raise DivergedError(
                 f"GateSteps.step: step {self.count}: found a gradient of the logits that is not finite, expected "
-                "numbers. The loss, the data or the weights hold NaN. Neither logits nor weights have been stepped: "
-                "look for NaN in the batch and the weights, or lower the learning rate of the weights."
+                "numbers. The loss, the data or the weights contain NaN. Neither logits nor weights have been stepped. "
+                "Look for NaN in the batch and the weights, or lower the learning rate of the weights."
             )
         if scaler is not None:
             scaler.unscale_(self.optimizer)
@@ -158,7 +158,7 @@ class GateSteps:
             self.gated.harden(self.budget)
 
     def _replayed_move(self, logits: torch.Tensor) -> None:
-        """`_move`, with all that it works on where it was the last time."""
+        """`_move` on the same tensors at each step, so that it can be replayed as a CUDA graph."""
         control = self.budget._control_on(logits.device)
         control.target.fill_(self.budget.target(self.gated))
         if self._gradient is None or self._gradient.device != logits.device:
@@ -174,8 +174,9 @@ class GateSteps:
     def _move(self, target: float | torch.Tensor, step: Callable[[], Any]) -> None:
         """Add the penalty's gradient to the logits', step, and update the penalty's strength."""
         logits = self.gated.gates.logits
-        with torch.enable_grad():  # optimisers call back from where gradients are off
-            # Of other logits: theirs have hooks, which average gradients over processes, and belong to another stream.
+        with torch.enable_grad():  # optimisers call closures with gradients off
+            # On detached logits: the real ones have hooks that average gradients over processes, and use another
+            # stream.
             leaf = logits.detach().requires_grad_()
             penalty = self.budget._penalty(self.gated.expected_cost(self.budget.metric, leaf), target)
         (pull,) = torch.autograd.grad(penalty, [leaf])
@@ -187,20 +188,20 @@ class GateSteps:
 
     @property
     def are_frozen(self) -> bool:
-        """Whether the gates have learned all they will, and the steps that are left are the weights'."""
+        """Whether the gates are frozen, so that the remaining steps train only the weights."""
         return self._freeze_after is not None and self.count >= self._freeze_after
 
     def finish(self, batches: Iterable[Any] | None = None) -> None:
-        """Fix hard masks that meet the budget. On an error masks and statistics are what they were before.
+        """Fix hard masks that meet the budget. On an error, masks and statistics are left unchanged.
 
         Args:
-            batches: Batches of training data, if BatchNorm statistics are to be averaged again under these masks;
-                while masks were drawn they mixed those of many subnetworks. What an ordinary loader gives will do:
-                inputs, (inputs, labels), or dicts.
+            batches: Batches of training data, to re-estimate BatchNorm statistics under these masks (while masks were
+                drawn, the statistics mixed many subnetworks). Whatever a loader yields: inputs, (inputs, labels), or
+                dicts.
 
         Raises:
-            BudgetError: Even the fewest units that may stay cost more.
-            LoopError: There is no batch, or one that the model cannot be called with.
+            BudgetError: Even the fewest units allowed cost more.
+            LoopError: There is no batch, or the model cannot be called with a batch.
         """
         with self.gated.gates.unchanged_on_error():
             self.gated.harden(self.budget)
@@ -214,7 +215,7 @@ class GateSteps:
 
     @torch.no_grad()
     def metrics(self) -> dict[str, float]:
-        """What is worth logging: the expected cost in units of the budget's metric, tau, and the multiplier."""
+        """Values to log: the expected cost in units of the budget's metric, tau, and the multiplier."""
         metric = self.budget.metric
         return {
             f"expected_{metric}": float(self.gated.expected_cost(metric)),
@@ -223,7 +224,7 @@ class GateSteps:
         }
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything but the logits and their noise, which are in the gated model's own."""
+        """Everything except the logits and their noise, which are in the gated model's ``state_dict``."""
         return {
             "count": self.count,
             "budget": self.budget.state_dict(),
@@ -232,7 +233,7 @@ class GateSteps:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a `state_dict`; load the gated model's as well."""
+        """Restore a `state_dict`; load the gated model's as well."""
         self.count = int(state["count"])
         self.budget.load_state_dict(state["budget"])
         self.tau.load_state_dict(state["tau"])
@@ -242,7 +243,7 @@ class GateSteps:
 def _refuse_fixed(gated: GatedModel) -> None:
     if gated.gates.are_fixed:
         raise LoopError(
-            "GateSteps: found a gated model with fixed masks, expected masks that are drawn from the logits. Fixed "
-            "masks come from harden or set_masks, and logits learn nothing behind them. To train the gates again "
-            "call gated.release_masks(); to finetune, train on without GateSteps or its callback."
+            "GateSteps: found a gated model with fixed masks, expected masks that are drawn from the logits. Masks are "
+            "fixed by harden or set_masks, and the logits then learn nothing. To train the gates again, call "
+            "gated.release_masks(); to finetune, train without GateSteps or its callback."
         )

@@ -1,4 +1,4 @@
-"""How the gates are doing: what tells a sound gate stage from one whose hardening will hurt."""
+"""Gate health: figures that show whether hardening will hurt the model."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from prunegate.wrapping import GatedModel
 
 # Keep probabilities between these are undecided.
 _DECIDED = (0.1, 0.9)
-# Shares of units, and of the target, above which a warning is due at the end of the stage.
+# Shares of units, and of the target, above which there is a warning at the end of the stage.
 _MUCH_UNDECIDED = 0.25
 _MANY_FLIPS = 0.1
 _FAR_OFF = 0.1
@@ -24,12 +24,12 @@ class GateHealth:
 
     Attributes:
         undecided_share: Share of units whose keep probability is between 0.1 and 0.9.
-        flipped_share: Share of units that the hard mask treats otherwise than at the last look; None at first.
+        flipped_share: Share of units whose hard mask differs from the last measurement; None at first.
         collapsed: Channel groups of which the hard mask keeps a single unit.
         sampled: Cost of one drawn mask.
         expected: Cost at the keep probabilities.
         realised: Cost of the hard mask.
-        target: The budget's present target.
+        target: The budget's current target.
     """
 
     metric: str
@@ -44,7 +44,7 @@ class GateHealth:
     @classmethod
     @torch.no_grad()
     def of(cls, gated: GatedModel, metric: str, target: float, before: torch.Tensor | None = None) -> GateHealth:
-        """Look at the gates of ``gated``; ``before`` is the hard mask of the last look. No noise is used up."""
+        """Measure the gates of ``gated``; ``before`` is the hard mask of the last measurement. Consumes no noise."""
         probability = torch.sigmoid(gated.gates.logits.float())
         hard = gated.gates.hard_mask()
         undecided = (probability > _DECIDED[0]) & (probability < _DECIDED[1])
@@ -62,23 +62,23 @@ class GateHealth:
         )
 
     def warnings(self) -> list[str]:
-        """What is worth changing, seen at the end of the gate stage; each says what to do."""
+        """Problems at the end of the gate stage, each with what to do about it."""
         results = []
         if self.undecided_share > _MUCH_UNDECIDED:
             results.append(
                 f"gates: {self.undecided_share:.0%} of the units are undecided at the end, expected at most "
-                f"{_MUCH_UNDECIDED:.0%}. Hardening decides for them. Raise stages.gate.epochs or gates.learning_rate."
+                f"{_MUCH_UNDECIDED:.0%}. Hardening will decide them. Raise stages.gate.epochs or gates.learning_rate."
             )
         if self.flipped_share is not None and self.flipped_share > _MANY_FLIPS:
             results.append(
-                f"gates: {self.flipped_share:.0%} of the units changed sides in the last epoch, expected at most "
+                f"gates: {self.flipped_share:.0%} of the mask entries flipped in the last epoch, expected at most "
                 f"{_MANY_FLIPS:.0%}. Raise stages.gate.epochs, or lower stages.gate.target_ramp so that the target "
                 "is reached sooner."
             )
         if abs(self.expected - self.target) > _FAR_OFF * self.target:
             results.append(
                 f"gates: the expected {self.metric} are {self.expected / self.target:.2f} of the target at the end, "
-                f"expected within {_FAR_OFF:.0%}. Hardening makes up for the rest at once. Raise stages.gate.epochs "
+                f"expected within {_FAR_OFF:.0%}. Hardening will close the gap at once. Raise stages.gate.epochs "
                 "or lower stages.gate.target_ramp."
             )
         if self.collapsed:
@@ -86,14 +86,14 @@ class GateHealth:
             keeps = "channel group keeps" if count == 1 else "channel groups keep"
             shown = ", ".join(self.collapsed[:3]) + (", ..." if len(self.collapsed) > 3 else "")
             results.append(
-                f"gates: {count} {keeps} a single unit ({shown}). What passes through is "
-                "nearly cut off. Raise budget.fraction, or list them under gates.exclude."
+                f"gates: {count} {keeps} a single unit ({shown}). Hardly any information "
+                "passes through. Raise budget.fraction, or list them under gates.exclude."
             )
         return results
 
 
 def gate_figures(gated: GatedModel, gates: GateTraining, health: GateHealth) -> dict[str, Any]:
-    """What the record of a gate epoch has besides: costs in MACs per sample whatever the budget counts."""
+    """Additional figures for the record of a gate epoch: costs in MACs per sample, whatever the budget's metric."""
     in_macs = gates.budget.metric == "macs"
     return {
         "tau": gated.tau,

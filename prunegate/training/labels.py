@@ -1,4 +1,4 @@
-"""Labels of any form: a tensor whose first dimension is the samples', or lists and dicts of such tensors."""
+"""Labels of any form: a tensor whose first dimension is the batch, or lists and dicts of such tensors."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 
 def labels_to(labels: Any, device: torch.device) -> Any:
-    """The labels on a device; nothing waits for it."""
+    """The labels on a device, copied without synchronisation."""
     return _mapped(labels, lambda tensor: tensor.to(device, non_blocking=True))
 
 
 def chunks(labels: Any, count: int) -> list[Any]:
-    """Labels in ``count`` parts, or fewer, as `torch.Tensor.chunk` takes them."""
+    """Labels in ``count`` parts or fewer, like `torch.Tensor.chunk`."""
     leaves, form = tree_flatten(labels)
     parts = [leaf.chunk(count) if isinstance(leaf, torch.Tensor) else None for leaf in leaves]
     number = max((len(part) for part in parts if part is not None), default=1)
@@ -31,7 +31,7 @@ def between(labels: Any, first: int | None, last: int | None) -> Any:
 
 
 def joined(labels: Sequence[Any]) -> Any:
-    """The labels of several batches as those of one; what is no tensor is the first batch's."""
+    """The labels of several batches as one; values that are not tensors come from the first batch."""
     flat = [tree_flatten(part) for part in labels]
     leaves = [
         torch.cat(parts) if isinstance(parts[0], torch.Tensor) else parts[0]

@@ -1,4 +1,4 @@
-"""The losses of a stage: summed up on the device, and looked at without making it wait."""
+"""The losses of a stage: summed on the device, and checked without stalling it."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class Place(NamedTuple):
     Attributes:
         epoch: From 0.
         step: Of the stage, from 0.
-        rate: Of the weights at this step.
-        samples: Which training samples this process had, or None.
+        rate: The weights' learning rate at this step.
+        samples: Indices of this process's training samples, or None.
     """
 
     epoch: int
@@ -33,25 +33,25 @@ class Place(NamedTuple):
 
 
 class Losses:
-    """Sums up the losses of an epoch, and stops training where one is not finite.
+    """Sums the losses of an epoch, and stops training if one is not finite.
 
-    On the CPU a loss is looked at before its gradients are computed. On other devices it is looked at when the next
-    step has been prepared: waiting for it at once would leave the device without work meanwhile. Where batches may be
-    passed over, their losses have to be known at once on every device.
+    On the CPU a loss is checked before its gradients are computed. On other devices it is checked after the next step
+    has been queued, as reading it at once would leave the device idle. If batches may be skipped, their losses are read
+    at once on every device.
 
     Args:
-        at_once: Given, it decides instead when losses are looked at.
+        at_once: If given, overrides when losses are checked.
 
     Attributes:
-        samples: How many the sum is over.
-        passed_over: Batches passed over in this stage.
-        newest: The last loss that was looked at; None at first.
+        samples: The number of samples in the sum.
+        passed_over: Batches skipped in this stage.
+        newest: The last loss that was read; None at first.
     """
 
     def __init__(self, plan: TrainingPlan, processes: Processes, at_once: bool | None = None) -> None:
         self._plan, self._processes = plan, processes
         self._at_once = bool(plan.nonfinite_batches) or processes.device.type == "cpu" if at_once is None else at_once
-        # float64 as Python's numbers are, where a device has it: Apple's do not.
+        # float64 like Python's numbers, except on Apple's devices, which lack it.
         dtype = torch.float32 if processes.device.type == "mps" else torch.float64
         self._sum = torch.zeros((), dtype=dtype, device=processes.device)
         self._pending: tuple[Callable[[], float], torch.Tensor, Place] | None = None
@@ -59,10 +59,10 @@ class Losses:
         self.newest: float | None = None
 
     def of(self, loss: torch.Tensor, place: Place) -> float | torch.Tensor | None:
-        """The loss of a batch or of a part of it, without its graph; None if the batch is to be passed over.
+        """The loss of a batch or of a part of it, without its graph; None if the batch is to be skipped.
 
         Raises:
-            DivergedError: It is not finite, where that is looked at now.
+            DivergedError: The loss is checked at once, and is not finite.
         """
         if not self._at_once:
             return loss.detach().to(self._sum.dtype)
@@ -77,20 +77,20 @@ class Losses:
         """Add a step's loss, the mean over ``count`` samples.
 
         Raises:
-            DivergedError: The loss of the step before was not finite.
+            DivergedError: The loss of the previous step was not finite.
         """
         self.samples += count
         if not isinstance(value, torch.Tensor):
             self._sum += value * count
             return
-        # All processes get the same mean, so they find the same step at fault, and a saved sum is right for all.
+        # All processes get the same mean, so they blame the same step, and a saved sum is valid for all.
         mean = self._processes.mean(value)
         self._sum.add_(mean, alpha=count)
         before, self._pending = self._pending, (_copied(mean), value, place)
         self._look(before)
 
     def settle(self) -> None:
-        """Look at the last loss too.
+        """Check the last loss too.
 
         Raises:
             DivergedError: It is not finite.
@@ -99,7 +99,7 @@ class Losses:
         self._look(before)
 
     def mean(self) -> float:
-        """The mean over all samples, with which the sum begins anew."""
+        """The mean over all samples; resets the sum."""
         mean = float(self._sum) / max(self.samples, 1)
         self._sum.zero_()
         self.samples = 0
@@ -128,7 +128,7 @@ class Losses:
                 self._not_finite(self._processes.gathered(float(own))[0], place)
 
     def _not_finite(self, values: list[float], place: Place) -> None:
-        """Note that a batch is passed over, if there is one to spare; else stop."""
+        """Skip the batch if the limit allows, otherwise stop."""
         known = self._processes.gathered_objects([] if place.samples is None else place.samples.tolist())
         bad = [index for value, some in zip(values, known, strict=True) if not math.isfinite(value) for index in some]
         shown = ", ".join(map(str, bad[:16])) + (", ..." if len(bad) > 16 else "")
@@ -138,19 +138,19 @@ class Losses:
         samples = f" The batch holds the training samples {shown}." if bad else ""
         if self.passed_over >= self._plan.nonfinite_batches:
             raise DivergedError(
-                f"{where}.{samples} The learning rate may be too high: found {place.rate:.3g}. Lower "
-                f"stages.{stage}.learning_rate, or look at these samples, or pass some batches over with "
+                f"{where}.{samples} The learning rate, {place.rate:.3g}, may be too high. Lower "
+                f"stages.{stage}.learning_rate, or look at these samples, or skip some batches with "
                 "guards.nonfinite_batches."
             )
         self.passed_over += 1
         if self._processes.is_first:
             logger.warning(
-                "%s.%s Passed over: %d of %d.", where, samples, self.passed_over, self._plan.nonfinite_batches
+                "%s.%s Skipped: %d of at most %d.", where, samples, self.passed_over, self._plan.nonfinite_batches
             )
 
 
 def _copied(value: torch.Tensor) -> Callable[[], float]:
-    """Start to copy a number to the CPU; what is returned waits for the copy, not for later work, and gives it."""
+    """Start copying a number to the CPU; the returned function waits for this copy only, and returns the number."""
     if value.device.type != "cuda":
         return lambda: float(value)
     here = torch.empty((), dtype=value.dtype, pin_memory=True)

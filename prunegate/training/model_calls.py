@@ -1,4 +1,4 @@
-"""From what a loader gives to a call of the model: inputs alone, (inputs, labels) and dicts."""
+"""Turning a loader's batch into a call of the model: inputs alone, (inputs, labels) and dicts."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ class ModelCall:
         return [leaf for leaf in tree_leaves((self.args, self.kwargs)) if isinstance(leaf, torch.Tensor)]
 
     def is_finite(self) -> bool:
-        """Whether all numbers are; this waits for the device."""
+        """Whether all numbers are finite; this synchronises with the device."""
         return all(bool(torch.isfinite(t).all()) for t in self.tensors if t.is_floating_point() or t.is_complex())
 
 
 class ModelCalls:
     """Makes calls of a model from batches.
 
-    A gated model knows the inputs that it was wrapped with, and a batch is read in their form: of a tuple as many
-    parts are taken as the model was given, of a dict what the model's ``forward`` takes by name. Of a plain model,
-    ``forward`` alone says how many that are.
+    A gated model knows the inputs that it was wrapped with, and batches are read in the same form: of a tuple, as many
+    parts as the model got at `wrap`; of a dict, the arguments of ``forward`` by name. For a plain model, the signature
+    of ``forward`` says how many inputs there are.
 
     Args:
         model: A gated model, or any other.
@@ -51,32 +51,32 @@ class ModelCalls:
         by_name = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
         self._names = [p.name for p in parameters if p.kind in by_name]
         needed = [p for p in parameters if p.default is p.empty and p.kind in (by_name[0], p.POSITIONAL_ONLY)]
-        # One entry for each argument: its name, or None where it has a place, and what it was at `wrap`, if known.
+        # One entry per argument: its name, or None if it is positional, and its value at `wrap`, if known.
         self._expected: list[tuple[str | None, Any]] = [(None, None)] * max(1, len(needed))
         if example is not None:
             self._names += [name for name in example.kwargs if name not in self._names]
             self._expected = [(None, value) for value in example.args] + list(example.kwargs.items())
 
     def of(self, batch: Any) -> ModelCall:
-        """The call that a batch is for; labels and whatever else it holds are left out.
+        """The call for a batch, without labels and other extras.
 
         Raises:
-            LoopError: The batch has none of the forms.
+            LoopError: The batch has none of these forms.
         """
         values = self._arguments(batch)
         if values is None:
             raise LoopError(
-                f"batches: found a batch that is {described(batch)}, expected {self._wanted()}. Hand in the model's "
-                "inputs, (inputs, labels), or a dict with the names that the model's forward takes."
+                f"batches: found a batch that is {described(batch)}, expected {self._wanted()}. Pass the model's "
+                "inputs, (inputs, labels), or a dict with the argument names of the model's forward."
             )
         moved = tree_map(lambda leaf: leaf.to(self._device) if isinstance(leaf, torch.Tensor) else leaf, values)
         return ModelCall(*moved)
 
     def run(self, call: ModelCall, number: int) -> None:
-        """Call the model, and say which batch it was if the model refuses it.
+        """Call the model, and name the batch if the model fails on it.
 
         Raises:
-            LoopError: It does; the model's own error is the cause.
+            LoopError: The model fails; its own error is the cause.
         """
         try:
             self._model(*call.args, **call.kwargs)
@@ -86,7 +86,7 @@ class ModelCalls:
             result = described([*call.args, *call.kwargs.values()])
             raise LoopError(
                 f"batches: batch {number}: the model raised {type(error).__name__}: {error}. It was called with "
-                f"{result}, expected {self._wanted()}. Hand in whole batches in the form that the model was trained on."
+                f"{result}, expected {self._wanted()}. Pass whole batches in the form that the model was trained on."
             ) from error
 
     def _arguments(self, batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
@@ -111,7 +111,7 @@ class ModelCalls:
         taken = {name: batch[name] for name in self._names if name in batch}
         if taken:
             return (), taken
-        # Under names of the data set's own: what alone is of the shape that the model takes.
+        # The data set has its own names: take the only value with the shape of the model's input.
         if len(self._expected) == 1 and isinstance(self._expected[0][1], torch.Tensor):
             like = [value for value in batch.values() if _are_shaped_alike(self._expected[0][1], value)]
             return self._placed(like) if len(like) == 1 else None
@@ -127,31 +127,31 @@ class ModelCalls:
 
 
 def batches_of(given: Any) -> Iterator[Any]:
-    """The batches of an iterable; a tensor or a dict is one by itself.
+    """The batches of an iterable; a tensor or a dict is a single batch.
 
     Raises:
-        LoopError: It is nothing of batches.
+        LoopError: ``given`` is not an iterable of batches.
     """
     if isinstance(given, (torch.Tensor, Mapping)):
         return iter([given])
     if isinstance(given, (str, bytes)) or not (isinstance(given, Iterable) or hasattr(given, "__getitem__")):
         raise LoopError(
             f"batches: found {described(given)}, expected an iterable of batches, such as a DataLoader or a list of "
-            "tensors. Call a function first, and hand in what it gives."
+            "tensors. If it is a function, call it and pass the result."
         )
     return iter(given)
 
 
 def none_found(given: Any) -> LoopError:
-    """The error for batches of which there was not a single one."""
+    """The error for an empty iterable of batches."""
     return LoopError(
         f"batches: found none in {described(given)}, expected at least one. Nothing was changed. A generator can be "
-        "gone through only once: hand in a new one, a list, or a DataLoader."
+        "iterated only once: pass a new one, a list, or a DataLoader."
     )
 
 
 def described(value: Any) -> str:
-    """A batch in a few words: of what type it is, and of which shapes."""
+    """A short description of a batch: its type and shapes."""
     if isinstance(value, torch.Tensor):
         return f"a tensor of shape {tuple(value.shape)}"
     if isinstance(value, Mapping):
@@ -172,8 +172,8 @@ def _named_type(value: Any) -> str:
 
 
 def _are_alike(example: Any, value: Any) -> bool:
-    """Whether a value may stand where ``example`` stood: one tensor for another, one container for another."""
-    if example is None:  # of a plain model nothing is known
+    """Whether a value is of the same kind as ``example``: both tensors, or both the same kind of container."""
+    if example is None:  # nothing is known about a plain model
         return not isinstance(value, (Mapping, tuple, list))
     for kind in (torch.Tensor, Mapping, (tuple, list)):
         if isinstance(example, kind):

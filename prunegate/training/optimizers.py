@@ -1,4 +1,4 @@
-"""Optimisers, the schedule of the rate, and the average of the weights: timm's, by name."""
+"""Optimisers, learning-rate schedules and weight averages from timm, by name."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from prunegate.wrapping import GatedModel
 
 
 def weight_optimizer(weights: nn.Module, plan: TrainingPlan) -> torch.optim.Optimizer:
-    """The plan's optimiser for the parameters of a model that is where it is trained."""
+    """The plan's optimiser for the parameters of a model that is already on its training device."""
     kind = plan.optimizer.lower().rpartition("_")[2]  # what timm's lookahead_ wraps
     optimizer: torch.optim.Optimizer = create_optimizer_v2(
         weights,
@@ -33,28 +33,28 @@ def weight_optimizer(weights: nn.Module, plan: TrainingPlan) -> torch.optim.Opti
 
 
 def logit_optimizer(gated: GatedModel, learning_rate: float) -> torch.optim.Optimizer:
-    """Adam without decay.
+    """Adam without weight decay.
 
-    Adam's usual memory of ten steps keeps pushing the logits after the budget has let go of them: with a short stage
-    the expected cost then falls far below its target.
+    The first beta is 0.5: with the usual 0.9, momentum keeps pushing the logits after the budget is met, and in a short
+    stage the expected cost then falls far below its target.
     """
     logits = list(gated.gate_parameters())
     fused = _fused(torch.optim.Adam, logits)
-    # A step that can be captured is part of what `GateSteps` replays.
+    # Capturable, as `GateSteps` replays the step as part of a CUDA graph.
     return torch.optim.Adam(logits, lr=learning_rate, betas=(0.5, 0.99), capturable=bool(fused), **fused)
 
 
 def _fused(kind: Any, parameters: Iterable[torch.nn.Parameter]) -> dict[str, Any]:
-    """Arguments by which an optimiser steps in a few kernels, where it can: torch's most common ones, on CUDA.
+    """Arguments for a fused step, where possible: for torch's most common optimisers, on CUDA.
 
-    They also heed a loss that is scaled without asking the device whether gradients are finite.
+    Fused optimisers also handle a scaled loss without synchronising to check whether gradients are finite.
     """
     known = "fused" in inspect.signature(kind).parameters
     return {"fused": True} if known and all(p.is_cuda and p.is_floating_point() for p in parameters) else {}
 
 
 def rate_scheduler(optimizer: torch.optim.Optimizer, plan: TrainingPlan, steps_per_epoch: int) -> Any:
-    """The rate by the step: `step_update` sets it, and depends on nothing but the step's number."""
+    """The learning-rate scheduler: `step_update` sets the rate, which depends only on the step number."""
     decay: dict[str, Any] = {"decay_rate": plan.decay_rate}
     if plan.scheduler == "multistep":
         decay["decay_milestones"] = list(plan.decay_epochs)
@@ -75,15 +75,15 @@ def rate_scheduler(optimizer: torch.optim.Optimizer, plan: TrainingPlan, steps_p
 
 
 def weight_average(model: nn.Module, plan: TrainingPlan) -> Any:
-    """timm's moving average, whose decay rises to the plan's from a short memory at the first steps; or None."""
+    """timm's moving average of the weights, whose decay warms up to the plan's; None if the plan has none."""
     return None if plan.average_decay is None else ModelEmaV3(model, decay=plan.average_decay, use_warmup=True)
 
 
 def _start_momentum(optimizer: torch.optim.SGD) -> None:
-    """Let the momentum of fused SGD start at zero, from which the first step makes the gradient that it should be.
+    """Start the momentum of fused SGD at zero; the first step then sets it to the gradient, as it should.
 
-    torch's own start leaves it uninitialised where a scaled loss makes the first step be left out, and fails where a
-    parameter gets its first gradient later than others.
+    torch leaves it uninitialised if a scaled loss makes it skip the first step, and fails if a parameter gets its first
+    gradient later than others.
     """
     for group in optimizer.param_groups:
         for parameter in group["params"] if group["fused"] and group["momentum"] else ():

@@ -13,20 +13,20 @@ class TrainingPlan:
     """How the weights are trained in one stage.
 
     Attributes:
-        learning_rate: Peak rate of the weights; from there on it follows the scheduler.
+        learning_rate: Peak learning rate of the weights; the scheduler lowers it from there.
         optimizer: Any name that timm's `create_optimizer_v2` knows.
         label_smoothing: Share of the target spread over all classes, in [0, 1).
         warmup_epochs: Epochs over which the rate rises from zero.
-        final_learning_rate_fraction: What is left of the peak rate at the end of the stage, in [0, 1].
-        scheduler: ``"cosine"``, ``"tanh"``, ``"step"``, ``"multistep"``, ``"poly"``, as timm's `create_scheduler_v2`
-            has them.
+        final_learning_rate_fraction: Rate at the end of the stage, as a fraction of the peak rate, in [0, 1].
+        scheduler: ``"cosine"``, ``"tanh"``, ``"step"``, ``"multistep"`` or ``"poly"``, from timm's
+            `create_scheduler_v2`.
         decay_epochs: Epochs between the steps of ``"step"``, or those of ``"multistep"``.
-        decay_rate: What the rate is multiplied with at each of them.
-        accumulation_steps: Parts that a batch is passed through the model in; their gradients add up to one step.
-        clip_norm: Largest norm of the weights' gradient; longer ones are shortened to it.
-        average_decay: Decay per step of an exponential moving average of the weights, which takes their place at the
-            end of the stage; None for none. Stages with gates have none: their weights follow the structure.
-        nonfinite_batches: Batches whose loss is not finite that are passed over before training stops.
+        decay_rate: Factor of the rate at each of them.
+        accumulation_steps: Number of parts that a batch is split into; their gradients are accumulated for one step.
+        clip_norm: Largest norm of the weights' gradient; larger gradients are clipped to it.
+        average_decay: Decay per step of an exponential moving average of the weights, which replaces them at the end of
+            the stage; None for none. Gate stages have none, as their weights adapt to the changing masks.
+        nonfinite_batches: Number of batches with a non-finite loss that are skipped before training stops.
     """
 
     stage: str
@@ -52,9 +52,9 @@ class GateTraining:
     """What the gate stage adds: a budget, an annealed tau, and the logits' own optimiser (Adam, no decay).
 
     Attributes:
-        freeze_after: Steps after which the gates are frozen: masks that meet the budgets are fixed, and what is left
-            of the stage trains the weights under them. None for never.
-        others: Further budgets, of other metrics, that are held at the same time. Records tell of the first.
+        freeze_after: Steps after which the gates are frozen: masks that meet the budgets are fixed, and the rest of the
+            stage trains the weights under them. None for never.
+        others: Further budgets, of other metrics, that apply at the same time. Records show the first budget.
     """
 
     budget: Budget

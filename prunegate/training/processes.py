@@ -1,4 +1,4 @@
-"""The processes that train one model together, and their devices: on Accelerate."""
+"""The processes that train one model together, and their devices, on top of Accelerate."""
 
 from __future__ import annotations
 
@@ -20,24 +20,24 @@ Value = TypeVar("Value")
 
 
 class Processes:
-    """One process, or several that ``torchrun`` or ``accelerate launch`` has started.
+    """One process, or several started by ``torchrun`` or ``accelerate launch``.
 
-    All of them call every method, in the same order; each sees what the others contribute.
+    All of them have to call every method, in the same order.
 
     Args:
-        precision: ``"no"`` (float32), ``"bf16"`` or ``"fp16"``: what forward passes are computed in; weights stay
-            float32. fp16 scales the loss, so that small gradients are not lost.
+        precision: ``"no"`` (float32), ``"bf16"`` or ``"fp16"``: the precision of forward passes; weights are kept in
+            float32. With fp16 the loss is scaled, so that small gradients do not underflow.
 
     Raises:
-        RecipeError: There is no such precision on this machine.
+        RecipeError: This machine does not support the precision.
     """
 
     def __init__(self, precision: str = "no") -> None:
         check_precision(precision)
-        # Accelerate holds the precision once for the whole process, and refuses another one later on.
+        # Accelerate stores the precision once per process, and refuses another one later.
         AcceleratorState._reset_state()
         self._averaging = DistributedDataParallelKwargs()
-        # Without a device of another kind it has to be told that several processes are meant for the CPU.
+        # Without an accelerator, Accelerate has to be told that several processes run on the CPU.
         alone = not torch.accelerator.is_available()
         self._accelerator = Accelerator(mixed_precision=precision, cpu=alone, kwargs_handlers=[self._averaging])
         self.device: torch.device = self._accelerator.device
@@ -46,7 +46,7 @@ class Processes:
 
     @property
     def is_first(self) -> bool:
-        """Whether this is the process that writes and talks."""
+        """Whether this is the process that writes files and messages."""
         return self.rank == 0
 
     def place(self, model: nn.Module) -> None:
@@ -56,11 +56,11 @@ class Processes:
     def prepare(
         self, model: nn.Module, optimizers: list[torch.optim.Optimizer], uses_all: Callable[[], bool]
     ) -> tuple[nn.Module, list[Any]]:
-        """The model and its optimisers as they are trained: on the device, in the precision, gradients averaged.
+        """The model and its optimisers prepared for training: device, precision and averaging of gradients.
 
         Args:
-            uses_all: Whether every forward uses every parameter; if not, those that wait for each other's gradients
-                have to look for the ones without, at each step. Asked if there are several processes.
+            uses_all: Whether every forward pass uses every parameter; if not, DDP has to search for unused parameters
+                at each step. Called only if there are several processes.
         """
         self.place(model)
         self._averaging.find_unused_parameters = self.count > 1 and not self.from_first(uses_all())
@@ -68,7 +68,7 @@ class Processes:
         return prepared, list(others)
 
     def release(self, model: nn.Module) -> None:
-        """Take from ``model`` what `prepare` put on it."""
+        """Undo what `prepare` did to ``model``."""
         self._accelerator.unwrap_model(model, keep_fp32_wrapper=False)
         self._accelerator.free_memory()
 
@@ -76,7 +76,7 @@ class Processes:
         self._accelerator.backward(loss)
 
     def without_averaging(self, prepared: nn.Module) -> AbstractContextManager[Any]:
-        """Gradients of this backward pass are only added up; the next one averages them over the processes."""
+        """Only accumulate the gradients of this backward pass; the next one averages them over the processes."""
         context: AbstractContextManager[Any] = self._accelerator.no_sync(prepared)
         return context
 
@@ -84,37 +84,37 @@ class Processes:
         self._accelerator.clip_grad_norm_(parameters, norm)
 
     def step(self, optimizers: list[Any]) -> None:
-        """Let prepared optimisers step; where the loss is scaled, one whose gradients are not finite leaves it out."""
+        """Step prepared optimisers; with a scaled loss, one whose gradients are not finite skips its step."""
         scaler = self._accelerator.scaler
         if scaler is None:
             for optimizer in optimizers:
                 optimizer.step()
             return
-        # Not by Accelerate, which adapts the scale after each optimiser: the second would then unscale its gradients
-        # by another scale than theirs, and, where they have been unscaled for clipping, once more.
+        # Not through Accelerate, which updates the scale after each optimiser: the second one would then unscale its
+        # gradients with the wrong scale, and a second time if they were already unscaled for clipping.
         for optimizer in optimizers:
             scaler.step(optimizer.optimizer)
         scaler.update()
 
     def loss_scale_state(self) -> dict[str, Any] | None:
-        """What the loss is scaled by, and for how long; None where it is not scaled."""
+        """The state of the loss scale; None if the loss is not scaled."""
         scaler = self._accelerator.scaler
         return None if scaler is None else scaler.state_dict()
 
     def load_loss_scale_state(self, state: dict[str, Any] | None) -> None:
-        """Go back to what `loss_scale_state` gave."""
+        """Restore the state from `loss_scale_state`."""
         if self._accelerator.scaler is not None and state is not None:
             self._accelerator.scaler.load_state_dict(state)
 
     def mean(self, value: torch.Tensor) -> torch.Tensor:
-        """The mean of what all processes have, on the device; nothing waits for it."""
+        """The mean over all processes, on the device, without synchronisation."""
         if self.count == 1:
             return value
         mean: torch.Tensor = self._accelerator.reduce(value, "mean")
         return mean
 
     def gathered(self, *values: float) -> list[list[float]]:
-        """For each value, what all processes have."""
+        """For each argument, the values of all processes."""
         if self.count == 1:
             return [[value] for value in values]
         own = torch.tensor([values], dtype=torch.float64, device=self.device)
@@ -122,25 +122,26 @@ class Processes:
         return results
 
     def gathered_objects(self, value: Value) -> list[Value]:
-        """What all processes have, by rank."""
+        """The values of all processes, by rank."""
         return list(gather_object([value])) if self.count > 1 else [value]
 
     def from_first(self, value: Value) -> Value:
-        """What the first process has."""
+        """The value of the first process."""
         return value if self.count == 1 else broadcast_object_list([value])[0]
 
     def agree_on_buffers(self, model: nn.Module) -> None:
-        """Give every process the first one's buffers: each has averaged its BatchNorm statistics by itself."""
+        """Copy the first process's buffers to all, as each averages BatchNorm statistics separately."""
         if self.count > 1:
             for buffer in model.buffers():
                 if buffer.is_floating_point():
                     broadcast(buffer)
 
     def by_first(self, action: Callable[[], Value], failed: type[Exception]) -> Value | None:
-        """Let the first process do something; where it fails, all end, and only the first one says why.
+        """Run an action in the first process only; if it fails, all processes exit, and only the first raises the
+        error.
 
         Raises:
-            SystemExit: In the others, if the first one fails by an error of the kind ``failed``.
+            SystemExit: In the other processes, if the first one fails with an error of type ``failed``.
         """
         error: Exception | None = None
         value: Value | None = None
@@ -155,24 +156,24 @@ class Processes:
 
 
 def check_precision(precision: str) -> None:
-    """Make sure that this machine can compute in a precision.
+    """Check that this machine supports a precision.
 
     Raises:
-        RecipeError: It cannot.
+        RecipeError: It does not.
     """
     if precision == "fp16" and not torch.cuda.is_available():
         raise RecipeError(
             "training.precision: found fp16 on a machine without CUDA, expected no or bf16. Training in fp16 needs a "
-            "scaled loss, which CUDA alone has here. Set training.precision=bf16."
+            "scaled loss, which is supported on CUDA only. Set training.precision=bf16."
         )
 
 
 def random_states() -> dict[str, Any]:
-    """States of the process-wide sources of randomness, of plain values and tensors."""
+    """States of the process-wide random generators, as plain values and tensors."""
     kind, keys, place, has_gauss, gauss = np.random.get_state()
     return {
         "torch": torch.get_rng_state(),
-        # Of this process's own device: asking for those of the others would take memory there.
+        # This process's own device only: reading the state of other devices would allocate memory there.
         "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
         "numpy": (kind, torch.from_numpy(np.asarray(keys).astype(np.int64)), place, has_gauss, gauss),
         "python": random.getstate(),
@@ -180,7 +181,7 @@ def random_states() -> dict[str, Any]:
 
 
 def set_random_states(states: dict[str, Any]) -> None:
-    """Go back to what `random_states` gave."""
+    """Restore the states from `random_states`."""
     torch.set_rng_state(states["torch"])
     if states["cuda"] is not None and torch.cuda.is_available():
         torch.cuda.set_rng_state(states["cuda"])

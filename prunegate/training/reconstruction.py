@@ -1,8 +1,8 @@
-"""Refitting weights after hardening: what is left of a layer's inputs takes over the work of what has gone.
+"""Refitting weights after hardening, so that the kept inputs of a layer compensate for the removed ones.
 
-A layer that has lost inputs no longer computes what it did. Least squares finds the weights with which it comes as
-close as it can, on some samples, to its outputs in the dense model. Layers are refitted in the order in which they
-run, each on the inputs that those before it really give it. Both models run once; there are no gradients and no labels.
+A layer that has lost inputs computes something else. Least squares finds the weights that come closest, on some
+samples, to its outputs in the dense model. Layers are refitted in the order in which they run, each on the inputs that
+the refitted layers before it produce. Both models run once; no gradients or labels are needed.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from prunegate.wrapping import GatedModel, gated_model
 
 Layer: TypeAlias = "nn.Linear | nn.Conv2d"
 
-# Rows of the least-squares problem for each unknown of one output; where there are fewer, a layer stays as it is. Small
-# problems have more.
+# Rows of the least-squares problem per unknown of one output (with fewer rows a layer is not refitted), and the least
+# number of rows that is used if there are enough.
 _ROWS_PER_UNKNOWN, _ROWS = 4, 16_384
-# Pull towards the present weights, as a share of the inputs' mean square.
+# Ridge penalty towards the current weights, as a share of the inputs' mean square.
 _RIDGE = 1e-3
 # Rows that are multiplied at a time.
 _ROWS_AT_ONCE = 8192
@@ -39,22 +39,22 @@ def reconstruct(gated: GatedModel, dense: nn.Module, inputs: Any) -> int:
     """Refit the linear layers and 2d convolutions of a gated model with fixed masks, in place.
 
     For each of them W minimises ``‖X Wᵀ − Y‖² + ridge ‖W − W₀‖²`` over the kept columns: X are its inputs in the gated
-    model, Y its outputs in the dense one, W₀ its present weights. BatchNorm layers normalise by the samples
-    themselves meanwhile, and their averages are not to be used before `reestimate_batch_norm` has made them anew.
-    Layers that run more than once or share their weights, that do not multiply them plainly (standardised or
-    normalised weights), or for which there are too few samples stay as they are.
+    model, Y its outputs in the dense one, W₀ its current weights. Meanwhile BatchNorm layers normalise by batch
+    statistics; do not use their running statistics before `reestimate_batch_norm` has recomputed them. Layers are not
+    refitted if they run more than once, share their weights, do not multiply by the stored weights (standardised or
+    normalised weights), or have too few samples.
 
     Args:
-        gated: Its masks are fixed, by `harden` or `set_masks`.
-        dense: The model it was wrapped from, with the weights that it had then.
-        inputs: Samples, in the forms that `wrap` takes example inputs in; all go through both models at once.
+        gated: A gated model with masks fixed by `harden` or `set_masks`.
+        dense: The model that was wrapped, with the weights that it had then.
+        inputs: Samples, in the forms that `wrap` accepts as example inputs; both models run on all of them at once.
 
     Returns:
-        How many layers have been refitted.
+        The number of refitted layers.
 
     Raises:
-        LoopError: Masks are not fixed, or ``dense`` is not of the gated model's form.
-        TraceError: The inputs are of another form.
+        LoopError: Masks are not fixed, or ``dense`` does not have the gated model's layers.
+        TraceError: The inputs have another form.
 
     Reference:
         He, Zhang and Sun, "Channel Pruning for Accelerating Very Deep Neural Networks", 2017, arXiv:1707.06168,
@@ -63,8 +63,8 @@ def reconstruct(gated: GatedModel, dense: nn.Module, inputs: Any) -> int:
     gated = gated_model(gated, "reconstruct")
     if not gated.gates.are_fixed:
         raise LoopError(
-            "reconstruct: found masks that are drawn from the logits, expected fixed ones: which inputs are left is "
-            "not known yet. Call gated.harden(budget) first."
+            "reconstruct: found masks that are drawn from the logits, expected fixed ones. Which inputs are kept is "
+            "not decided yet. Call gated.harden(budget) first."
         )
     owners = Counter(map(id, _stored(gated.model)))
     layers = {name: m for name, m in gated.model.named_modules() if _is_plain(m) and owners[id(_stored_weight(m))] == 1}
@@ -72,10 +72,10 @@ def reconstruct(gated: GatedModel, dense: nn.Module, inputs: Any) -> int:
     for name, layer in layers.items():
         result = getattr(others.get(name), "weight", None)
         if result is None or result.shape != layer.weight.shape:
-            shape = "there is none" if result is None else f"found a weight of shape {tuple(result.shape)}"
+            shape = "found no weight" if result is None else f"found a weight of shape {tuple(result.shape)}"
             raise LoopError(
                 f"reconstruct: {name}: {shape} in the dense model, expected one of shape {tuple(layer.weight.shape)}. "
-                "Layers are compared by their names. Hand in the model that was wrapped."
+                "Layers are matched by their names. Pass the model that was wrapped."
             )
     given = ExampleInputs.of(inputs)
     targets = _targets(dense, others, given)
@@ -92,7 +92,7 @@ def reconstruct(gated: GatedModel, dense: nn.Module, inputs: Any) -> int:
 
 
 def _is_plain(module: nn.Module) -> TypeGuard[Layer]:
-    """Whether the module's output is its weight, as stored but for masks, times its input."""
+    """Whether the module's output is its input times its stored weight, apart from masks."""
     if isinstance(module, nn.Conv2d):
         if type(module).forward is not nn.Conv2d.forward or module.padding_mode != "zeros":
             return False
@@ -106,7 +106,7 @@ def _is_plain(module: nn.Module) -> TypeGuard[Layer]:
 def _targets(
     dense: nn.Module, layers: dict[str, nn.Module], inputs: ExampleInputs
 ) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-    """By layer which rows of its calls to compare, and its outputs there; of layers that run once on enough rows."""
+    """For each layer that runs once and on enough rows, the rows to compare and its outputs there."""
     calls: dict[str, int] = dict.fromkeys(layers, 0)
     results: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
     generator = torch.Generator().manual_seed(0)
@@ -144,12 +144,12 @@ def _rows_of_output(layer: Layer, output: torch.Tensor, rows: torch.Tensor) -> t
 
 
 def _rows_of_input(layer: Layer, x: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-    """What single positions are computed from, shape (rows, inputs): values, or patches of channels and kernel."""
+    """Inputs of single positions, shape (rows, inputs): values, or patches of channels and kernel."""
     if isinstance(layer, nn.Linear):
         return x.reshape(-1, x.shape[-1])[rows]
     vertical, horizontal = map(int, layer.padding)
     patches = F.pad(x, (horizontal, horizontal, vertical, vertical)) if vertical or horizontal else x
-    for dimension in (2, 3):  # views: only the patches of these positions are ever laid out
+    for dimension in (2, 3):  # views: only the patches of these positions are materialised
         kernel, stride, step = (given[dimension - 2] for given in (layer.kernel_size, layer.stride, layer.dilation))
         patches = patches.unfold(dimension, step * (kernel - 1) + 1, stride)[..., ::step]
     height, width = patches.shape[2:4]
@@ -160,10 +160,10 @@ def _rows_of_input(layer: Layer, x: torch.Tensor, rows: torch.Tensor) -> torch.T
 def _refit(
     rows: torch.Tensor, outputs: torch.Tensor, kept: torch.Tensor, layer: Layer, args: tuple[torch.Tensor, ...]
 ) -> None:
-    """Before a layer runs: give it the weights with which these inputs come closest to those outputs.
+    """Before a layer runs, set the weights that map these inputs closest to those outputs.
 
     Args:
-        kept: Which inputs of one output the masks leave, bool, shape (inputs,).
+        kept: Which inputs of one output the masks keep, bool, shape (inputs,).
     """
     if not args:  # called by keyword
         return
@@ -186,14 +186,14 @@ def _refit(
     refitted = stored.clone()
     refitted[:, kept] = new.to(stored)
     weight.copy_(refitted.transpose(1, 2).reshape(weight.shape))
-    if layer.weight is not weight:  # the masked one of the call that is under way
+    if layer.weight is not weight:  # the masked weight of the current call
         layer.weight.copy_((refitted * kept[:, None]).transpose(1, 2).reshape(weight.shape))
 
 
 def _solve(x: torch.Tensor, y: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
     """Ridge regression in each group: (groups, rows, inputs) and (groups, rows, outputs) to (groups, inputs, outputs).
 
-    On the CPU in float64, which not every device has: the normal equations square the condition of the problem.
+    In float64, as the normal equations square the condition number; on the CPU, as not every device has float64.
     """
     groups, count, width = x.shape
     gram = torch.zeros(groups, width, width, dtype=torch.float64)
@@ -209,20 +209,20 @@ def _solve(x: torch.Tensor, y: torch.Tensor, present: torch.Tensor) -> torch.Ten
 
 
 def _stored(model: nn.Module) -> Iterator[nn.Parameter]:
-    """All parameters, those that modules share once for each."""
+    """All parameters; a shared one is repeated for each module that has it."""
     return (
         parameter for module in model.modules() for parameter in module._parameters.values() if parameter is not None
     )
 
 
 def _stored_weight(layer: nn.Module) -> torch.Tensor:
-    """The weight as it is stored, whatever takes its place in a call."""
+    """The stored weight, also while a masked one replaces it in a call."""
     stored: torch.Tensor = vars(layer)["_parameters"]["weight"]
     return stored
 
 
 def _kept_inputs(layer: Layer, masks: dict[int, torch.Tensor]) -> torch.Tensor:
-    """Which inputs of one output masks along some axes of the weight leave, bool, shape (inputs,)."""
+    """Which inputs of one output are kept by masks along axes of the weight, bool, shape (inputs,)."""
     kept = torch.ones_like(_stored_weight(layer))
     for axis, mask in masks.items():
         kept = kept * mask.reshape([-1 if dim == axis else 1 for dim in range(kept.dim())])

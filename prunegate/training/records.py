@@ -1,4 +1,4 @@
-"""What is told of each epoch."""
+"""The record of an epoch."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class EpochRecord:
-    """One line of ``metrics.jsonl``; one seed gives one record, so no times are in it.
+    """One line of ``metrics.jsonl``. The same seed gives the same record, so it contains no times.
 
     Costs are MACs per sample; those of the dense stage are the dense ones.
     """

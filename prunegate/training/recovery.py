@@ -1,4 +1,4 @@
-"""What can be had back after hardening without training: refitted weights, and BatchNorm statistics of their own."""
+"""Recovery after hardening without training: refitted weights, and re-estimated BatchNorm statistics."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ from prunegate.training.model_calls import batches_of, described, none_found
 from prunegate.training.reconstruction import reconstruct
 from prunegate.wrapping import GatedModel, gated_model
 
-# Numbers that the inputs of a reconstruction may hold, however many samples are asked for: models run on all at once.
+# Limit on the numbers in the inputs of a reconstruction, as models run on all samples at once.
 _INPUT_NUMBERS = 1 << 26
-# Samples to refit on, and to compare on: a norm over the batch needs two.
+# Fewest samples to refit on, and to compare on: normalising over the batch needs two.
 _LEAST_SAMPLES = 2
 
 
 @dataclass(frozen=True)
 class Recovery:
-    """What came of it; losses are means over samples that nothing was fitted on.
+    """The result of `recover`; losses are means over held-out samples.
 
     Attributes:
-        refitted: Whether the refitted weights were taken.
-        layers: How many layers were refitted, taken or not.
-        loss: With the weights as training left them, or NaN where nothing was compared.
-        refitted_loss: With refitted ones, or NaN.
+        refitted: Whether the refitted weights are used.
+        layers: Number of refitted layers, whether they are used or not.
+        loss: Loss with the trained weights, or NaN if nothing was compared.
+        refitted_loss: Loss with the refitted weights, or NaN.
     """
 
     refitted: bool = False
@@ -50,23 +50,23 @@ def recover(
     samples: int = 1024,
     loss: Loss = F.cross_entropy,
 ) -> Recovery:
-    """Re-estimate BatchNorm under the fixed masks, and refit weights where that lowers the loss.
+    """Re-estimate BatchNorm under the fixed masks, and refit weights if that lowers the loss.
 
-    Networks that normalise each sample, such as transformers, get nearly all back that hardening cost them. Where the
-    gate stage has taught weights to do without what goes, these are often the better ones: the loss decides, on
-    samples that nothing was fitted on.
+    Networks that normalise each sample, such as transformers, recover nearly all of what hardening cost. If the gate
+    stage has already adapted the weights to the removed units, the trained weights are often better: the loss on
+    held-out samples decides.
 
     Args:
-        gated: Its masks are fixed. On an error it is what it was before.
-        batches: Gives the same (inputs, labels, ...) at each call, on the model's device; or what can be gone through
-            several times, such as a list or a DataLoader.
-        dense: The model it was wrapped from; without it nothing is refitted.
-        samples: Refit on at most so many, and compare on as many others.
+        gated: A gated model with fixed masks. It is left unchanged on errors.
+        batches: A function that returns the same (inputs, labels, ...) batches at each call, on the model's device; or
+            an iterable that can be iterated several times, such as a list or a DataLoader.
+        dense: The model that was wrapped; without it nothing is refitted.
+        samples: Refit on at most this many samples, and compare on as many others.
         loss: Of (scores, labels), 0-d.
 
     Raises:
-        LoopError: Masks are not fixed, there are no batches or too few samples, batches are not of tensors, or
-            ``dense`` is not of the gated model's form.
+        LoopError: Masks are not fixed, there are no batches or too few samples, batches do not consist of tensors, or
+            ``dense`` does not have the gated model's layers.
     """
     gated = gated_model(gated, "recover")
     if not gated.gates.are_fixed:
@@ -96,7 +96,7 @@ def _recovered(
     if half < _LEAST_SAMPLES:
         raise LoopError(
             f"recover: found {len(inputs)} samples of finite numbers, expected at least {2 * _LEAST_SAMPLES}: some to "
-            "refit weights on, and others to compare on. Nothing was changed. Hand in more batches, or no dense model."
+            "refit weights on, and others to compare on. Nothing was changed. Pass more batches, or no dense model."
         )
     kept_out = between(labels, half, None)
     before = _loss(gated, inputs[half:], kept_out, loss)
@@ -111,13 +111,13 @@ def _recovered(
 
 
 def _again(batches: Callable[[], Iterable[Batch]] | Iterable[Batch]) -> Callable[[], Iterable[Batch]]:
-    """What gives the same batches at each call."""
+    """A function that returns the same batches at each call."""
     if callable(batches):
         return batches
     if iter(batches_of(batches)) is batches:
         raise LoopError(
-            f"recover: found {described(batches)}, which can be gone through only once, expected batches for several "
-            "passes. Hand in a list, a DataLoader, or a function that gives them anew at each call."
+            f"recover: found {described(batches)}, which can be iterated only once, expected batches for several "
+            "passes. Pass a list, a DataLoader, or a function that returns new batches at each call."
         )
     return lambda: batches
 
@@ -136,13 +136,13 @@ def _pairs(batches: Iterable[Batch]) -> Iterator[tuple[torch.Tensor, Any]]:
             of = f" of {', '.join(type(part).__name__ for part in parts)}" if parts else ""
             raise LoopError(
                 f"recover: found a batch that is a {type(batch).__name__}{of}, expected (inputs, labels), both "
-                "tensors. Hand in such batches; for a model of several inputs there is prunegate.training.reconstruct."
+                "tensors. Pass such batches; for a model with several inputs, use prunegate.training.reconstruct."
             )
         yield parts[0], parts[1]
 
 
 def _first(batches: Iterable[tuple[torch.Tensor, Any]], count: int) -> tuple[torch.Tensor, Any]:
-    """The first samples' inputs and labels, at most ``count``; batches that are not finite are left out."""
+    """Inputs and labels of the first samples, at most ``count``; batches that are not finite are skipped."""
     parts: list[tuple[torch.Tensor, Any]] = []
     for inputs, labels in batches:
         left = min(count, 2 * _INPUT_NUMBERS // inputs[0].numel()) - sum(len(part[0]) for part in parts)

@@ -1,4 +1,4 @@
-"""Annealing tau: a pure function of time, and a thin stepper around it."""
+"""Annealing tau: a pure function of progress, and a thin stepper around it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Schedule = Literal["exponential", "linear", "constant"]
 def tau_at(progress: float, start: float, end: float, schedule: Schedule = "exponential") -> float:
     """Tau after a fraction ``progress`` in [0, 1] of the schedule; exact at both ends.
 
-    Exponential annealing is that of Jang et al. 2017, arXiv:1611.01144, section 4.
+    Exponential annealing follows Jang et al. 2017, arXiv:1611.01144, section 4.
     """
     if progress <= 0 or schedule == "constant":
         return start
@@ -31,9 +31,9 @@ class TauSchedule:
     """Lowers a gated model's tau a little at every step.
 
     Args:
-        gated: Its ``tau`` is set now and after each `step`.
+        gated: The gated model; its ``tau`` is set now and after each `step`.
         start: Tau before the first step, > 0.
-        end: Tau after ``steps`` steps and from then on, in (0, start].
+        end: Tau from step ``steps`` on, in (0, start].
         steps: Length of the schedule in optimisation steps.
 
     Raises:
@@ -53,7 +53,7 @@ class TauSchedule:
         if not (is_number(start) and is_number(end) and 0 < end <= start):
             raise BudgetError(
                 f"tau: found start {start!r} and end {end!r}, expected 0 < end <= start. Masks are divided by tau, "
-                "and annealing lowers it. Start at 2.0 and end at 0.1, say."
+                "and annealing lowers it. For example, start at 2.0 and end at 0.1."
             )
         if not is_number(steps) or steps < 1:
             raise BudgetError(f"tau: found {steps!r} steps, expected at least 1.")

@@ -1,4 +1,4 @@
-"""Notices, while a loop of the user's own runs, what would train nothing without a word."""
+"""Warns about mistakes in the user's training loop that would silently train nothing."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import nn
 from prunegate.errors import PrunegateWarning
 from prunegate.wrapping import GatedModel
 
-# Steps after which weights have to have moved, and passes after which each channel group has to have had a gradient.
+# Steps within which weights have to change, and passes within which each channel group has to get a gradient.
 _STEPS_TO_MOVE = 5
 _PASSES_TO_REACH = 50
 # Entries of each weight that are compared; an optimiser moves all.
@@ -18,12 +18,12 @@ _COMPARED = 64
 
 
 class TrainingWatch:
-    """Looks at a gated model once in each step of its optimisers, and warns once of each mistake that it finds.
+    """Checks a gated model at each optimiser step, and warns once about each mistake that it finds.
 
-    Weights that have gradients and never move: their optimiser holds other tensors, mostly those of the model that
-    was wrapped. Channel groups to whose gates the loss sends no gradient, while it sends one to their weights.
+    It finds weights that have gradients but never change, because their optimiser holds other tensors, mostly those of
+    the model before `wrap`; and channel groups whose gates get no gradient from the loss although their weights do.
 
-    A look compares the counts that torch keeps of writes to each tensor. The device is waited for once or twice a run.
+    A check compares torch's version counters of the tensors. It synchronises with the device once or twice per run.
     """
 
     def __init__(self) -> None:
@@ -56,17 +56,17 @@ class TrainingWatch:
         if self._looks <= _STEPS_TO_MOVE:
             return
         if any(not torch.equal(_some_of(weight), self._values[name]) for name, weight in weights.items()):
-            self._weights_have_moved()  # by ways that torch keeps no count of
+            self._weights_have_moved()  # by writes that torch does not count
             return
         gradients = [w.grad for w in weights.values() if w.requires_grad and w.grad is not None]
-        # A scaled loss overflows in the first steps, which are then left out.
+        # A scaled loss overflows in the first steps, which are then skipped.
         if not gradients or not all(bool(torch.isfinite(gradient).all()) for gradient in gradients):
             return
         self._weights_have_moved()
         warnings.warn(
-            f"the gated model: no weight has moved in {self._looks - 1} steps, although they have gradients. wrap "
-            "works on a copy, so an optimiser that was made before wrap holds the weights of the first model. Make the "
-            "optimiser from gated.parameters() or gated.weight_parameters(). If only the gates are to be trained, say "
+            f"the gated model: no weight has changed in {self._looks - 1} steps, although they have gradients. wrap "
+            "works on a copy, so an optimiser created before wrap holds the weights of the original model. Create the "
+            "optimiser from gated.parameters() or gated.weight_parameters(). To train only the gates, call "
             "gated.model.requires_grad_(False).",
             PrunegateWarning,
             stacklevel=4,
@@ -89,10 +89,10 @@ class TrainingWatch:
         if silent:
             shown = ", ".join(silent[:5]) + (f" and {len(silent) - 5} more" if len(silent) > 5 else "")
             warnings.warn(
-                f"gates: {shown}: found no gradient from the loss in {_PASSES_TO_REACH} steps, although the weights of "
-                "these channel groups have one. Their gates would follow the budget alone. Code that computes a part "
-                "of the model again in its backward pass, other than torch.utils.checkpoint, does not meet their "
-                "masks. Use torch.utils.checkpoint there, or leave the groups out with wrap(..., exclude=[...]).",
+                f"gates: {shown}: no gradient from the loss in {_PASSES_TO_REACH} steps, although the weights of these "
+                "channel groups have one. Their gates would follow the budget alone. Code that recomputes a part of "
+                "the model in its backward pass, other than torch.utils.checkpoint, does not see their masks. Use "
+                "torch.utils.checkpoint there, or exclude the groups with wrap(..., exclude=[...]).",
                 PrunegateWarning,
                 stacklevel=4,
             )

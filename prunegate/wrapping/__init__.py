@@ -1,4 +1,4 @@
-"""Wrapping a model with gates, and compacting it again."""
+"""Wrapping a model with gates, and compacting the gated model."""
 
 from __future__ import annotations
 

@@ -49,10 +49,10 @@ class Compaction:
     """The result of `compact`.
 
     Attributes:
-        model: The compact model without a trace of gates: of the original class (modules in it that are
-            replayed have a subclass of theirs), or a `torch.fx.GraphModule` from the graph back-end.
+        model: The compact model, without gates: of the original class (replayed modules get a subclass of their own
+            class), or a `torch.fx.GraphModule` from the graph back-end.
         plan: What was removed.
-        certificate: How close it is to the gated model, measured before it was handed out.
+        certificate: How close it is to the gated model, measured before `compact` returned.
         backend: The back-end that made it.
         costs: Dense and compact MACs per sample and parameters.
         fix_ups: Which modules are replayed.
@@ -77,11 +77,11 @@ class Compaction:
         return (
             f"Compaction of a {type(self.model).__name__}, by the {self.backend} back-end:\n  {self.plan!r}\n"
             f"  {', '.join(shares)}; differs from the gated model by {differs.max_rel:.1e} (relative)\n"
-            "  .model is the compact model; .summary() tells more, .save(path) writes it"
+            "  .model is the compact model; .summary() has details, .save(path) writes it"
         )
 
     def summary(self) -> str:
-        """A few lines: what was kept, what it costs before and after, how equal it was shown to be, and its limits."""
+        """A few lines: what was kept, the cost before and after, the measured differences, and the limits."""
         kept = sum(len(units) for units in self.plan.kept.values())
         total = sum(self.plan.num_units.values())
         lines = [f"{kept:,} of {total:,} units kept in {len(self.plan.kept)} channel groups"]
@@ -102,12 +102,12 @@ class Compaction:
         builder: Builder | None = None,
         extra: Mapping[str, Any] | None = None,
     ) -> None:
-        """Write the present weights of `model` with all that is needed to load them, as one safetensors file.
+        """Write the current weights of `model`, with everything needed to load them, to one safetensors file.
 
         Args:
-            builder: How the dense model is built; found out for timm and torchvision models if not given.
-            extra: JSON-ready data to keep with the model. Recipes note under ``data`` how pixels become inputs and what
-                classes are called (``mean``, ``deviation``, ``largest_pixel``, ``class_names``); exports take it over.
+            builder: How the dense model is built; identified for timm and torchvision models if not given.
+            extra: JSON-ready data to store with the model. Under ``data``, recipes store how pixels become inputs and
+                the class names (``mean``, ``deviation``, ``largest_pixel``, ``class_names``); exports copy it.
         """
         origin = self._origin
         given = builder is not None or origin.builder is not None
@@ -130,7 +130,7 @@ class Compaction:
         if builder is None or given:
             return
         if self._loaded_back(Path(path), document) is None:
-            # Built alike but computing something else: an argument that leaves no trace in the structure.
+            # The same structure with different outputs: an argument that does not show in the structure.
             checkpoint.save(path, self.model, document.without_builder())
 
     def _fingerprint(self) -> checkpoint.Fingerprint | None:
@@ -140,7 +140,7 @@ class Compaction:
             return None
 
     def _loaded_back(self, path: Path, document: checkpoint.Document) -> nn.Module | None:
-        """The file loaded by name alone, if that computes bit for bit what `model` computes."""
+        """The model loaded from the file without a dense model, if its outputs equal those of `model` bit for bit."""
         first = next(iter(self.model.parameters()))
         # The weights may have been moved or converted since.
         inputs = self._example_inputs.map(lambda t: t.to(first.device, first.dtype if t.is_floating_point() else None))
@@ -153,7 +153,7 @@ class Compaction:
                 loaded = checkpoint.load(path, verify=True)
             except CheckpointError:
                 return None
-            # Attributes were set that do not matter here. Who loads it gets the model without them.
+            # Attributes were set that make no difference here. The loaded model will not have them.
             checkpoint.save(path, self.model, document, loaded)
         actual = outputs_of(loaded.to(first.device), inputs)
         same = len(expected) == len(actual) and all(torch.equal(a, b) for a, b in zip(expected, actual, strict=True))
@@ -165,13 +165,13 @@ def compact(gated: GatedModel) -> Compaction:
     """Physically remove the units that the fixed masks drop.
 
     Args:
-        gated: Its masks are fixed, by `GatedModel.harden`, `GateSteps.finish` or `GatedModel.set_masks`.
+        gated: A gated model with fixed masks, from `GatedModel.harden`, `GateSteps.finish` or `GatedModel.set_masks`.
 
     Raises:
-        NotGatedError: It is no gated model.
+        NotGatedError: ``gated`` is not a gated model.
         MaskError: Masks are not fixed, but drawn from the logits.
-        CompactionError: Weights are NaN, or on the meta device; or the compact model would not compute what the gated
-            model computes.
+        CompactionError: Weights are NaN or on the meta device, or the outputs of the compact model would differ from
+            those of the gated model.
     """
     gated = gated_model(gated, "compact")
     refuse_uncompactable(gated)
@@ -179,7 +179,7 @@ def compact(gated: GatedModel) -> Compaction:
     try:
         return _compact(gated, keep, *_fix_ups_for(gated, keep, gated.fix_ups))
     except CompactionError:
-        # An attribute may have equalled a size by chance in the dry run; what is replayed needs no guess.
+        # An attribute may have equalled a size by chance in the dry run. Replaying does not rely on such guesses.
         safer = gated.fix_ups.without_attributes()
         if safer == gated.fix_ups:
             raise
@@ -187,10 +187,10 @@ def compact(gated: GatedModel) -> Compaction:
 
 
 def _compact(gated: GatedModel, keep: Mask, fix_ups: FixUps, runs: CutRuns) -> Compaction:
-    # The copy shares the gated model's weights until they are cut, so that no second full set is ever held.
+    # The copy shares the gated model's weights until they are cut, so a second full set never exists.
     dense = gated.dense_copy(share_weights=True)
     training = {path: module.training for path, module in dense.named_modules()}
-    dense.eval()  # in training mode a weight that is computed (spectral norm) may change buffers when it is looked at
+    dense.eval()  # in training mode, reading a computed weight (spectral norm) may change buffers
     skeleton = copy_with(dense, on_meta)
     shared = {id(tensor) for tensor in (*dense.parameters(), *dense.buffers())}
     plan = cut(dense, Plan.of(gated.analysis, keep))
@@ -217,7 +217,7 @@ def _certified(gated: GatedModel, model: nn.Module, plan: Plan, fix_ups: FixUps)
     runs = gated.trace.runs
     cases = cases_of(gated.example_inputs, [] if fix_ups.replays else [run.variation for run in runs])
     with put_aside(gated.gates):
-        gated.set_masks(gated.masks())  # in training they would be drawn
+        gated.set_masks(gated.masks())  # otherwise they would be drawn in training mode
         sides = Side(gated, gated.model), Side.of(model)
         result = certify(*sides, cases, plan.tensors, gates, decides_by_value=not gated.trace.is_fake)
     return dataclasses.replace(result, limits=tuple(map(str, limits_of(fix_ups, gated.trace, gated.example_inputs))))
@@ -226,7 +226,7 @@ def _certified(gated: GatedModel, model: nn.Module, plan: Plan, fix_ups: FixUps)
 def _origin(
     skeleton: nn.Module, plan: Plan, fix_ups: FixUps, inputs: ExampleInputs, costs: Mapping[str, Mapping[str, int]]
 ) -> checkpoint.Origin:
-    """Where the compact model comes from: the dense model, or what that was made from if it was compact itself."""
+    """The origin of the compact model: the dense model, or that model's own origin if it was already compact."""
     try:
         form = inputs.describe()
     except TraceError:
@@ -249,10 +249,10 @@ def _runs(gated: GatedModel, keep: Mask, fix_ups: FixUps) -> CutRuns:
 
 
 def _fix_ups_for(gated: GatedModel, keep: Mask, fix_ups: FixUps) -> tuple[FixUps, CutRuns]:
-    """The fix-ups that these very masks need, for code may go wrong on some sizes only; and the runs that show it.
+    """The fix-ups that these masks need, as code may fail for some sizes only, and the runs that show it.
 
     Raises:
-        CompactionError: No fix-up serves.
+        CompactionError: No fix-up works.
     """
     model = gated.dense_copy(share_weights=True)
 
@@ -268,9 +268,9 @@ def _fix_ups_for(gated: GatedModel, keep: Mask, fix_ups: FixUps) -> tuple[FixUps
     )
     if fault is not None:
         raise CompactionError(
-            f"compaction: {fault.module or 'the model'}: {fault.error}. Its code does not follow the channels that "
-            "are left, although the dry run in wrap() found no fault with other masks. Exclude the channel groups "
-            "it looks at with wrap(..., exclude=[...]), or keep other units."
+            f"compaction: {fault.module or 'the model'}: {fault.error}. Its code cannot run on the remaining channels, "
+            "although the dry run in wrap() passed with other masks. Exclude the channel groups that it reads with "
+            "wrap(..., exclude=[...]), or keep other units."
         )
     return fix_ups, runs_for(fix_ups)
 

@@ -1,4 +1,4 @@
-"""What a gated model has to be before anything of it is removed."""
+"""Checks of a gated model before anything is removed from it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from prunegate.wrapping.gated_model import GatedModel
 
 
 def refuse_uncompactable(gated: GatedModel) -> None:
-    """Refuse a gated model of which no compact one can be made as things are.
+    """Refuse a gated model that cannot be compacted in its current state.
 
     Raises:
         MaskError: Masks are not fixed, but drawn from the logits.
@@ -23,9 +23,9 @@ def _refuse_without_weights(gated: GatedModel) -> None:
     empty = next((name for name, tensor in tensors if tensor.is_meta), None)
     if empty is not None or any(tensor.is_meta for tensor in gated.example_inputs.tensors()):
         raise CompactionError(
-            f"{empty or 'example_inputs'}: found a tensor on the meta device, expected one with data. A compact model "
-            "is handed out with a certificate of what it computes, and here nothing can be computed. Build the model "
-            "with its weights, and wrap it with example inputs that have values."
+            f"{empty or 'example_inputs'}: found a tensor on the meta device, expected one with data. Compaction "
+            "compares outputs to certify the compact model, and cannot compute them here. Build the model with its "
+            "weights, and wrap it with example inputs that have values."
         )
 
 
@@ -33,9 +33,9 @@ def _refuse_drawn(gated: GatedModel) -> None:
     if not gated.gates.are_fixed:
         share = gated.realised_cost() / max(1, gated.dense_cost())
         raise MaskError(
-            "compact: found masks that are drawn from the logits, expected fixed ones. The logits as they stand would "
-            f"leave {share:.3f} of the MACs, whatever the budget says. Call gated.harden(budget) or GateSteps.finish() "
-            "first. To take the logits at their word, say gated.set_masks(gated.masks())."
+            "compact: found masks that are drawn from the logits, expected fixed ones. The current logits would leave "
+            f"{share:.3f} of the MACs, regardless of the budget. Call gated.harden(budget) or GateSteps.finish() "
+            "first. To use the masks of the current logits, call gated.set_masks(gated.masks())."
         )
 
 
@@ -44,6 +44,6 @@ def _refuse_nan(gated: GatedModel) -> None:
     if lost:
         raise CompactionError(
             f"compact: found NaN in {', '.join(lost[:3])}{f' and {len(lost) - 3} more' if len(lost) > 3 else ''}, "
-            "expected numbers. What training left computes nothing, and neither would a smaller model. Go back to "
-            "weights from before the loss became NaN, and look for NaN in the data or lower the learning rate."
+            "expected numbers. A model with such weights outputs NaN, and so would a smaller one. Go back to weights "
+            "from before the loss became NaN, and look for NaN in the data or lower the learning rate."
         )

@@ -1,4 +1,4 @@
-"""A report on what can be pruned in a model and what cannot."""
+"""A report on which channels of a model can be pruned and which cannot."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ class GroupRow:
     """One channel group in numbers.
 
     Attributes:
-        channels_per_unit: How many channels of the module that produces them go with each unit.
-        macs_share: Share of the dense MACs that go when only one unit of this group stays, in [0, 1].
+        channels_per_unit: How many channels of the producing module are removed with each unit.
+        macs_share: Share of the dense MACs that is removed if only one unit of this group is kept, in [0, 1].
         members: Tensor axes, e.g. ``"layer1.0.conv1.weight[0]"``.
     """
 
@@ -36,7 +36,7 @@ class PinnedRow:
     """One pinned channel group.
 
     Attributes:
-        reason: Where and why, with the line of the user's module where it is known.
+        reason: Where and why, with the line of the user's module if known.
         advice: What a user can do about it.
     """
 
@@ -52,10 +52,10 @@ class Explanation:
 
     Attributes:
         least_macs: Lowest MACs per sample that masks can reach.
-        backend: The compaction back-end that the gates are offered for.
-        reach: What can be removed at most, by back-end, of those that were tried.
+        backend: The compaction back-end that the gates were chosen for.
+        reach: What can be removed at most, for each back-end that was tried.
         reachable_macs_share: Share of the dense MACs that the gates can remove at most, in [0, 1].
-        limits: Conditions outside of which losslessness is not shown.
+        limits: Conditions outside of which losslessness is not proved.
     """
 
     groups: tuple[GroupRow, ...]
@@ -74,12 +74,12 @@ class Explanation:
 
     @property
     def reach_line(self) -> str:
-        """The reach of each back-end that was tried, in a sentence."""
+        """One sentence with the reach of each back-end that was tried."""
         tried = "; ".join(
             f"{backend}: {reach.macs_share:.1%} of the MACs, {reach.params_share:.1%} of the parameters"
             for backend, reach in self.reach.items()
         )
-        return f"Reach by back-end that was tried: {tried}; taken: {self.backend}."
+        return f"Reach by back-end: {tried}; chosen: {self.backend}."
 
     def __repr__(self) -> str:
         return str(self)

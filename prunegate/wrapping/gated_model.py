@@ -21,7 +21,7 @@ from prunegate.wrapping.reach import Reach, cost_models, fewest_units
 
 
 class HasLimit(Protocol):
-    """A budget, as far as `GatedModel.harden` needs to know it."""
+    """The part of a budget that `GatedModel.harden` needs."""
 
     @property
     def metric(self) -> str: ...
@@ -32,8 +32,8 @@ class HasLimit(Protocol):
 class GatedModel(nn.Module):
     """A model whose weights are masked by learnable gates wherever they read a removable channel.
 
-    It is called like the model and returns what the model returns. In training mode each forward draws
-    one hard mask for the whole model; in eval mode the mask is deterministic.
+    It is called like the model and has the same outputs. In training mode each forward pass draws one hard mask for
+    the whole model; in eval mode the mask is deterministic.
 
     Attributes:
         model: The gated copy of the user's model.
@@ -41,7 +41,7 @@ class GatedModel(nn.Module):
         analysis: What tracing found.
         example_inputs: The inputs it was traced with.
         round_to: Kept counts are multiples of this when masks are hardened.
-        trace: The run it was found by.
+        trace: The traced run that the analysis comes from.
         fix_ups: How the compact model will be made to run.
     """
 
@@ -66,13 +66,13 @@ class GatedModel(nn.Module):
         self._other_reach = dict(other_reach or {})
         self._costs = cost_models(analysis)
         device = next(iter(model.parameters())).device
-        if device.type != "meta":  # masks and costs of a model without weights are still to be asked for
+        if device.type != "meta":  # masks and costs also work for a model without weights
             self.gates.to(device)
         self._has_fused_layers = has_fused_layers(model)
         self.sites = GateSites(model, analysis)
         self.sites.prepare(self.gates.logits.device)
-        # Processes that train together have the same state of gates by themselves. DDP would write it anew in each
-        # forward, and whether masks are fixed would have to be read from the device again.
+        # Distributed processes keep the same gate state without synchronisation. DDP would broadcast it in each
+        # forward pass, and whether masks are fixed would have to be read from the device again.
         self._ddp_params_and_buffers_to_ignore = [f"gates.{name}" for name, _ in self.gates.named_buffers()]
         self.train(model.training)
 
@@ -82,7 +82,7 @@ class GatedModel(nn.Module):
         return self.fix_ups.backend
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        with torch._C.DisableTorchFunction():  # gates are no part of the model that a function mode watches
+        with torch._C.DisableTorchFunction():  # function modes watch the model, not its gates
             mask = self.gates.draw()
         if not self._has_fused_layers:
             return self.sites.run(self.model, mask, args, kwargs)
@@ -90,7 +90,7 @@ class GatedModel(nn.Module):
             return self.sites.run(self.model, mask, args, kwargs)
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
-        """The ``generate`` of a language model of transformers, under one mask for all its steps.
+        """Call ``generate`` of a transformers language model, with one mask for all steps.
 
         Raises:
             AttributeError: The model has no such method.
@@ -106,12 +106,12 @@ class GatedModel(nn.Module):
 
     @property
     def pinned(self) -> list[PinnedGroup]:
-        """The channel groups that have none, each with its `reason`."""
+        """The channel groups without gates, each with its `reason`."""
         return list(self.analysis.pinned)
 
     @property
     def limits(self) -> tuple[Limit, ...]:
-        """Conditions outside of which it is not shown that the compact model computes what this one does."""
+        """Conditions outside of which it is not proved that the compact model computes the same as this one."""
         return limits_of(self.fix_ups, self.trace, self.example_inputs)
 
     @property
@@ -130,11 +130,11 @@ class GatedModel(nn.Module):
         return self.model.parameters()
 
     def gate_parameters(self) -> Iterator[nn.Parameter]:
-        """The logits: optimise them with a learning rate of their own and no weight decay."""
+        """The logits: give them their own learning rate and no weight decay."""
         return self.gates.parameters()
 
     def weights_with_nan(self) -> list[str]:
-        """Names of parameters and of running statistics that hold NaN; this waits for the device."""
+        """Names of parameters and running statistics that contain NaN; this synchronises with the device."""
         tensors = (*self.model.named_parameters(), *self.model.named_buffers())
         return [
             name
@@ -153,8 +153,7 @@ class GatedModel(nn.Module):
             lost = [name for name, p in self.model.named_parameters() if not bool(torch.isfinite(p).all())]
             raise DivergedError(
                 f"magnitudes: found weights that are not finite in {', '.join(lost[:3]) or 'sums of squares'}, "
-                "expected numbers: units start with logits by the size of their weights. Load weights that "
-                "training has not lost."
+                "expected numbers. The initial logits are computed from the size of the weights. Load finite weights."
             )
         return scores
 
@@ -169,18 +168,18 @@ class GatedModel(nn.Module):
         return self._costs[metric]
 
     def expected_cost(self, metric: str = "macs", logits: torch.Tensor | None = None) -> torch.Tensor:
-        """The cost at the present keep probabilities, or at those of given logits: 0-d, differentiable.
+        """The cost at the current keep probabilities, or at those of the given logits: 0-d, differentiable.
 
         MACs are per sample.
         """
         return self._cost(metric).expected(self.gates.keep_probability(logits))
 
     def sampled_cost(self, metric: str = "macs") -> int:
-        """The exact cost of one mask drawn as in training; the noise of the next forward stays what it was."""
+        """The exact cost of one mask drawn as in training; does not change the noise of the next forward pass."""
         return self._cost(metric).exact(self.gates.sample().cpu().numpy())
 
     def realised_cost(self, metric: str = "macs") -> int:
-        """The exact cost under the present hard masks."""
+        """The exact cost under the current hard masks."""
         return self._cost(metric).exact(self.gates.hard_mask().cpu().numpy())
 
     def dense_cost(self, metric: str = "macs") -> int:
@@ -188,13 +187,13 @@ class GatedModel(nn.Module):
         return self._cost(metric).dense()
 
     def least_cost(self, metric: str = "macs") -> int:
-        """The lowest cost that hard masks can reach: the fewest units that may stay in every group."""
+        """The lowest cost that hard masks can reach, with the fewest units allowed in every group."""
         return self._cost(metric).exact(fewest_units(self.analysis, self.round_to))
 
     # Masks -------------------------------------------------------------------------------------
 
     def masks(self) -> dict[str, torch.Tensor]:
-        """The present hard masks by channel group, bool, each of shape (units,)."""
+        """The current hard masks by channel group, bool, each of shape (units,)."""
         return self.gates.masks()
 
     def set_masks(self, masks: Mapping[str, torch.Tensor]) -> None:
@@ -210,26 +209,27 @@ class GatedModel(nn.Module):
         self.gates.release()
 
     def harden(self, *budgets: HasLimit | tuple[str, int]) -> None:
-        """Choose hard masks by the logits that meet the budget, or all of several, and fix them.
+        """Choose hard masks from the logits that meet all given budgets, and fix them.
 
-        The realised cost is at most each budget's, and nothing that is left out would still fit. To go on to a
-        tighter budget with masks nested in these, call `gated.gates.close_removed` and train on.
+        The realised cost is at most each budget's, and no removed unit would still fit. To go on to a tighter budget
+        with masks nested in these, call `gated.gates.close_removed` and train on.
 
         Args:
             budgets: Each a `Budget`, or a metric and its absolute limit.
 
         Raises:
-            BudgetError: Even the fewest units that may stay cost more, or there is no budget.
+            BudgetError: Even the fewest units allowed cost more, or no budget was given.
             DivergedError: Logits are not finite.
         """
         if not budgets:
-            raise BudgetError("harden: found no budget, expected one or more. Say harden(Budget('macs', 0.5)).")
+            raise BudgetError("harden: no budget was given, expected one or more. Call harden(Budget('macs', 0.5)).")
         limits = [self._limit_of(budget) for budget in budgets]
         logits = self.gates.logits.detach().double().cpu().numpy()
         if not np.isfinite(logits).all():
             raise DivergedError(
-                "harden: found logits that are not finite, expected numbers: they say which units go. The loss was not "
-                "finite in some step. Go back to a state from before it, and look for NaN in the data or the weights."
+                "harden: found logits that are not finite, expected numbers. They decide which units are removed. The "
+                "loss was not finite in some step. Go back to an earlier state, and look for NaN in the data or the "
+                "weights."
             )
         units = [group.units for group in self.analysis.groups]
         allowed = self.gates.open_units().cpu().numpy()
@@ -253,34 +253,34 @@ class GatedModel(nn.Module):
             if 0 < limit <= 1:
                 raise BudgetError(
                     f"harden: found {limit} {metric}, expected an absolute limit such as {self.dense_cost(metric):,}, "
-                    f"the dense cost. For a share of it say harden(Budget({metric!r}, {limit}))."
+                    f"the dense cost. For a share of it, call harden(Budget({metric!r}, {limit}))."
                 )
             return metric, limit
         share = f"{budget}" if is_number(budget) and 0 < budget <= 1 else "0.5"
         raise BudgetError(
-            f"harden: found {budget!r}, expected a Budget, or a metric and its absolute limit. Say "
+            f"harden: found {budget!r}, expected a Budget, or a metric and its absolute limit. Call "
             f"harden(Budget('macs', {share}))."
         )
 
     # The way back ------------------------------------------------------------------------------
 
     def unwrap(self) -> nn.Module:
-        """The dense model with its present weights; the gates are gone and this object is spent."""
+        """The dense model with its current weights, without gates. Do not use this object afterwards."""
         remove_call_sites(self.model)
         return self.model
 
     def dense_copy(self, share_weights: bool = False) -> nn.Module:
-        """A copy of the dense model with its present weights; the gated model stays as it is.
+        """A copy of the dense model with its current weights; the gated model is not modified.
 
         Args:
-            share_weights: Let the copy hold the very parameters and buffers of the gated model.
+            share_weights: Share the parameters and buffers of the gated model instead of copying them.
         """
         copied = copy_with(self.model, the_same if share_weights else None)
         remove_call_sites(copied)
         return copied
 
     def explain(self) -> Explanation:
-        """A report: channel groups, what they cost, what is not prunable and why, the least reachable cost."""
+        """A report: channel groups and their costs, what is not prunable and why, the least reachable cost."""
         reach = {self.backend: Reach.of(self.analysis, self.round_to), **self._other_reach}
         macs, params = self._costs["macs"], self._costs["params"]
         return explain(self.analysis, macs, params, self.least_cost("macs"), self.backend, reach, self.limits)
@@ -291,6 +291,6 @@ def unreachable(gated: GatedModel, metric: str, limit: int) -> str:
     dense, least = gated.dense_cost(metric), gated.least_cost(metric)
     return (
         f"budget: found {limit:,} {metric} ({limit / dense:.4f} of the dense {dense:,}), expected at least "
-        f"{least:,} ({least / dense:.4f}). At least {gated.round_to} unit(s) of each channel group stay, and all "
+        f"{least:,} ({least / dense:.4f}). At least {gated.round_to} unit(s) of each channel group are kept, and all "
         "channels that are not prunable. Raise the fraction, or see gated.explain() for what is not prunable."
     )

@@ -1,4 +1,4 @@
-"""Which of a model's outputs count, by where they lie in what it returns."""
+"""Which of a model's outputs count, given by their places in the returned object."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from prunegate.groups.torch_workarounds.fake_tensors import KINDS
 def places_that_count(
     model: nn.Module, inputs: ExampleInputs, chosen: Callable[[Any], Any] | str | Sequence[str]
 ) -> tuple[str, ...]:
-    """The places of the outputs that a user names, or picks by a function.
+    """The places of the outputs that the user names or picks with a function.
 
     Raises:
-        TraceError: The model does not run, the choice finds nothing, or it makes tensors instead of picking them.
+        TraceError: The model does not run, the choice matches nothing, or it creates tensors instead of picking them.
     """
     returned = _returned(model, inputs)
     named = dict(named_tensors(returned, names_of_state(model)))
@@ -30,39 +30,39 @@ def places_that_count(
             picked = tensors_in(chosen(returned))
         except Exception as error:  # a foreign function may raise anything
             raise TraceError(
-                f"outputs: the function failed on what the model returns with {type(error).__name__}: {error}. "
-                f"There is: {known}."
+                f"outputs: the function failed on the model's output with {type(error).__name__}: {error}. "
+                f"The outputs are: {known}."
             ) from error
         places = [place for place, tensor in named.items() if any(tensor is one for one in picked)]
         if len(places) != len(picked):
             raise TraceError(
-                f"outputs: found a function that makes tensors, expected one that picks from what the model returns. "
-                f"There is: {known}."
+                f"outputs: the function returns new tensors. It has to return tensors of the model's output as they "
+                f"are. The outputs are: {known}."
             )
     else:
         names = (chosen,) if isinstance(chosen, str) or not isinstance(chosen, Sequence) else tuple(chosen)
         if not all(isinstance(name, str) for name in names):
             raise TraceError(
                 f"outputs: found {chosen!r}, expected names such as 'logits' or '[0]', or a function such as "
-                f"lambda out: out[0]. There is: {known}."
+                f"lambda out: out[0]. The outputs are: {known}."
             )
         missing = [name for name in names if not any(_is_part(place, name) for place in named)]
         if missing:
-            raise TraceError(f"outputs: found no output {missing[0]!r}. There is: {known}.")
+            raise TraceError(f"outputs: the model has no output {missing[0]!r}. The outputs are: {known}.")
         places = [place for place in named if any(_is_part(place, name) for name in names)]
     if not places:
-        raise TraceError(f"outputs: found a choice of nothing, expected one tensor at least. There is: {known}.")
+        raise TraceError(f"outputs: nothing was chosen, expected at least one tensor. The outputs are: {known}.")
     return tuple(places)
 
 
 def _is_part(place: str, name: str) -> bool:
-    """Whether a place such as ``.states[0]`` or ``['states'][0]`` lies in the part of that name."""
+    """Whether a place such as ``.states[0]`` or ``['states'][0]`` is inside the part ``name``."""
     plain = place.replace("['", ".").replace("']", "").removeprefix(".")
     return plain == name or place == name or (plain.startswith(name) and plain[len(name)] in ".[")
 
 
 def _returned(model: nn.Module, inputs: ExampleInputs) -> Any:
-    """What the model returns on tensors without data, or on real ones where it needs these."""
+    """The model's output on tensors without data, or on real ones if it needs them."""
     reason: Exception | None = None
     for kind in KINDS:
         fake_tensors = FakeTensors(kind)
@@ -73,6 +73,6 @@ def _returned(model: nn.Module, inputs: ExampleInputs) -> Any:
         except Exception as error:  # a foreign forward may raise anything
             reason = error
     raise TraceError(
-        f"outputs: the model does not run on the example inputs: {type(reason).__name__}: {reason}. Give "
+        f"outputs: the model does not run on the example inputs: {type(reason).__name__}: {reason}. Pass "
         "example_inputs with which model(...) works."
     ) from reason

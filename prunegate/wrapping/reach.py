@@ -1,4 +1,4 @@
-"""How far gates can go: what the fewest units that may stay cost."""
+"""How much the gates can remove: the cost of the fewest units allowed."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def cost_models(analysis: Analysis) -> dict[str, CostModel]:
 
 
 def fewest_units(analysis: Analysis, round_to: int) -> Mask:
-    """A mask that keeps as few units of every group as may stay."""
+    """A mask that keeps as few units of every group as allowed."""
     keep = np.zeros(analysis.num_units, dtype=bool)
     for group in analysis.groups:
         step = group.step(round_to)

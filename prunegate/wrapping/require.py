@@ -1,4 +1,4 @@
-"""What is handed in as a gated model, and is none."""
+"""Check that an argument is a gated model."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from prunegate.wrapping.gated_model import GatedModel
 
 
 def gated_model(value: Any, where: str) -> GatedModel:
-    """The gated model that ``value`` is, or that `torch.compile` was given.
+    """Return ``value`` if it is a gated model, or the gated model that `torch.compile` wraps.
 
     Args:
-        where: What it was handed to, for the message.
+        where: The function it was passed to, for the message.
 
     Raises:
-        NotGatedError: It is something else.
+        NotGatedError: ``value`` is something else.
     """
     model = getattr(value, "_orig_mod", value)
     if isinstance(model, GatedModel):
@@ -29,8 +29,8 @@ def gated_model(value: Any, where: str) -> GatedModel:
     inner = getattr(value, "module", None)
     if isinstance(inner, GatedModel):
         raise NotGatedError(
-            f"{where}: found a {type(value).__name__} around a gated model, expected the gated model itself. Hand in "
-            "its .module."
+            f"{where}: found a {type(value).__name__} around a gated model, expected the gated model itself. Pass its "
+            ".module."
         )
     remedy = "Make one first: gated = prunegate.wrap(model, example_inputs)."
     if not isinstance(value, nn.Module):

@@ -41,37 +41,36 @@ def wrap(
 ) -> GatedModel:
     """Find every channel group of ``model`` and put a learnable gate on each unit.
 
-    The model is run once on tensors without data, so nothing is computed and it is not modified;
-    the gated model works on a copy. What compaction could not honour gets no gate; `GatedModel.pinned` has the reasons.
+    The model is run once on tensors without data, so nothing is computed; it is not modified, as the gated model is a
+    copy. Channels that compaction could not remove get no gate; `GatedModel.pinned` has the reasons.
 
     Args:
-        model: Any module; its weights may be anything, also on the meta device. Of one that ``torch.compile`` has
-            made, the module that was compiled is wrapped.
+        model: Any module, with any weights, also on the meta device. If it comes from ``torch.compile``, the original
+            module is wrapped.
         example_inputs: What the model is called with: a tensor, a tuple of positional arguments, or a
             dict of keyword arguments. Its leading size is taken as the batch size.
-        exclude: Patterns (`fnmatch`) of channel group or tensor names that get no gate, e.g. ``"layer4.*"``; one, or
-            several.
-        round_to: Kept counts become multiples of this when masks are hardened; less than the units of the largest
-            channel group.
-        backend: How the compact model will be made. ``"module"`` keeps the model's class; modules within it
-            whose code cannot follow smaller tensors are replayed from the traced run. ``"graph"`` makes
-            an `torch.fx.GraphModule`. ``"auto"`` takes the graph only where it can cut more.
-        attention: What an attention loses. ``"heads"``: whole heads. ``"finest"``: head dimensions,
-            the same in each, where these are more than the heads and the model's code allows it, as few small heads
-            are a coarse choice; else whole heads. Kernels of GPUs like widths that are multiples of 8: see
-            ``round_to``.
-        outputs: Which parts of what the model returns count, if not all: their names (``"logits"``, or several), or
-            a function that picks them, such as ``lambda out: out.logits``. Of the others nothing is kept: hidden
-            states that a model returns as well may become narrower. `GatedModel.limits` says so.
-        other_calls: Further calls that the model will get, each in the form of ``example_inputs``: with other
-            arguments, at sizes or with masks that make its code take another branch. They are followed and compared as
-            the example inputs are. Code that none of these calls runs is not proved: see `GatedModel.limits`.
+        exclude: One or several patterns (`fnmatch`) of channel group or tensor names that get no gate, e.g.
+            ``"layer4.*"``.
+        round_to: Kept counts become multiples of this when masks are hardened. Must be less than the number of units of
+            the largest channel group.
+        backend: How the compact model will be made. ``"module"`` keeps the model's class; modules within it whose code
+            cannot run on smaller tensors are replayed from the traced run. ``"graph"`` makes a `torch.fx.GraphModule`.
+            ``"auto"`` takes the graph only if it can remove more.
+        attention: The units of attention layers. ``"heads"``: whole heads. ``"finest"``: head dimensions, the same in
+            each head, if they outnumber the heads and the model's code allows it (a choice between few heads is
+            coarse); otherwise whole heads. GPU kernels prefer widths that are multiples of 8: see ``round_to``.
+        outputs: Which of the model's outputs count, if not all: their names (``"logits"``, or several), or a function
+            that picks them, such as ``lambda out: out.logits``. The others are not preserved: hidden states that a
+            model also returns may become narrower. `GatedModel.limits` lists them.
+        other_calls: Further calls that the model will receive, each in the form of ``example_inputs``: with other
+            arguments, or with sizes or masks that make its code take another branch. They are traced and compared like
+            the example inputs. Code that none of these calls runs is not proved: see `GatedModel.limits`.
 
     Returns:
         The gated model, in the model's own train or eval mode.
 
     Raises:
-        TraceError: The model does not run on the inputs, or is none that can be taken apart.
+        TraceError: The model does not run on the inputs, or is of a kind that cannot be pruned (such as TorchScript).
         NothingToPruneError: No channel is prunable.
     """
     if backend not in BACKENDS:
@@ -84,12 +83,12 @@ def wrap(
     model = _module(model)
     inputs = _calls(example_inputs, other_calls)
     if not any(True for _ in model.parameters()):
-        raise NothingToPruneError("the model: found no parameters, expected layers whose channels can be removed.")
+        raise NothingToPruneError("the model: has no parameters, expected layers whose channels can be removed.")
     _refuse_elsewhere(model, inputs)
     if any(t.is_floating_point() and not t.is_meta and bool(torch.isnan(t).any()) for t in inputs.tensors()):
         raise TraceError(
-            "example_inputs: found NaN, expected numbers: what the compact model computes is compared on them. Hand in "
-            "a batch without NaN, or torch.zeros_like of this one."
+            "example_inputs: found NaN, expected numbers. The compact model's outputs are compared on them. Pass a "
+            "batch without NaN, or torch.zeros_like of this one."
         )
     if outputs is not None:
         inputs = inputs.that_count(places_that_count(model, inputs, outputs))
@@ -99,7 +98,7 @@ def wrap(
     dry_run = _tried(model, inputs, trace, analysis, whole_heads, graph=backend == "graph")
     split = trace.split_heads(analysis, whole_heads)
     unsplit = {module for module, groups in split.items() if groups & dry_run.refused.keys()}
-    if unsplit:  # heads whose code cannot do with fewer dimensions may still go as wholes
+    if unsplit:  # heads whose code needs all dimensions may still be removed as wholes
         whole_heads |= unsplit
         analysis, refused = _without(trace, whole_heads, patterns)
         dry_run = _tried(model, inputs, trace, analysis, whole_heads, graph=backend == "graph")
@@ -113,7 +112,7 @@ def wrap(
     if round_to > 1 and largest.num_units <= round_to:
         raise TraceError(
             f"round_to: found {round_to}, expected less than {largest.num_units}, the units of the largest channel "
-            f"group ({largest.name}). Kept counts are multiples of it, so nothing could be removed. Say 8 or 16."
+            f"group ({largest.name}). Kept counts are multiples of it, so nothing could be removed. Use 8 or 16."
         )
     logger.info("%d channel groups with %d units, %d not prunable", len(analysis.groups), analysis.num_units,
                 len(analysis.pinned))  # fmt: skip
@@ -129,7 +128,7 @@ def _calls(example_inputs: Any, other_calls: Any) -> ExampleInputs:
     if not isinstance(other_calls, (list, tuple)):
         raise TraceError(
             f"other_calls: found {type(other_calls).__name__}, expected a list of calls, each of them a tensor, a "
-            "tuple of arguments or a dict of keyword arguments. Say other_calls=[...]."
+            "tuple of arguments or a dict of keyword arguments. Pass other_calls=[...]."
         )
     others = []
     for number, call in enumerate(other_calls):
@@ -141,7 +140,7 @@ def _calls(example_inputs: Any, other_calls: Any) -> ExampleInputs:
 
 
 def _patterns(exclude: str | Sequence[str]) -> tuple[str, ...]:
-    """One pattern or several, as several."""
+    """The patterns as a tuple, also if there is only one."""
     if isinstance(exclude, str):
         return (exclude,)
     patterns = tuple(exclude) if isinstance(exclude, Iterable) else (exclude,)
@@ -156,24 +155,24 @@ def _patterns(exclude: str | Sequence[str]) -> tuple[str, ...]:
 
 def _module(model: nn.Module) -> nn.Module:
     """The module whose layers are to be replaced."""
-    model = getattr(model, "_orig_mod", model)  # a compiled one: to import its class takes seconds
+    model = getattr(model, "_orig_mod", model)  # of torch.compile, whose class takes seconds to import
     if inspect.isclass(model):
         raise TraceError(
-            f"model: found the class {model.__name__}, expected an instance of it. Say wrap({model.__name__}(...), "
+            f"model: found the class {model.__name__}, expected an instance of it. Call wrap({model.__name__}(...), "
             "inputs)."
         )
     if isinstance(model, DistributedDataParallel):
         raise TraceError(
             "model: found a DistributedDataParallel, expected the model inside it. It averages the gradients of the "
-            "parameters that it was given, and gates have some of their own. Say gated = wrap(model.module, inputs), "
-            "and then DistributedDataParallel(gated)."
+            "parameters that it was given, and gates add their own. Call gated = wrap(model.module, inputs), and then "
+            "DistributedDataParallel(gated)."
         )
     if not isinstance(model, nn.Module):
         raise TraceError(f"model: found a {type(model).__name__}, expected a torch.nn.Module. Wrap its layers in one.")
     if isinstance(model, GatedModel):
         raise TraceError(
             "model: found a gated model, expected a plain one. It has gates already. Train those, or wrap "
-            "gated.unwrap() to begin anew."
+            "gated.unwrap() to start over."
         )
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         if is_lazy(tensor):
@@ -191,7 +190,7 @@ def _module(model: nn.Module) -> nn.Module:
 
 
 def _refuse_elsewhere(model: nn.Module, inputs: ExampleInputs) -> None:
-    """Tensors without data meet whatever the device, and the user would learn of it in training only."""
+    """Refuse inputs on another device: tracing without data would not notice, and only training would fail."""
     own = {tensor.device for tensor in (*model.parameters(), *model.buffers())}
     given = {tensor.device for tensor in inputs.tensors()}
     if own.isdisjoint(given) and "meta" not in {device.type for device in own | given}:
@@ -203,7 +202,7 @@ def _refuse_elsewhere(model: nn.Module, inputs: ExampleInputs) -> None:
 
 
 def _refuse_inputs_that_do_not_fit(model: nn.Module, inputs: ExampleInputs) -> None:
-    """Where nothing is left to prune, it may be that the model cannot be called so: then any cut seems to break it."""
+    """Refuse inputs on which the model itself fails: then every cut seems to break it, and nothing is left to prune."""
     copied, inputs = copy_with(model), inputs.copied()
     try:
         with eval_mode(copied), torch.no_grad():
@@ -211,13 +210,13 @@ def _refuse_inputs_that_do_not_fit(model: nn.Module, inputs: ExampleInputs) -> N
     except Exception as error:  # the model may raise anything
         shapes = ", ".join(f"{tuple(t.shape)} of {str(t.dtype).removeprefix('torch.')}" for t in inputs.tensors())
         raise TraceError(
-            f"example_inputs: found {shapes}, on which the model raises {type(error).__name__}: {error}; expected "
-            "inputs that it can be called with. Hand in a small batch of what it was trained on."
+            f"example_inputs: the model raises {type(error).__name__} on {shapes}: {error}. It has to run on the "
+            "example inputs. Pass a small batch of what it was trained on."
         ) from error
 
 
 def _without(trace: Trace, whole_heads: frozenset[str], exclude: Sequence[str]) -> tuple[Analysis, dict[str, Pin]]:
-    """The channel groups without those that the user excludes, and these."""
+    """The channel groups without those that the user excludes, and the excluded ones."""
     analysis = trace.analysis(whole_heads=whole_heads)
     refused = _excluded(analysis, exclude)
     return (trace.analysis(refused, whole_heads) if refused else analysis), refused
@@ -226,7 +225,7 @@ def _without(trace: Trace, whole_heads: frozenset[str], exclude: Sequence[str]) 
 def _tried(
     model: nn.Module, inputs: ExampleInputs, trace: Trace, analysis: Analysis, whole_heads: frozenset[str], graph: bool
 ) -> DryRun:
-    # Experts may keep widths that the kernel of their products does not take as they are.
+    # The kernel that multiplies the experts may not accept the widths that are kept.
     experts = () if graph else tuple(modules_with_experts(trace.tape))
     fix_ups = FixUps(graph, resized=experts, whole_heads=tuple(sorted(whole_heads)))
     dry_run = DryRun(model, inputs, trace, analysis, fix_ups)
@@ -235,7 +234,7 @@ def _tried(
 
 
 def _best_first(dry_run: DryRun, whole_heads: frozenset[str]) -> tuple[DryRun, ...]:
-    """A dry run of the module back-end; where it refuses units one of the graph as well, the better one first."""
+    """The dry run of the module back-end and, if it refuses units, one of the graph back-end; the better one first."""
     if not dry_run.refused or not dry_run.trace.is_fake:
         return (dry_run,)
     graph = _tried(dry_run.model, dry_run.inputs, dry_run.trace, dry_run.analysis, whole_heads, graph=True)
@@ -245,7 +244,7 @@ def _best_first(dry_run: DryRun, whole_heads: frozenset[str]) -> tuple[DryRun, .
 
 
 def _excluded(analysis: Analysis, patterns: Sequence[str]) -> dict[str, Pin]:
-    """The groups that a pattern names, by their own name or by that of a tensor they cut."""
+    """The groups that match a pattern, by their own name or by that of one of their tensors."""
     refused = {}
     for pattern in patterns:
         matched = [
@@ -256,7 +255,7 @@ def _excluded(analysis: Analysis, patterns: Sequence[str]) -> dict[str, Pin]:
         if not matched:
             known = ", ".join(group.name for group in analysis.groups[:5])
             raise TraceError(
-                f"exclude: {pattern!r} matches no channel group, expected the name of a group or of one of its "
+                f"exclude: {pattern!r} matches no channel group. It has to be the name of a group or of one of its "
                 f"tensors, with * as wildcard. Groups are: {known}, ..."
             )
         refused.update(dict.fromkeys(matched, Pin(f"excluded by the pattern {pattern!r}")))
@@ -267,4 +266,4 @@ def _nothing_left(analysis: Analysis) -> str:
     reasons = "\n".join(f"  {p.name}: {p.num_units} channels. {p.reason}. {p.advice}" for p in analysis.pinned[:10])
     more = f"\n  and {len(analysis.pinned) - 10} more" if len(analysis.pinned) > 10 else ""
     listed = f" Not prunable:\n{reasons}{more}" if reasons else " No layer produces channels that another reads."
-    return f"the model: found no channel group that can be pruned, expected at least one.{listed}"
+    return f"the model: no channel group can be pruned, expected at least one.{listed}"

@@ -1,4 +1,4 @@
-"""A compact model is a model: it can be pruned again, saved again, cut alike, and loaded in other ways."""
+"""Compact models can be pruned again, saved again, applied to other checkpoints, and loaded in other ways."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Documents changed at random, with hashes that are right again: what loads computes what the honest file computes.
+"""Randomly edited documents with recomputed hashes: a file that loads computes the same as the honest file.
 
 `PRUNEGATE_FUZZ=2000 python -m pytest tests/checkpoint/test_edited_documents.py -n 0` tries as many edits of each file.
 """

@@ -1,4 +1,4 @@
-"""Files of models whose modules run with another forward: narrow attention, sizes in calls, what is replayed."""
+"""Files of models with fixed-up forwards: narrow attention, rewritten sizes in calls, replayed modules."""
 
 from __future__ import annotations
 

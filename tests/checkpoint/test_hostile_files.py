@@ -198,7 +198,7 @@ HANDMADE: dict[str, tuple[Callable[[bytes], bytes], str]] = {
     ),
     "a stride": (
         whole(lambda d: plan(d)["attributes"]["conv1.0"].update(stride=[1, 1])),
-        "conv1.0.stride: found .1, 1. in place of .2, 2., expected the size that something",
+        "conv1.0.stride: found .1, 1. in place of .2, 2., expected the sizes of a tensor",
     ),
     "a unit lost by one tensor alone": (
         whole(lambda d: reversed_mask(plan(d), "conv1.1.running_mean")),
@@ -232,7 +232,7 @@ HANDMADE: dict[str, tuple[Callable[[bytes], bytes], str]] = {
     "an unlikely number": (whole(lambda d: d["extra"].update(a=10**50)), "found a number of 51 digits"),
     "other inputs than compared": (
         whole(lambda d: d["steps"][0].update(inputs={"list": [{"list": []}, {"dict": {}}]})),
-        "fingerprint.inputs: are others than",
+        "fingerprint.inputs: differ from",
     ),
     "swapped tensors": (swapped, "weights_sha256: does not match"),
     "other type": (retyped, "weights_sha256: does not match"),

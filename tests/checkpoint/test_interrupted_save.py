@@ -1,4 +1,4 @@
-"""A save that is killed, or that finds no room, leaves the old file or the new one and nothing between."""
+"""A save that is killed, or runs out of disk space, leaves either the old file or the new one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What happens while a file is read: told by Python's audit hooks, and by the time and memory it takes."""
+"""Watching the reading of a file with Python's audit hooks, and its time and memory."""
 
 from __future__ import annotations
 

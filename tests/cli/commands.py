@@ -1,4 +1,4 @@
-"""Running a command in this process, and what must hold whatever it was."""
+"""Running a command in this process, and checks that hold for all commands."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def files(folder: Path) -> dict[str, bytes]:
 
 
 def refused(folder: Path, capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    """Run a command that must fail as a user's mistake; give its message."""
+    """Run a command that has to fail with a user's mistake; return its message."""
     before = files(folder)
     assert main(arguments) == 2
     captured = capsys.readouterr()

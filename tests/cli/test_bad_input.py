@@ -1,4 +1,4 @@
-"""What the command line cannot do gets one clear error, exit code 2, and leaves no file behind."""
+"""Invalid commands give one clear error and exit code 2, and leave no files."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ def test_bad_recipe_is_refused(
     ("override", "expected"),
     [
         ("budget.fraction=1e-6", "of the dense"),
-        ("gates.exclude=['*']", "found no channel group that can be pruned, expected at least one"),
+        ("gates.exclude=['*']", "no channel group can be pruned, expected at least one"),
         ("gates.exclude=['layer9.*']", "exclude: 'layer9.*' matches no channel group"),
         ("model.arguments.no_such=1", "timm/test_resnet: cannot be built with in_chans=1"),
-        ("model.arguments.in_chans=3", "does not take images of shape (1, 16, 16)"),
+        ("model.arguments.in_chans=3", "does not accept images of shape (1, 16, 16)"),
     ],
 )
 def test_run_that_cannot_succeed_is_refused_before_it_writes(
@@ -99,7 +99,7 @@ def test_inspect_refuses(folder: Path, capsys: pytest.CaptureFixture[str], argum
 
 def test_export_refuses_a_folder_without_a_run(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     message = refused(folder, capsys, "export", ".", "--out", "x.safetensors")
-    assert "holds no compact.safetensors, expected the folder of a finished run" in message
+    assert "contains no compact.safetensors, expected the folder of a finished run" in message
 
 
 @pytest.mark.parametrize("share", [0.0, 0.001, 0.5, 0.999])
@@ -136,7 +136,7 @@ def test_export_overwrites_only_when_told(
 ) -> None:
     (folder / "x.safetensors").write_text("precious")
     message = refused(folder, capsys, "export", "done", "--out", "x.safetensors")
-    assert "x.safetensors: exists already, expected a new file. Choose another, or say --force." in message
+    assert "x.safetensors: exists already, expected a new file. Choose another, or use --force." in message
     succeeded(capsys, "export", "done", "--out", "x.safetensors", "--force")
     assert (folder / "x.safetensors").read_bytes() == checkpoint
 

@@ -76,7 +76,7 @@ def test_verify_compares_hash_fingerprint_and_dense_weights(
 ) -> None:
     out = succeeded(capsys, "verify", "done")
     assert "weights match their hash" in out
-    assert "computes what it did when saved, within" in out
+    assert "outputs are those when saved, within" in out
     (run_folder / "compact.safetensors").write_bytes(checkpoint[:-1] + bytes([checkpoint[-1] ^ 1]))
     assert "weights_sha256: does not match" in refused(folder, capsys, "verify", "done")
 
@@ -90,13 +90,13 @@ def test_verify_against_the_dense_model(folder: Path, capsys: pytest.CaptureFixt
     result = prunegate.compact(gated)
     result.save(folder / "c.safetensors")
     out = succeeded(capsys, "verify", "c.safetensors", "--against", "dense.safetensors")
-    assert "every parameter is the dense model's, cut by the plan" in out
+    assert "every parameter equals the dense model's after the cut" in out
     with torch.no_grad():
         result.model.fc.bias.add_(1.0)
     result.save(folder / "c.safetensors")
     out = succeeded(capsys, "verify", "c.safetensors", "--against", "dense.safetensors")
     count = len(list(dense.parameters()))
-    assert f"{count - 1} of {count} parameters are the dense model's" in out
+    assert f"{count - 1} of {count} parameters equal the dense model's" in out
     save_file({"x": torch.zeros(1)}, folder / "other.safetensors")
     message = refused(folder, capsys, "verify", "c.safetensors", "--against", "other.safetensors")
     assert "other.safetensors: does not fit the dense model" in message
@@ -107,8 +107,8 @@ def test_own_class_needs_the_code_that_makes_it_and_takes_no_other(
 ) -> None:
     assert "Code is never loaded from a file" in refused(folder, capsys, "verify", "own.safetensors")
     out = succeeded(capsys, "verify", "own.safetensors", "--model", "own_models:make")
-    assert "computes what it did when saved" in out
-    assert "SmallNet: hand it in to load" in succeeded(capsys, "show", "own.safetensors")
+    assert "outputs are those when saved" in out
+    assert "SmallNet: pass it to load" in succeeded(capsys, "show", "own.safetensors")
     for name, expected in {
         "own_models:missing": "cannot be imported",
         "no_such_module:make": "cannot be imported",
@@ -179,8 +179,11 @@ def test_exports_say_what_inputs_and_classes_mean(folder: Path, capsys: pytest.C
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["--out", "x.tflite"], "ends in '.tflite', which is no known format. Say --format safetensors|onnx|pt2"),
-        (["--out", "x.safetensors", "--opset", "18"], "--opset, --fixed-batch and --input-size say nothing"),
+        (["--out", "x.tflite"], "'.tflite' is not a known format. Use --format safetensors|onnx|pt2"),
+        (
+            ["--out", "x.safetensors", "--opset", "18"],
+            "--opset, --fixed-batch and --input-size do not apply to a checkpoint",
+        ),
         (["--out", "x.pt2", "--opset", "18"], "opset: found 18 for the format pt2"),
         (["--out", "x.onnx", "--input-size", "1", "0", "16"], "expected sizes of at least 1"),
     ],

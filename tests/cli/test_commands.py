@@ -1,4 +1,4 @@
-"""What the command line does, in this process and as one of its own."""
+"""Commands of the command line, in this process and in a separate one."""
 
 from __future__ import annotations
 
@@ -144,5 +144,5 @@ def test_tool_exports_as_the_command_does(folder: Path, run_folder: Path, checkp
     again = process("-m", "prunegate", "export", "done", "--out", "x.safetensors", cwd=folder)
     assert again.returncode == 2
     assert again.stderr == (
-        "prunegate: x.safetensors: exists already, expected a new file. Choose another, or say --force.\n"
+        "prunegate: x.safetensors: exists already, expected a new file. Choose another, or use --force.\n"
     )

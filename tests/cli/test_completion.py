@@ -1,4 +1,4 @@
-"""The completion script does in a real shell what it promises."""
+"""The completion script works in a real shell."""
 
 from __future__ import annotations
 

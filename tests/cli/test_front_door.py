@@ -1,4 +1,4 @@
-"""What people meet first: a recipe to begin with, the keys, their own models, and less or more output."""
+"""First contact: a recipe to start from, its keys, users' own models, and less or more output."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ def test_init_writes_a_recipe_that_is_valid_and_fits(folder: Path, capsys: pytes
     builder = Builder.parse("timm/test_resnet", {"num_classes": classes})
     torch.save({"state_dict": builder.build().state_dict()}, folder / "mine.pth")
     out = succeeded(capsys, "init", "timm/test_resnet", "--folder", "images", "--weights", "mine.pth")
-    assert out == "recipe.yaml: written. Look it through, then: prunegate run recipe.yaml --check\n"
+    assert out == "recipe.yaml: written. Review it, then: prunegate run recipe.yaml --check\n"
     recipe = load_recipe(folder / "recipe.yaml")
     assert recipe.model.arguments == {"num_classes": classes}
     assert recipe.stages.dense.epochs == 0
     check_recipe(recipe)
-    assert "# checked for fit by --check" in (folder / "recipe.yaml").read_text()
+    assert "# --check compares them with the model" in (folder / "recipe.yaml").read_text()
 
 
 @pytest.mark.parametrize(
@@ -98,7 +98,8 @@ def test_keys_are_printed_by_section_and_as_json(folder: Path, capsys: pytest.Ca
     assert out.startswith("tau.start: number, above 0.0, at most 100.0; default 2.0\n    tau at the first step\n")
     assert out.count("tau.") == 3
     assert len(json.loads(succeeded(capsys, "recipe", "keys", "--json"))) == len(recipe_keys())
-    assert "found no key or section 'budgets'. Nearest: budget" in refused(folder, capsys, "recipe", "keys", "budgets")
+    message = refused(folder, capsys, "recipe", "keys", "budgets")
+    assert "there is no key or section 'budgets'. Nearest: budget" in message
 
 
 # --- inspect, show, shipped recipes -------------------------------------------------------------------------------
@@ -173,5 +174,5 @@ def test_help_tells_the_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["--help"])
     out = capsys.readouterr().out
-    assert "0 done, 2 a mistake in what was asked" in out
+    assert "0 success, 2 a mistake in the arguments or files" in out
     assert max(map(len, out.splitlines())) <= 110

@@ -1,4 +1,4 @@
-"""What commands say beside their results."""
+"""Log messages and warnings of commands."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_a_run_through_a_pipe_has_a_head_and_says_nothing_twice(folder: Path) ->
         start=1,
     ):
         assert lines[number].startswith(part)
-    for said in ("harden  ", "units kept; the compact", "dense     epoch   1", "everything is in"):
+    for said in ("harden  ", "units kept; the compact", "dense     epoch   1", "results are in"):
         assert (done.stdout + done.stderr).count(said) == 1
 
 

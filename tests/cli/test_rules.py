@@ -1,4 +1,4 @@
-"""`prunegate inspect --rules`: the list of operations is the one that the tracer goes by."""
+"""`prunegate inspect --rules`: the list of operations is the one that the tracer uses."""
 
 from __future__ import annotations
 
@@ -32,4 +32,4 @@ def test_the_table_fits_a_narrow_terminal(capsys: pytest.CaptureFixture[str], mo
 
 def test_neither_a_model_nor_rules_is_a_mistake(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["inspect"]) == 2
-    assert "found no model, expected one, such as timm/resnet18" in capsys.readouterr().err
+    assert "no model was given, expected one, such as timm/resnet18" in capsys.readouterr().err

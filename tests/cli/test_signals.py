@@ -17,7 +17,7 @@ def test_first_signal_is_noted_and_a_sigint_after_it_leaves_at_once(
         assert stop() == 0
         os.kill(os.getpid(), first)
         assert stop() == first
-        assert "Ctrl-C once more leaves at once" in capsys.readouterr().err
+        assert "press Ctrl-C again to exit at once" in capsys.readouterr().err
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before

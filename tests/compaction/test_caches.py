@@ -1,4 +1,4 @@
-"""Caches that a model's code shares with all models of a process: what runs without data leave there."""
+"""Process-wide caches of a model's code, which runs without data must not affect."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The one comparison: what it sees, and what it does not blame on the cut."""
+"""The comparison of models: what it detects, and which differences it does not blame on the cut."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is not shown to be lossless is told as data, wherever a model is explained, and refused where it is met."""
+"""Limits are available as data wherever a model is explained, and calls outside of them are refused."""
 
 from __future__ import annotations
 

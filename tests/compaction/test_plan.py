@@ -1,4 +1,4 @@
-"""Plans as data: round trip, and nothing malformed gets through."""
+"""Plans as data: round trips, and refusal of malformed plans."""
 
 from __future__ import annotations
 

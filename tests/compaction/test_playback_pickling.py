@@ -1,4 +1,4 @@
-"""A compact model can be copied, pickled and sent to another process, whatever in it is fixed up."""
+"""Compact models with any fix-ups can be copied, pickled and sent to another process."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rules for the numbers in a module's calls: from what was seen, to what a call is given."""
+"""Rules for the numbers in a module's calls: from observations to changed arguments."""
 
 from __future__ import annotations
 

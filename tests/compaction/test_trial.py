@@ -1,4 +1,4 @@
-"""The search for what cannot be cut."""
+"""The search for groups that cannot be cut."""
 
 from __future__ import annotations
 

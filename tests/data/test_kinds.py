@@ -1,4 +1,4 @@
-"""Data sets by name: what is found where, and what is said when it is not."""
+"""Data sets by name: where they are found, and errors if they are not."""
 
 from __future__ import annotations
 
@@ -158,7 +158,11 @@ def test_torchvision_class_with_splits(tmp_path: Path, given: str | None) -> Non
         ("CIFAR10", {"folder": "/nil"}, ["found no folder /nil", "data.arguments.download=true"]),
         ("CIFAR10", {"arguments": {"downlod": True}}, ["data.arguments.downlod", "Nearest: download"]),
         ("CIFAR10", {"arguments": {"train": True}}, ["data.arguments.train", "or it is set here"]),
-        ("CIFAR10", {"test_split": "val"}, ["data.test_split: found 'val', expected none", "train and test alone"]),
+        (
+            "CIFAR10",
+            {"test_split": "val"},
+            ["data.test_split: found 'val', expected none", "only has the parts train and test"],
+        ),
         ("ImageNet", {"arguments": {"root": "x"}}, ["data.arguments.root", "or it is set here"]),
     ],
 )
@@ -190,7 +194,10 @@ def test_timm_parts_must_be_two(tmp_path: Path) -> None:
 
 def test_timm_names_and_arguments_that_are_none(tmp_path: Path) -> None:
     refused(settings("timm/folder", folder="/nil"), "data.folder: found nothing at /nil")
-    refused(settings("timm/folder", arguments={"split": "x"}), "data.arguments.split: found an argument that is set")
+    refused(
+        settings("timm/folder", arguments={"split": "x"}),
+        "data.arguments.split: this argument of timm's create_dataset is set",
+    )
     refused(settings("timm/torch/nil", folder=str(tmp_path)), "Unknown torchvision dataset nil", by_check=False)
     refused(settings("timm/folder", folder=str(tmp_path)), "Found 0 images in subfolders", by_check=False)
 
@@ -225,7 +232,7 @@ def test_own_images_are_transformed() -> None:
         ("bytes", "train sample 0: found torch.uint8 of shape (1, 4, 4), expected a PIL image or a float tensor"),
         ("array", "train sample 0: found float64 of shape (4, 4), expected a PIL image or a float tensor"),
         ("single", "train sample 0: raised IndexError: tuple index out of range"),
-        ("shapes", "found training samples of shape (1, 4, 4) and test samples of (1, 4, 5), expected them alike"),
+        ("shapes", "found training samples of shape (1, 4, 4) and test samples of (1, 4, 5), expected the same"),
     ],
 )
 def test_own_code_that_gives_something_else(kind: str, text: str) -> None:
@@ -235,8 +242,8 @@ def test_own_code_that_gives_something_else(kind: str, text: str) -> None:
 def test_own_code_that_cannot_be_used() -> None:
     refused(settings("no_such_module:make"), "data.name: 'no_such_module:make' cannot be imported from")
     refused(settings(f"{OWN}:number"), "is a int, expected a function or class")
-    refused(settings(f"{OWN}:tensors", folder="x"), "data.folder: ", "gets data.arguments alone")
-    refused(settings(f"{OWN}:tensors", test_split="x"), "data.test_split: ", "gets data.arguments alone")
+    refused(settings(f"{OWN}:tensors", folder="x"), "data.folder: ", "it only gets data.arguments")
+    refused(settings(f"{OWN}:tensors", test_split="x"), "data.test_split: ", "it only gets data.arguments")
     transform = settings(f"{OWN}:tensors", transform={"hflip": 0.0})
     refused(transform, "data.transform: train sample 0: found a tensor", "Remove data.transform", by_check=False)
 

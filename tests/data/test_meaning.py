@@ -1,4 +1,4 @@
-"""What is known of inputs and classes, for those who get a model without its data."""
+"""The meaning of inputs and classes, for users who get a model without its data."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Data sets: what is read, in which order, how it is changed, and what is said when it is not there."""
+"""Data sets in memory: contents, order, augmentation, and errors if they are missing."""
 
 from __future__ import annotations
 

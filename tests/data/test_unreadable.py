@@ -1,4 +1,4 @@
-"""Files that cannot be read are left out, named once and counted; too many stop the run."""
+"""Unreadable files are skipped, logged once and counted; too many stop the run."""
 
 from __future__ import annotations
 
@@ -48,8 +48,8 @@ def test_the_next_image_stands_in_and_each_file_is_named_once(
     told = warnings(caplog)
     assert len(told) == 3
     for bad in BAD:
-        (line,) = [line for line in told if str(spoiled / bad) in line.split(": cannot be read and is left out: ")[0]]
-        assert line.split("left out: ")[1].startswith(("OSError: ", "UnidentifiedImageError: "))
+        (line,) = [line for line in told if str(spoiled / bad) in line.split(": cannot be read and is skipped: ")[0]]
+        assert line.split("skipped: ")[1].startswith(("OSError: ", "UnidentifiedImageError: "))
     assert same(data.train_batches(0, 0, first=3), folder_data(spoiled, name=name).train_batches(0, 0, first=3))
 
 
@@ -73,7 +73,7 @@ def test_tests_leave_them_out_and_go_on(tmp_path: Path, caplog: pytest.LogCaptur
         assert torch.cat([batch.indices for batch in batches]).tolist() == [0, 1, 2, 3, 5, 6, 7, 8, 9, 10]
         assert torch.cat([batch.labels for batch in batches]).tolist() == [0, 0, 0, 0, 1, 1, 1, 2, 2, 2]
     assert len(warnings(caplog)) == 2
-    assert any(f"{gone}: cannot be read and is left out: FileNotFoundError" in line for line in warnings(caplog))
+    assert any(f"{gone}: cannot be read and is skipped: FileNotFoundError" in line for line in warnings(caplog))
 
 
 def test_a_batch_of_nothing_is_no_batch(tmp_path: Path) -> None:
@@ -91,7 +91,7 @@ def test_more_than_the_limit_stop_the_run(spoiled: Path, workers: int) -> None:
     with pytest.raises(DataError) as caught:
         list(data.train_batches(0, 0))
     text = str(caught.value)
-    assert text.startswith("data: found 3 files that cannot be read, expected 2 at most. Remove or replace them")
+    assert text.startswith("data: found 3 files that cannot be read, expected at most 2. Remove or replace them")
     assert "raise data.unreadable_limit" in text
     assert all(str(spoiled / bad) in text for bad in BAD)
     list(folder_data(spoiled, unreadable_limit=3).train_batches(0, 0))
@@ -109,7 +109,7 @@ def test_long_lists_are_cut(tmp_path: Path) -> None:
 def test_nothing_readable_is_told_even_below_the_limit(tmp_path: Path) -> None:
     for path in image_folder(tmp_path).glob("train/*/*.png"):
         path.write_bytes(b"")
-    with pytest.raises(DataError, match="found no train sample that can be read, of 21, expected images"):
+    with pytest.raises(DataError, match="none of 21 train samples can be read, expected images"):
         folder_data(tmp_path, unreadable_limit=1000)
 
 

@@ -38,7 +38,7 @@ def test_batches_are_those_of_an_undisturbed_epoch(tmp_path: Path, caplog: pytes
     assert flag.exists(), "no worker died"
     assert same(found, deadly(flag, workers=0).train_batches(1, 0))
     (line,) = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
-    assert line.startswith("a data worker died; new ones go on at the same batch: ")
+    assert line.startswith("a data worker died; new ones continue at the same batch: ")
 
 
 def test_worker_that_always_dies_stops_the_run_with_the_remedy(
@@ -48,8 +48,8 @@ def test_worker_that_always_dies_stops_the_run_with_the_remedy(
     with pytest.raises(DataError) as caught:
         list(data.train_batches(1, 0))
     text = str(caught.value)
-    assert text.startswith("data.workers: found 3 dead workers at one and the same batch, expected them to live: ")
-    assert "The likely cause is memory. Lower data.workers, found 1" in text
+    assert text.startswith("data.workers: 3 workers died at the same batch: ")
+    assert "The likely cause is a lack of memory. Lower data.workers, found 1" in text
     assert len(caplog.records) == 2
 
 

@@ -1,4 +1,4 @@
-"""ONNX files and exported programs: run before they are handed out, and refused when they compute something else."""
+"""ONNX files and exported programs are run before they are written, and refused if their outputs differ."""
 
 from __future__ import annotations
 

@@ -172,5 +172,5 @@ def test_closed_units_survive_a_state_dict(gated: prunegate.GatedModel, small_ne
 
 
 def test_closing_needs_masks(gated: prunegate.GatedModel) -> None:
-    with pytest.raises(MaskError, match="no fixed masks"):
+    with pytest.raises(MaskError, match="found masks that are drawn, expected fixed ones"):
         gated.gates.close_removed()

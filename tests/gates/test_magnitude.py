@@ -1,4 +1,4 @@
-"""First guesses of units' worth from the norms of their weights."""
+"""Estimates of units' importance from the norms of their weights."""
 
 from __future__ import annotations
 

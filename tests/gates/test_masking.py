@@ -1,4 +1,4 @@
-"""Masked weights, made all at once: values, gradients, precisions, and passes that come again."""
+"""Masked weights, computed all at once: values, gradients, precisions, and repeated passes."""
 
 from __future__ import annotations
 

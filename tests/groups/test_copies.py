@@ -398,5 +398,5 @@ def test_what_cannot_be_copied_is_refused_with_the_way_out(where: str) -> None:
     else:
         owner.lock = threading.Lock()  # type: ignore[assignment]
         net.act = lambda x: owner(x)
-    with pytest.raises(TraceError, match=r"cannot be copied: found .*lock.*\. Remove"):
+    with pytest.raises(TraceError, match=r"cannot be copied: .*lock.*\. Remove"):
         copy_with(net)

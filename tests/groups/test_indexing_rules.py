@@ -1,4 +1,4 @@
-"""Picking and placing by index tensors: nodes, tokens and experts may be indexed while channels go."""
+"""Reading and writing by index tensors: nodes, tokens and experts may be indexed while channels are removed."""
 
 from __future__ import annotations
 

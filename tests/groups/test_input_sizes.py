@@ -1,4 +1,4 @@
-"""Runs at other sizes: which are tried, which are followed, and what they say."""
+"""Runs at other sizes: which are tried and traced, and their results."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Moving labels must be what moving the data is."""
+"""Labels have to be moved like the data."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What only training runs, read off the code: where it has to do with channels, a run in training mode is followed."""
+"""Code that runs only in training: if it involves channels, a run in training mode is traced."""
 
 from __future__ import annotations
 

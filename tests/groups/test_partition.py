@@ -1,4 +1,4 @@
-"""The bulk union-find against an obviously right one."""
+"""The bulk union-find against an obviously correct one."""
 
 from __future__ import annotations
 

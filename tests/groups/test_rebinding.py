@@ -1,4 +1,4 @@
-"""`rebound`: every kind of value that refers to a module is made anew with its twin; any other stays as it is."""
+"""`rebound`: every kind of value that refers to a module is rebuilt with its twin; others are unchanged."""
 
 from __future__ import annotations
 

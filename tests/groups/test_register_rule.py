@@ -1,4 +1,4 @@
-"""Users teach the tracer operations and modules of their own."""
+"""Users' rules for their own operations and modules."""
 
 from __future__ import annotations
 
@@ -201,8 +201,8 @@ def test_the_refusal_prints_the_call_to_make() -> None:
         prunegate.wrap(Net(Activation(16)), torch.randn(4, 6))
     said = str(raised.value)
     assert "no rule says what this operation does to channels: prunegate_test::shifted_relu" in said
-    assert "say prunegate.register_rule('prunegate_test::shifted_relu', like='relu')" in said
-    exec(re.findall(r"say (prunegate.register_rule\(.*?\))", said)[0], {"prunegate": prunegate})
+    assert "call prunegate.register_rule('prunegate_test::shifted_relu', like='relu')" in said
+    exec(re.findall(r"call (prunegate.register_rule\(.*?\))", said)[0], {"prunegate": prunegate})
     _prunes_without_loss(Net(Activation(16)))
 
 

@@ -1,4 +1,4 @@
-"""What single operations do to channels, each shown by the smallest network that has them."""
+"""The effects of single operations on channels, each in the smallest network that has them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Entries that become many, sums with vectors, and rows placed by a mask: they follow the channels they meet."""
+"""Expanded entries, sums with vectors, and rows written by a mask take on the channels they are combined with."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Ties of whole axes: recognised only where every index meets its like, and solved as ties index by index would be."""
+"""Ties of whole axes: recognised only if all indices correspond, and equivalent to ties index by index."""
 
 from __future__ import annotations
 

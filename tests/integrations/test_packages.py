@@ -1,4 +1,4 @@
-"""Without its framework an integration says how to get it, and the rest of prunegate does not need it."""
+"""Without its framework, an integration says how to install it, and the rest of prunegate works."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What goes wrong in long runs, provoked for real."""
+"""Failures of long runs, provoked for real."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_nan_batches_are_passed_over_as_if_they_had_not_been(
     tmp_path: Path, nan_sample: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     summary = run(short(guards={"nonfinite_batches": 1}), tmp_path / "run")  # one in each stage's single epoch
-    assert caplog.text.count("Passed over: 1 of 1.") == 3
+    assert caplog.text.count("Skipped: 1 of at most 1.") == 3
     # Through BatchNorm's averages a single NaN would have spread to every output.
     assert summary.comparison.compact.accuracy > 0.2
 
@@ -100,7 +100,7 @@ def small_disk(size_kib: int) -> Iterator[Path]:
 def test_disk_that_will_be_too_small_is_refused_before_training(tmp_path: Path) -> None:
     settings = short(model={"name": "timm/test_resnet", "arguments": {"in_chans": 1, "num_classes": 10}})
     with small_disk(4000) as disk:
-        with pytest.raises(RunFolderError, match=r"found 4 MB of room, expected \d+ MB for the checkpoints"):
+        with pytest.raises(RunFolderError, match=r"found 4 MB of free space, expected \d+ MB for the checkpoints"):
             run(settings, disk / "run")
         assert [path.name for path in disk.rglob("*") if path.is_file()] in ([], [".lock"])
 
@@ -122,7 +122,7 @@ def test_disk_that_fills_up_leaves_whole_files_and_the_run_goes_on_when_there_is
             return 0
 
         steps: list[int] = []
-        with pytest.raises(RunFolderError, match=r"cannot be written.*Make room"):
+        with pytest.raises(RunFolderError, match=r"cannot be written.*Free disk space"):
             run(settings, folder, stop=fill_after_steps)
         assert not list(folder.rglob(".*.pt"))
         for path in (folder / "checkpoints").iterdir():
@@ -178,7 +178,7 @@ def test_sigterm_during_checkpoint_writes_saves_and_says_how_to_go_on(tmp_path: 
         child.send_signal(signal.SIGTERM)
         _, errors = child.communicate(timeout=60)
     assert child.returncode == 128 + signal.SIGTERM
-    assert f"Go on from the last checkpoint with: prunegate run {folder} --resume" in errors
+    assert f"Resume from the last checkpoint with: prunegate run {folder} --resume" in errors
     assert not list(folder.glob("checkpoints/.step-*"))
     states = [torch.load(path, weights_only=True) for path in sorted((folder / "checkpoints").iterdir())]
     assert len(states) == 3

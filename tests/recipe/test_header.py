@@ -1,4 +1,4 @@
-"""What a run says before it trains."""
+"""The header that a run shows before it trains."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Recipes: what is valid, and all that is not at once, each with its place."""
+"""Loading recipes: valid ones, and all mistakes at once, each with its position."""
 
 from __future__ import annotations
 
@@ -136,14 +136,14 @@ def test_all_mistakes_are_told_at_once_with_their_lines(tmp_path: Path) -> None:
         ("budget.fraction=half", "budget.fraction: found 'half', expected a valid number."),
         ("budget.metric=mac", "budget.metric: found 'mac', expected 'macs' or 'params'."),
         ("tau.end=-1", "tau.end: found -1, expected greater than 0."),
-        ("tau.end=3.0", "tau: found end 3.0 above start 2.0, expected tau to be lowered."),
+        ("tau.end=3.0", "tau: found end 3.0 above start 2.0, expected tau to decrease."),
         ("tau.start=.inf", "tau.start: found inf, expected a finite number."),
         ("seed=true", "seed: found True, expected a valid integer."),
         ("name=../x", "name: found '../x', expected to match pattern"),
         ("name=..", "name: found '..', expected to match pattern"),
         ("data.batch_size=1", "data.batch_size: found 1, expected greater than or equal to 2."),
         ("budget.fraction=[0.5, 1.5]", "budget.fraction.1: found 1.5, expected less than or equal to 1."),
-        ("budget.fraction=[0.25, 0.5]", "budget.fraction: found [0.25, 0.5], expected each below the one before."),
+        ("budget.fraction=[0.25, 0.5]", "budget.fraction: found [0.25, 0.5], expected a decreasing list."),
         ("budget.fraction=[]", "budget.fraction: found [], expected to have at least 1 item after validation, not 0."),
         (
             "data.name=mnist",
@@ -157,11 +157,11 @@ def test_all_mistakes_are_told_at_once_with_their_lines(tmp_path: Path) -> None:
         ("gates.exclude=layer4", "gates.exclude: found 'layer4', expected a valid list."),
         ("stages.gate.epochs=0", "stages.gate.epochs: found 0, expected greater than or equal to 1."),
         ("stages.gate.frozen=1", "stages.gate.frozen: found 1, expected less than 1."),
-        ("stages.gate.frozen=0.6", "stages.gate: found target_ramp 0.5 and frozen 0.6, expected at most 1 together:"),
+        ("stages.gate.frozen=0.6", "stages.gate: found target_ramp 0.5 and frozen 0.6, expected a sum of at most 1:"),
         ("stages.prune={}", "stages.prune: unknown key. Known keys: dense, gate, finetune."),
         ("budgets.fraction=1", "budgets: unknown key. Nearest known key: budget."),
         ("tau=0.1", "tau: found 0.1, expected"),
-        ("seed.x=1", "seed is no section, so it has no keys to set."),
+        ("seed.x=1", "seed is not a section, so it has no keys to set."),
         ("seed", "expected key.path=value, for example budget.fraction=0.5."),
         ("=1", "expected key.path=value, for example budget.fraction=0.5."),
         ("seed=[", "found '[', expected a value in YAML"),
@@ -265,7 +265,7 @@ def test_precision_that_the_machine_lacks_is_refused_with_the_other_mistakes(
             [],
             "stages.dense.epochs: found 0 and no model.weights, expected one of them. Gates would prune a network of ",
         ),
-        (["distillation.weight=0.5"], "random weights, and distillation would learn from it. Say how many epochs"),
+        (["distillation.weight=0.5"], "random weights, and distillation would learn from it. Set the epochs"),
         (["model.name=tests.recipe.test_load:own_net"], "or model.trained=true if that function gives it trained"),
     ],
 )
@@ -328,8 +328,7 @@ def test_aliases_that_repeat_each_other_without_end_are_refused_at_once(
     (line,) = mistakes(path)
     assert time.perf_counter() - began < 5
     assert line == (
-        f"{path}:2: {section}: found aliases (*name) that repeat each other to more than 100,000 values, expected "
-        "fewer. Write the values out."
+        f"{path}:2: {section}: its aliases (*name) expand to more than 100,000 values. Write the values out."
     )
 
 

@@ -214,11 +214,11 @@ def test_folder_with_other_files_or_a_file_is_refused(tmp_path: Path) -> None:
         (
             {"model": {"arguments": {"num_classes": 10}}},
             RecipeError,
-            r"does not take images of shape \(1, 16, 16\).*Set model\.arguments \(in_chans, img_size\)",
+            r"does not accept images of shape \(1, 16, 16\).*Set model\.arguments \(in_chans, img_size\)",
         ),
         ({"model": {"weights": "no/such.safetensors"}}, RecipeError, r"model\.weights: found no file 'no/such"),
         ({"data": {"name": "fashion_mnist", "folder": "no/such"}}, DataError, "found no Fashion-MNIST in no/such"),
-        ({"gates": {"exclude": ["*"]}}, NothingToPruneError, "found no channel group that can be pruned"),
+        ({"gates": {"exclude": ["*"]}}, NothingToPruneError, "no channel group can be pruned"),
     ],
     ids=["budget", "model-name", "classes", "channels", "weights", "data", "excluded"],
 )
@@ -270,7 +270,7 @@ def test_two_metrics_are_held_at_once(tmp_path: Path) -> None:
 
 
 def test_metric_given_twice_is_refused() -> None:
-    with pytest.raises(ValueError, match="found macs as the metric and again under also"):
+    with pytest.raises(ValueError, match="found macs as the metric and again in also"):
         recipe(budget={"also": {"macs": 0.4}})
 
 

@@ -72,7 +72,7 @@ def test_unreadable_file_is_reported(tmp_path: Path, content: bytes | None) -> N
     path = tmp_path / "r.yaml"
     if content is not None:
         path.write_bytes(content)
-    with pytest.raises(RecipeError, match=r"cannot be read: .* Give the path of a recipe"):
+    with pytest.raises(RecipeError, match=r"cannot be read: .* Pass the path of a recipe"):
         read_source(path)
 
 

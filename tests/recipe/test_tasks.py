@@ -160,11 +160,11 @@ def test_a_metric_of_ones_own_is_told_by_its_name(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"training": {"loss": None}}, r"training\.loss: found none beside data\.labels=any, expected module:function"),
-        ({"training": {"loss": None, "metric": None}}, r"training\.loss and training\.metric: found none beside"),
+        ({"training": {"loss": None}}, r"training\.loss: found none with data\.labels=any, expected module:function"),
+        ({"training": {"loss": None, "metric": None}}, r"training\.loss and training\.metric: found none with"),
         ({"training": {"metric": "mse"}}, r"training\.metric: found 'mse', expected module:function"),
         ({"training": {"metric": f"{HERE}:nil"}}, r"training\.metric: 'tests.*:nil' cannot be imported"),
-        ({"distillation": {"weight": 0.5}}, r"distillation\.weight: found 0\.5 beside data\.labels=any, expected 0"),
+        ({"distillation": {"weight": 0.5}}, r"distillation\.weight: found 0\.5 with data\.labels=any, expected 0"),
     ],
 )
 def test_what_does_not_go_with_labels_of_any_form_is_refused(changed: dict[str, Any], message: str) -> None:
@@ -177,11 +177,11 @@ def test_what_does_not_go_with_labels_of_any_form_is_refused(changed: dict[str, 
     [
         (
             {"training": {"loss": f"{HERE}:raises"}},
-            r"training\.loss: .*raised ValueError: these are no scores\. It is ca",
+            r"training\.loss: .*raised ValueError: these are no scores\. It was ca",
         ),
         (
             {"training": {"loss": f"{HERE}:of_pixels"}},
-            r"training\.loss: .*raised .*found a tensor of shape \(16, 1\) and",
+            r"training\.loss: .*raised .*It was called with \(outputs, labels\): a tensor of shape \(16, 1\) and",
         ),
         (
             {"training": {"loss": f"{HERE}:gives_a_vector"}},
@@ -205,8 +205,8 @@ def test_functions_that_do_not_fit_are_told_before_anything_is_trained(
     ("given", "message"),
     [
         ({"name": "digits"}, r"data\.labels: found any for digits, expected classes"),
-        ({"num_classes": 3}, r"data\.num_classes: found it beside data\.labels=any, expected none"),
-        ({"mixup": {"mixup_alpha": 0.5}}, r"data\.mixup: found it beside data\.labels=any"),
+        ({"num_classes": 3}, r"data\.num_classes: does not apply with data\.labels=any"),
+        ({"mixup": {"mixup_alpha": 0.5}}, r"data\.mixup: does not apply with data\.labels=any"),
         ({"arguments": {"form": "no input"}}, "found a dict with the keys picture, mask, expected one of image, input"),
     ],
 )

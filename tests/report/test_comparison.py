@@ -90,4 +90,4 @@ def test_a_ratio_of_times_that_are_not_steady_is_not_shown(comparison: Compariso
     assert "1.00" in rows["latency, batch 1"]
     assert ("not steady" in rows["latency, batch 3"]) == (spread > 2)
     told = " ".join(out.getvalue().split())
-    assert ("not steady: times are spread by more than 20% of their median" in told) == (spread > 2)
+    assert ("not steady: the times vary by more than 20% of their median" in told) == (spread > 2)

@@ -153,7 +153,7 @@ def test_a_log_says_between_stages_that_the_run_is_alive() -> None:
     listener.stage_started("dense", 1)
     listener.step_ended(1.0, 0.5, 32)
     end = time.monotonic() + 20.0
-    while "still at work\n" not in out.getvalue() and time.monotonic() < end:
+    while "still running\n" not in out.getvalue() and time.monotonic() < end:
         time.sleep(0.02)
     listener.close()
-    assert "still at work\n" in out.getvalue()
+    assert "still running\n" in out.getvalue()

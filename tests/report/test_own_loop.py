@@ -1,4 +1,4 @@
-"""The report of a loop that somebody else wrote."""
+"""The report of a user's own loop."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_mistakes_are_told(tmp_path: Path) -> None:
     with pytest.raises(NotGatedError, match="Recorder: found a Linear, expected a gated model"):
         prunegate.report.Recorder(nn.Linear(1, 1))  # type: ignore[arg-type]
     record = prunegate.report.Recorder(prunegate.wrap(SmallNet(), torch.zeros(2, 3, 8, 8)))
-    with pytest.raises(LoopError, match=r"Recorder\.draw: found no epoch, expected one or more"):
+    with pytest.raises(LoopError, match=r"Recorder\.draw: no epoch was recorded, expected one or more"):
         record.draw(tmp_path / "report.png")
     assert list(tmp_path.iterdir()) == []
 

@@ -1,4 +1,4 @@
-"""What is told of the gates, and when it is worth a warning."""
+"""Gate health figures, and when there is a warning."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_sound_gates_give_no_warning() -> None:
     ("changed", "told", "remedy"),
     [
         ({"undecided_share": 0.4}, "40% of the units are undecided", "gates.learning_rate"),
-        ({"flipped_share": 0.3}, "30% of the units changed sides", "stages.gate.epochs"),
+        ({"flipped_share": 0.3}, "30% of the mask entries flipped", "stages.gate.epochs"),
         ({"expected": 60.0}, "1.20 of the target", "stages.gate.target_ramp"),
         ({"expected": 40.0}, "0.80 of the target", "stages.gate.target_ramp"),
         (

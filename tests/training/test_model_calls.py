@@ -1,4 +1,4 @@
-"""Every form in which a loader gives batches, and what happens to those that are none."""
+"""Every form in which loaders yield batches, and errors for other forms."""
 
 from __future__ import annotations
 
@@ -150,14 +150,14 @@ def raising() -> Iterator[torch.Tensor]:
 
 MISTAKES: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "nothing": (list, LoopError, r"batches: found none in an empty list, expected at least one\. Nothing was changed"),
-    "spent generator": (lambda: iter(()), LoopError, r"found none in a tuple_iterator.*can be gone through only once"),
+    "spent generator": (lambda: iter(()), LoopError, r"found none in a tuple_iterator.*can be iterated only once"),
     "empty loader": (lambda: DataLoader(TensorDataset(X[:4], Y[:4]), 8, drop_last=True), LoopError, "found none in a "),
     "no iterable": (
         lambda: 3,
         LoopError,
         "batches: found an int, expected an iterable of batches, such as a DataLoader",
     ),
-    "a function": (lambda: lambda: [X], LoopError, "found a function, expected an iterable.*Call a function first"),
+    "a function": (lambda: lambda: [X], LoopError, "found a function, expected an iterable.*call it and pass"),
     "text": (lambda: "abc", LoopError, "found a str, expected an iterable of batches"),
     "labels first": (lambda: [(Y, X)], LoopError, r"batch 1: the model raised RuntimeError.*of shape \(16,\)"),
     "of another size": (
@@ -165,14 +165,14 @@ MISTAKES: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         LoopError,
         r"batch 2: the model raised .*called with a tensor of shape \(16, 2, 8, 8\), expected .*\(2, 3, 8, 8\)",
     ),
-    "samples": (lambda: TensorDataset(X, Y), LoopError, r"batch 1.*of shape \(3, 8, 8\).*Hand in whole batches"),
+    "samples": (lambda: TensorDataset(X, Y), LoopError, r"batch 1.*of shape \(3, 8, 8\).*Pass whole batches"),
     "later form": (
         lambda: [X, "x"],
         LoopError,
         r"found a batch that is a str, expected a tensor of shape \(2, 3, 8, 8\)",
     ),
     "keys of nothing": (lambda: [{"a": Y}], LoopError, "found a batch that is a dict with the keys a, expected"),
-    "not finite": (lambda: [X * torch.nan, X / 0], LoopError, "found no batch of finite numbers among 2"),
+    "not finite": (lambda: [X * torch.nan, X / 0], LoopError, "none of 2 batches is finite"),
     "iterator that raises": (raising, OSError, "the disk is gone"),
 }
 

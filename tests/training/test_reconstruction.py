@@ -1,4 +1,4 @@
-"""Refitting against least squares done plainly, and what is left alone."""
+"""Refitting against plain least squares, and layers that are not refitted."""
 
 from __future__ import annotations
 
@@ -216,7 +216,7 @@ def wrong(net: nn.Module) -> nn.Module:
             wrong,
             r"reconstruct: second: found a weight of shape \(6, 8\) .* expected one of shape \(5, 8\).*was wrapped",
         ),
-        (lambda net: net.first, r"reconstruct: first: there is none in the dense model"),
+        (lambda net: net.first, r"reconstruct: first: found no weight in the dense model"),
     ],
 )
 def test_another_model_than_the_dense_one_is_refused(other: Callable[[nn.Module], nn.Module], message: str) -> None:

@@ -1,4 +1,4 @@
-"""What is had back after hardening, on real images."""
+"""Recovery after hardening, on real images."""
 
 from __future__ import annotations
 
@@ -152,9 +152,9 @@ def broken_batches() -> Any:
     [
         (lambda: [], LoopError, r"batches: found none in a function, expected at least one\. Nothing was changed"),
         ([], LoopError, "batches: found none in a"),
-        (iter([images(0)]), LoopError, "found a list_iterator, which can be gone through only once, expected batches"),
+        (iter([images(0)]), LoopError, "found a list_iterator, which can be iterated only once, expected batches"),
         (lambda: [(images(0)[0][:3], images(0)[1][:3])], LoopError, "recover: found 3 samples.*expected at least 4"),
-        (lambda: [(images(0)[0] * math.nan, images(0)[1])], LoopError, "found no batch of finite|found 0 samples"),
+        (lambda: [(images(0)[0] * math.nan, images(0)[1])], LoopError, "none of 1 batches is finite|found 0 samples"),
         (broken_batches, OSError, "the disk is gone"),
         (3, LoopError, "batches: found an int, expected an iterable"),
     ],

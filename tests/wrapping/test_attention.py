@@ -1,4 +1,4 @@
-"""Models whose own code cannot follow smaller tensors: both back-ends, training, saving."""
+"""Models whose own code cannot run on smaller tensors: both back-ends, training, saving."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Operations that can lose units in several ways: the ways that serve the whole network are taken."""
+"""Operations that can lose units in several ways: the best ways for the whole network are chosen."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Dimensions of length 0: tensors that hold nothing on the way, and sides on which nothing is padded."""
+"""Dimensions of length 0: empty intermediate tensors, and padding of 0."""
 
 from __future__ import annotations
 

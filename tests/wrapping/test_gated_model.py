@@ -135,9 +135,9 @@ def test_excluded_groups_are_pinned_with_the_pattern(small_net: nn.Module, small
 
 
 def test_model_without_prunable_channels_is_refused() -> None:
-    with pytest.raises(NothingToPruneError, match="found no channel group that can be pruned"):
+    with pytest.raises(NothingToPruneError, match="no channel group can be pruned"):
         prunegate.wrap(nn.Linear(4, 3), torch.randn(2, 4))
-    with pytest.raises(NothingToPruneError, match="found no parameters"):
+    with pytest.raises(NothingToPruneError, match="the model: has no parameters"):
         prunegate.wrap(nn.ReLU(), torch.randn(2, 4))
 
 

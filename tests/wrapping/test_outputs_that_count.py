@@ -61,7 +61,7 @@ def test_the_stream_may_shrink_where_it_is_only_returned_besides(name: str, back
     assert units(prunegate.wrap(model, noise(2, 5), backend=backend)) == {"blocks.0.0": 16, "blocks.1.0": 16}
     gated = prunegate.wrap(model, noise(2, 5), backend=backend, outputs=outputs)
     assert units(gated) == {"stem": 12, "blocks.0.0": 16, "blocks.1.0": 16}
-    assert any("only " in str(limit) and "is what it was" in str(limit) for limit in gated.limits)
+    assert any("only " in str(limit) and "is preserved" in str(limit) for limit in gated.limits)
     gated.set_masks(random_masks(gated.groups, 0.5, 0))
     result = prunegate.compact(gated)
 
@@ -91,11 +91,11 @@ def test_several_outputs_may_count() -> None:
 @pytest.mark.parametrize(
     ("outputs", "told"),
     [
-        ("scores", r"found no output 'scores'. There is: \.logits, \.states\[0\]"),
-        (lambda out: out.scores, "the function failed on what the model returns with AttributeError"),
-        (lambda out: out.logits + 1, "found a function that makes tensors, expected one that picks"),
-        (lambda out: None, "found a choice of nothing"),
-        ([], "found a choice of nothing"),
+        ("scores", r"the model has no output 'scores'. The outputs are: \.logits, \.states\[0\]"),
+        (lambda out: out.scores, "the function failed on the model's output with AttributeError"),
+        (lambda out: out.logits + 1, "the function returns new tensors. It has to return tensors of"),
+        (lambda out: None, "nothing was chosen, expected at least one tensor"),
+        ([], "nothing was chosen, expected at least one tensor"),
         (0, "found 0, expected names such as"),
         ([0], r"found \[0\], expected names such as"),
     ],

@@ -146,7 +146,7 @@ def test_weights_that_a_hook_computes_before_each_forward() -> None:
 def test_a_model_that_cannot_be_copied_is_refused_with_the_way_out() -> None:
     model = Model(nn.ReLU())
     model.lock = threading.Lock()
-    with pytest.raises(prunegate.TraceError, match="cannot be copied: found cannot pickle"):
+    with pytest.raises(prunegate.TraceError, match="cannot be copied: cannot pickle"):
         prunegate.wrap(model, torch.randn(2, WIDTH))
 
 

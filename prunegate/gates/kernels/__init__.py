@@ -1,4 +1,4 @@
-"""Triton kernels that do for all gates of a model at once what torch's operations do one by one."""
+"""Triton kernels that process all gates of a model at once."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _HAS_TRITON = importlib.util.find_spec("triton") is not None
 def serve(device: torch.device) -> bool:
     """Whether the kernels run on a device: on CUDA where Triton is installed, or anywhere under its interpreter.
 
-    A step that is being captured in a CUDA graph does without: addresses are handed over from the host in each step.
+    Not while a step is captured in a CUDA graph, as the host passes addresses in each step.
     """
     if not _HAS_TRITON:
         return False

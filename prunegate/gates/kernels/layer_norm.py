@@ -6,7 +6,7 @@ import torch
 import triton
 import triton.language as tl
 
-# Longer rows do not fit a program's registers.
+# Longer rows do not fit into a program's registers.
 LONGEST = 16_384
 
 
@@ -103,7 +103,7 @@ def backward(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The gradient of x, and those of mask, weight and bias, shape (3, channels).
 
-    Those of several rows are always added up in the same order.
+    Sums over rows always have the same order.
     """
     rows, columns = x.shape
     programs = min(rows, 4 * _processors(x.device))

@@ -1,8 +1,8 @@
 """Masks on all weights of a model in one kernel, and their gradients in two.
 
-A weight is read in the order in which its entries lie in memory, whatever its dimensions' order is. In that order its
-entries form a matrix of ``outer`` rows and ``length · inner`` columns, where ``length`` is the masked axis: entry *p*
-has place ``(p // inner) % length`` along it. The kernels find the weights by tables of addresses.
+A weight is read in memory order, whatever the order of its dimensions. In memory order its entries form a matrix of
+``outer`` rows and ``length · inner`` columns, where ``length`` is the masked axis: entry *p* has index ``(p // inner) %
+length`` along it. The kernels find the weights through tables of addresses.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ import torch
 import triton
 import triton.language as tl
 
-# Entries that one program of the forward kernel takes; columns and rows that one of the backward kernel takes.
+# Entries per program of the forward kernel; columns and rows per program of the backward kernel.
 _BLOCK = 2048
 _COLUMNS, _ROWS, _ROWS_AT_ONCE = 128, 64, 16
-# Places of masks, and partial sums for each, that a program of the last kernel adds up at a time.
+# Mask entries, and partial sums for each, that a program of the last kernel adds at a time.
 _PLACES, _PARTS = 32, 32
-# Units whose references a program of `_gather_sums` adds up.
+# Units per program of `_gather_sums`.
 _UNITS = 64
 
 
@@ -106,7 +106,7 @@ def _gather_sums(values, order, starts, sums, count, width: tl.constexpr):  # ty
 
 @dataclass(frozen=True)
 class Plan:
-    """What stays the same from step to step: tables on the device, and how the weights lie in memory."""
+    """What is constant between steps: tables on the device, and the memory layout of the weights."""
 
     layout: torch.Tensor
     blocks: tuple[torch.Tensor, ...]  # owner and first entry of what a program of `_mask` takes
@@ -120,7 +120,7 @@ class Plan:
 
 
 def can_mask(weight: torch.Tensor) -> bool:
-    """Whether a weight's entries lie in memory without gaps, in a precision that the kernels know."""
+    """Whether a weight is dense in memory, and has a precision that the kernels support."""
     return weight.dtype in _KINDS and weight.numel() > 0 and torch.empty_like(weight).stride() == weight.stride()
 
 
@@ -142,7 +142,7 @@ def mask_backward(
     masks: torch.Tensor,
     sums: torch.Tensor,
 ) -> list[torch.Tensor]:
-    """The weights' gradients; those of the masks are written to ``sums``, always added up in the same order."""
+    """The weights' gradients; those of the masks are written to ``sums``, always summed in the same order."""
     laid = [
         given
         if given.stride() == strides
@@ -163,7 +163,7 @@ def mask_backward(
 
 
 def gather_sums(values: torch.Tensor, order: torch.Tensor, starts: torch.Tensor) -> torch.Tensor:
-    """The sums of ``values[order[starts[n]:starts[n + 1]]]`` for all n, always added up in the same order."""
+    """The sums of ``values[order[starts[n]:starts[n + 1]]]`` for all n, always in the same order."""
     count = len(starts) - 1
     sums = torch.empty(count, dtype=torch.float32, device=values.device)
     _gather_sums[(triton.cdiv(count, _UNITS),)](values, order, starts, sums, count, width=_UNITS)
@@ -171,7 +171,7 @@ def gather_sums(values: torch.Tensor, order: torch.Tensor, starts: torch.Tensor)
 
 
 def _laid_out(plan: Plan, weights: Sequence[torch.Tensor], dtype: torch.dtype) -> list[torch.Tensor]:
-    """Room for as many tensors, laid out as the weights are."""
+    """Empty tensors with the memory layout of the weights."""
     device = weights[0].device
     return [
         torch.empty_strided(weight.shape, strides, dtype=dtype, device=device)
@@ -183,12 +183,12 @@ _KINDS = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: 
 
 
 def plan(weights: Sequence[torch.Tensor], axes: Sequence[int], offsets: Sequence[int], out_dtype: torch.dtype) -> Plan:
-    """For weights of one precision on one device.
+    """The plan for weights of one precision on one device.
 
     Args:
-        out_dtype: What the masked ones are to be in.
-        axes: The masked axis of each.
-        offsets: Where each one's mask begins among the flat masks.
+        out_dtype: Precision of the masked weights.
+        axes: The masked axis of each weight.
+        offsets: Start of each weight's mask in the flat masks.
     """
     forms = [
         (weight.numel(), weight.stride(axis), weight.shape[axis], offset)
@@ -226,7 +226,7 @@ def _addresses(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
 
 @lru_cache(maxsize=256)
 def _table(addresses: tuple[int, ...], device: torch.device) -> torch.Tensor:
-    """The addresses on the device; torch's allocator hands out the same ones step after step."""
+    """The addresses on the device; torch's allocator returns the same ones in every step."""
     if device.type != "cuda":
         return torch.tensor(addresses, dtype=torch.int64)
     return torch.tensor(addresses, dtype=torch.int64).pin_memory().to(device, non_blocking=True)

@@ -1,4 +1,4 @@
-"""Where in a model's code the call of a function stands: the same place is the same in every run of that code."""
+"""Positions of function calls in a model's code, which are the same in every run."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import nn
 
 @dataclass(frozen=True, slots=True)
 class CodePlace:
-    """A place in the model's code: an instruction of the function that begins at a line of a file."""
+    """A position in the model's code: an instruction of the function that starts at a line of a file."""
 
     file: str
     line: int
@@ -21,7 +21,7 @@ class CodePlace:
 
 
 def place_in_code(func: Any) -> CodePlace:
-    """Where the call of ``func`` stands that a function mode is handling, past all code that only passes it on."""
+    """The position of the call of ``func`` that a function mode is handling, skipping code that only forwards it."""
     frame = _caller(func, sys._getframe(2))
     code = frame.f_code
     return CodePlace(code.co_filename, code.co_firstlineno, code.co_name, frame.f_lasti)
@@ -39,7 +39,7 @@ def lines_in_code(func: Any) -> list[tuple[str, int]]:
 
 
 def lines_of_call() -> list[tuple[str, int]]:
-    """The same for the call of a module that is about to begin."""
+    """The same for the call of a module that is about to start."""
     frame = sys._getframe(2)
     while frame.f_back is not None and frame.f_globals.get("__name__") in _CALLING:
         frame = frame.f_back

@@ -1,6 +1,6 @@
 """The same inputs at other sizes: more samples, and other lengths or image sizes.
 
-What a dimension of an input means is written nowhere. Options are made for the usual layouts; whether the model takes
+Nothing says what a dimension of an input means. Candidates are made for the usual layouts; whether the model accepts
 one is found by running it.
 """
 
@@ -15,17 +15,17 @@ import torch
 from prunegate.groups.following.inputs import ExampleInputs
 from prunegate.groups.torch_workarounds.draws import Dropped
 
-# For a tensor the dimensions that are positions: pixels, tokens, samples of sound.
+# Maps a tensor to its position dimensions: pixels, tokens, audio samples.
 _Layout: TypeAlias = Callable[[torch.Tensor], tuple[int, ...]]
 
 
 @dataclass(frozen=True)
 class Variation:
-    """How inputs differ from the example inputs in size alone.
+    """How inputs differ from the example inputs, in size only.
 
     Attributes:
-        doubled: Every sample is there twice.
-        layout: Where positions are taken to be, a name in `_LAYOUTS`; None if they stay.
+        doubled: Every sample is repeated once.
+        layout: The assumed layout of positions, a name in `_LAYOUTS`; None if their number does not change.
         growth: How their number grows, ``"steps"`` or ``"twice"``.
         dropped: What is dropped where the model's code decides by a single random number; None leaves it to chance.
         other: Number of the other call that is taken in place of the example inputs; None for these.
@@ -38,7 +38,7 @@ class Variation:
     dropped: Dropped | None = None
 
     def of(self, inputs: ExampleInputs) -> ExampleInputs:
-        """The example inputs so varied. Values are those of the example, repeated."""
+        """The varied example inputs. Values are those of the example, repeated."""
         inputs = inputs.alone() if self.other is None else inputs.others[self.other]
         if self.layout is not None:
             inputs = _resized(inputs, _LAYOUTS[self.layout], _GROWTHS[self.growth])
@@ -52,7 +52,7 @@ class Variation:
 
 
 def other_sizes(inputs: ExampleInputs) -> list[Variation]:
-    """Variations in the number of positions that make a difference, likeliest to be taken first."""
+    """Variations that change the number of positions, the most likely to be accepted first."""
     seen = {_shapes(inputs)}
     results = []
     for growth in _GROWTHS:
@@ -95,7 +95,7 @@ def _channels_last(tensor: torch.Tensor) -> tuple[int, ...]:
 
 
 def _by_steps(size: int, place: int) -> int:
-    """A few steps more, a step being what the size seems to be a multiple of; unequal sides for images."""
+    """The size plus a few steps, of which it seems to be a multiple; with unequal sides for images."""
     return size + min(size & -size, 32) * (2 + place)
 
 
@@ -113,7 +113,7 @@ _GROWTHS = {"steps": _by_steps, "twice": _twice}
 
 
 def _resized(inputs: ExampleInputs, layout: _Layout, grown: Callable[[int, int], int]) -> ExampleInputs:
-    """Sizes that are equal in several inputs (token ids and their mask) stay equal."""
+    """The resized inputs; sizes that are equal in several inputs (token ids and their mask) remain equal."""
     new: dict[tuple[int, int], int] = {}
     for tensor in inputs.tensors():
         for place, dim in enumerate(layout(tensor)):

@@ -1,4 +1,4 @@
-"""Example inputs in the three forms a user may give them."""
+"""Example inputs in the three forms that users may pass."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from prunegate.errors import TraceError
 
 @dataclass(frozen=True)
 class ExampleInputs:
-    """Arguments of one call of the model, and which parts of what it returns count.
+    """Arguments of one call of the model, and which of its outputs count.
 
     Attributes:
         outputs: Places of tensors in the returned object, such as ``".logits"`` (see
             `prunegate.groups.following.outputs.named_tensors`); None for all of them.
-        others: Further calls that the model takes: other arguments, sizes or branches.
+        others: Further calls of the model: other arguments, sizes or branches.
     """
 
     args: tuple[Any, ...]
@@ -33,7 +33,7 @@ class ExampleInputs:
         """From a tensor, a tuple of positional arguments, or a dict of keyword arguments.
 
         Raises:
-            TraceError: ``given`` is of another type or holds no tensor.
+            TraceError: ``given`` has another type or contains no tensor.
         """
         if isinstance(given, ExampleInputs):
             return given
@@ -51,7 +51,7 @@ class ExampleInputs:
         if not inputs.tensors():
             raise TraceError(
                 "example_inputs: found no tensor, expected at least one. Channels are found by running the "
-                "model, so it needs an input of the shape it will see."
+                "model, which needs inputs of realistic shapes."
             )
         return inputs
 
@@ -59,7 +59,7 @@ class ExampleInputs:
         return [t for t in tree_leaves((self.args, self.kwargs)) if isinstance(t, torch.Tensor)]
 
     def map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> ExampleInputs:
-        """The same arguments with every tensor changed, of the other calls too."""
+        """The same arguments with every tensor changed, also in the other calls."""
         args, kwargs = tree_map(lambda x: change(x) if isinstance(x, torch.Tensor) else x, (self.args, self.kwargs))
         return ExampleInputs(args, kwargs, self.outputs, tuple(other.map(change) for other in self.others))
 
@@ -72,14 +72,14 @@ class ExampleInputs:
         return replace(self, outputs=outputs, others=tuple(other.that_count(outputs) for other in self.others))
 
     def copied(self) -> ExampleInputs:
-        """The same with tensors of their own: a model's code may write into what it is given."""
+        """The same with copied tensors, as a model's code may write into its inputs."""
         return self.map(lambda tensor: tensor.detach().clone())
 
     def describe(self) -> Any:
         """The form of the inputs as JSON-ready data; `of_form` makes inputs of that form.
 
         Raises:
-            TraceError: They hold something other than tensors, plain values and containers of them.
+            TraceError: They contain something other than tensors, plain values and containers of them.
         """
         form: list[Any] = [list(self.args), self.kwargs]
         if self.outputs is not None or self.others:
@@ -90,10 +90,10 @@ class ExampleInputs:
 
     @classmethod
     def of_form(cls, form: Any) -> ExampleInputs:
-        """Inputs on the meta device of a form that `describe` gave, trusting nothing.
+        """Inputs on the meta device with a form from `describe`, which is not trusted.
 
         Raises:
-            ValueError: It is no such form.
+            ValueError: The form is invalid.
         """
         try:
             if _leaves_within(form) > _MOST_ARGUMENTS:
@@ -111,12 +111,12 @@ class ExampleInputs:
         return replace(calls[0], others=tuple(calls[1:]))
 
     def doubled(self) -> ExampleInputs:
-        """Every sample twice: BatchNorm refuses to train on a single value for each channel."""
+        """Every sample twice, as BatchNorm cannot train on a single value per channel."""
         batch = self.batch_size()
         return self.map(lambda t: torch.cat([t, t]) if t.dim() > 0 and t.shape[0] == batch else t)
 
     def of_samples(self, count: int) -> ExampleInputs:
-        """The first samples alone, at most so many."""
+        """Only the first samples, at most ``count``."""
         batch = self.batch_size()
         return self.map(lambda t: t[:count] if t.dim() > 0 and t.shape[0] == batch else t)
 
@@ -130,13 +130,13 @@ _DTYPES = {str(d).removeprefix("torch."): d for d in (
     torch.uint8, torch.bool)}  # fmt: skip
 
 
-# A batch of a thousand large images; what is traced on more is a damaged or hostile form.
+# A batch of a thousand large images; larger forms are damaged or hostile.
 _MOST_ENTRIES = 1 << 30
 
-# A call of a few hundred tensors, each with its sizes and type.
+# Enough for a call of a few hundred tensors, each with its sizes and type.
 _MOST_ARGUMENTS = 4096
 
-# Each is another run to follow.
+# Each is another run to trace.
 _MOST_CALLS = 64
 
 
@@ -156,7 +156,7 @@ def _names_of(made: Any) -> tuple[str, ...] | None:
 
 
 def _leaves_within(form: Any) -> int:
-    """How many plain values a form holds, before anything is made of it."""
+    """The number of plain values in a form, counted before anything is created."""
     if isinstance(form, (dict, list)):
         return sum(_leaves_within(entry) for entry in (form.values() if isinstance(form, dict) else form))
     return 1

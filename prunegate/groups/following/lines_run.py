@@ -1,4 +1,4 @@
-"""Lines of a model's code that runs went through, as far as calls of torch's functions show it."""
+"""Lines of a model's code that were run, as far as calls of torch functions show it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Functions: TypeAlias = "set[tuple[Any, ...]]"
 
 @dataclass(frozen=True)
 class LinesRun:
-    """Lines that runs went through.
+    """Lines that were run.
 
     Attributes:
         passed: Where any function was called, and where the functions stand that led there.

@@ -1,4 +1,4 @@
-"""Functions of torch that a gated model can run without the removed units of an argument."""
+"""Torch functions that a gated model can run with the removed units of an argument masked."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ ZERO_NEUTRAL = frozenset(
     sum norm vector_norm linalg_norm linalg_vector_norm normalize _weight_norm cumsum cosine_similarity cdist
     bilinear""".split()
 )
-# Of these functions every argument that has the units is masked: each is summed by itself as well.
+# In these, every argument with the units is masked, as each is also summed separately.
 EACH_BY_ITSELF = frozenset("cosine_similarity cdist".split())
-# Those that read units as a weight does. Attention scales by the root of the width that is left.
+# Functions that read units like a weight. Attention scales by the root of the kept width.
 READING = ZERO_NEUTRAL | {"scaled_dot_product_attention"}
-# For all but the neutral ones there is a form that leaves out positions of the first argument
+# All except the neutral ones have a form that masks positions of the first argument
 # (`prunegate.gates.masked_functions`).
 MASKABLE = READING | frozenset(
     """layer_norm rms_norm group_norm batch_norm mean var std var_mean std_mean amax amin max min aminmax logsumexp

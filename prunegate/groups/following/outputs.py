@@ -1,4 +1,4 @@
-"""All tensors of what a model returns, however deep they lie in it."""
+"""All tensors in a model's output, at any nesting depth."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from typing import Any
 import torch
 from torch import nn
 
-# What holds no outputs, though it may refer to tensors.
+# Types that contain no outputs, though they may refer to tensors.
 _CLOSED = (str, bytes, bool, int, float, complex, type(None), type, torch.dtype, torch.device, torch.Size, Enum,
            nn.Module, types.ModuleType, types.FunctionType, types.MethodType, types.BuiltinFunctionType)  # fmt: skip
 
 
 def named_tensors(outputs: Any, state: Collection[str] = ()) -> Iterator[tuple[str, torch.Tensor]]:
-    """Every tensor in a returned object with where it lies, e.g. ``".features[0]"``, each once.
+    """Every tensor in a returned object with its place, e.g. ``".features[0]"``, each once.
 
-    Containers, mappings, dataclasses, named tuples and objects of any other class are looked into: what a user can
-    reach counts.
+    Containers, mappings, dataclasses, named tuples and objects of any other class are searched: everything that a user
+    can reach counts.
 
     Args:
-        state: Names of parts that are the model's own business, see `names_of_state`. A tensor is no such part.
+        state: Names of parts that are the model's internal state, see `names_of_state`. Tensors are never such parts.
     """
     if isinstance(outputs, _CLOSED):
         return
@@ -38,15 +38,15 @@ def named_tensors(outputs: Any, state: Collection[str] = ()) -> Iterator[tuple[s
 
 
 def tensors_in(outputs: Any, state: Collection[str] = (), places: Collection[str] | None = None) -> list[torch.Tensor]:
-    """Every tensor in a returned object, each once; only those at some places, if these are given."""
+    """Every tensor in a returned object, each once; only those at ``places`` if given."""
     return [tensor for place, tensor in named_tensors(outputs, state) if places is None or place in places]
 
 
 def names_of_state(model: nn.Module) -> frozenset[str]:
     """Names of outputs that are state: objects which the model takes back as an argument of the same name.
 
-    So are the caches of language models (``past_key_values``). Their tensors may be smaller in a compact model, which
-    is the only one to read them.
+    An example are the caches of language models (``past_key_values``). Their tensors may be smaller in a compact model,
+    as only the model reads them.
     """
     return frozenset(inspect.signature(model.forward).parameters) - {"args", "kwargs"}
 
@@ -73,7 +73,7 @@ def _parts(value: Any) -> Iterator[tuple[str, Any]]:
         yield from ((f".{field.name}", getattr(value, field.name, None)) for field in fields(value))
     attributes = getattr(value, "__dict__", None)
     if isinstance(attributes, dict) and not is_dataclass(value):
-        known = set(value) if isinstance(value, Mapping) else set()  # outputs of transformers have both
+        known = set(value) if isinstance(value, Mapping) else set()  # outputs of transformers are both
         yield from ((f".{name}", part) for name, part in attributes.items() if name not in known)
     for base in type(value).__mro__:
         slots = vars(base).get("__slots__", ())

@@ -1,4 +1,4 @@
-"""Reading a model's source for calls that its conditions may decide about, and that no run made."""
+"""Reading a model's source for calls that depend on conditions and were made in no run."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ from prunegate.groups.following.source_code import (
 
 _SIZES = frozenset({"shape", "ndim"})
 _SIZE_CALLS = frozenset({"size", "dim", "numel", "ndimension", "nelement"})
-# What is made of sizes and arguments by these is as changeable as they are.
+# Results of these functions may change if their arguments, such as sizes, may.
 _PLAIN_CALLS = frozenset("abs all any bool divmod float int len list max min range round sum tuple".split())
-# How a tensor is stored changes from call to call too, but not what is computed.
+# The storage of a tensor may change between calls too, but that does not affect what is computed.
 _STORAGE = frozenset(
     """device dtype is_cuda is_meta is_nested is_quantized is_sparse layout requires_grad is_complex
     is_contiguous is_floating_point""".split()
@@ -39,7 +39,7 @@ _STORAGE = frozenset(
 
 
 class Unrun(NamedTuple):
-    """One call that no run made, and the condition that decides about it."""
+    """One call that no run made, and the condition that it depends on."""
 
     module: str
     condition: str
@@ -49,12 +49,12 @@ class Unrun(NamedTuple):
 
 
 class _Task(NamedTuple):
-    """A function to read, as a method of a module or by itself.
+    """A function to read, either a method of a module or a plain function.
 
     Attributes:
-        changing: Arguments that may differ from call to call of the same model.
-        carrying: Arguments that may hold channels which can be removed.
-        condition: What decides whether it is called at all.
+        changing: Arguments that may differ between calls of the same model.
+        carrying: Arguments that may hold removable channels.
+        condition: The condition that decides whether it is called.
     """
 
     path: str
@@ -67,7 +67,7 @@ class _Task(NamedTuple):
 
 @dataclass
 class Search:
-    """Reads functions, and those that they call, as far as it can be told which these are.
+    """Reads functions and, as far as they can be determined, the functions that they call.
 
     Attributes:
         ran: Identities of the modules that ran.
@@ -158,7 +158,7 @@ class _Reader:
         return isinstance(node.value, ast.Name) and node.value.id == self._self
 
     def body(self, statements: Sequence[ast.stmt], condition: str | None) -> None:
-        """Read statements that are run under a condition; None for such as runs decide about."""
+        """Read statements that run under a condition; None if the runs have covered them."""
         for number, statement in enumerate(statements):
             if isinstance(statement, (ast.If, ast.While)):
                 self.expression(statement.test, condition)
@@ -190,7 +190,7 @@ class _Reader:
                         self.body(case.body, None if self.ran(case.body, statement.lineno) else below)
 
     def expression(self, node: ast.AST, condition: str | None) -> None:
-        """Read an expression that is computed under a condition."""
+        """Read an expression that is evaluated under a condition."""
         if isinstance(node, ast.IfExp):
             self.expression(node.test, condition)
             for arm in (node.body, node.orelse):
@@ -239,7 +239,7 @@ class _Reader:
         )
 
     def changes(self, node: ast.AST) -> bool:
-        """Whether an expression may have another value in another call of the same model."""
+        """Whether an expression may have a different value in another call of the same model."""
         if isinstance(node, ast.Name):
             return node.id in self.changing
         if isinstance(node, ast.Attribute):
@@ -255,7 +255,7 @@ class _Reader:
         return any(map(self.changes, ast.iter_child_nodes(node)))
 
     def carries(self, node: ast.AST) -> bool:
-        """Whether an expression may hold channels that can be removed: what layers make does, what is handed in not."""
+        """Whether an expression may hold removable channels, as layer outputs do; the model's inputs do not."""
         if isinstance(node, ast.Name):
             return node.id in self.carrying
         if isinstance(node, ast.Attribute):
@@ -268,7 +268,7 @@ class _Reader:
         return any(map(self.carries, ast.iter_child_nodes(node)))
 
     def held(self, node: ast.expr) -> Any:
-        """What ``self.a.b`` is, if it is that."""
+        """The value of ``self.a.b``, if the expression has this form."""
         if isinstance(node, ast.Name):
             return self.task.module if node.id == self._self else UNKNOWN
         if isinstance(node, ast.Attribute):
@@ -277,7 +277,7 @@ class _Reader:
         return UNKNOWN
 
     def call(self, node: ast.Call, condition: str | None) -> None:
-        """Read a call: of the model's own code, which is read in turn, or of torch."""
+        """Read a call of the model's own code, which is then read as well, or of torch."""
         name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
         called, module = self._called(node.func)
         if called is not None:
@@ -357,7 +357,7 @@ class _Reader:
             self.search.unrun.setdefault((self._file, node.lineno), unrun)
 
     def _called(self, function: ast.expr) -> tuple[Callable[..., Any] | None, nn.Module | None]:
-        """The function of Python code that is called, and whose method it is; None if that cannot be told."""
+        """The Python function that is called, and the module if it is a method; None if it cannot be determined."""
         module, names = self.task.module, self.task.function.__globals__
         held: Any = None
         if isinstance(function, ast.Name):
@@ -382,7 +382,7 @@ class _Reader:
     def _given(
         self, called: Callable[..., Any], bound: bool, node: ast.Call, test: Callable[[ast.AST], bool]
     ) -> frozenset[str]:
-        """Which parameters of a called function are given arguments that pass a test."""
+        """The parameters of a called function whose arguments pass a test."""
         try:
             parameters = list(inspect.signature(called).parameters.values())
         except (TypeError, ValueError):

@@ -1,4 +1,4 @@
-"""What a model is followed under, and the tensors that it holds."""
+"""The modes under which a model is traced, and its tensors."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from prunegate.groups.torch_workarounds.kernels import decomposed_attention
 
 @contextlib.contextmanager
 def no_collection(unless: bool = False) -> Iterator[None]:
-    """Without Python's search for cyclic garbage: there is none among the many small objects that are made here.
+    """Turn off cyclic garbage collection, as the many small objects created here contain no cycles.
 
-    It would take a tenth of the time. Where tensors hold data, ``unless`` keeps it on, since a model's own
-    garbage may be large.
+    It would take a tenth of the time. ``unless`` keeps it on if tensors hold data, as a model's own garbage may be
+    large.
     """
     enabled = gc.isenabled() and not unless
     if enabled:
@@ -37,7 +37,7 @@ def no_collection(unless: bool = False) -> Iterator[None]:
 
 
 def stored_tensors(model: nn.Module) -> list[tuple[Literal["parameter", "buffer"], str, torch.Tensor]]:
-    """Parameters, then buffers, each once, by the first name it has: as torch lists them, in one walk."""
+    """Parameters, then buffers, each once, under its first name, in torch's order."""
     parameters: dict[int, tuple[Literal["parameter", "buffer"], str, torch.Tensor]] = {}
     buffers = parameters.copy()
     for path, module in modules_by_path(model):
@@ -79,9 +79,9 @@ def single_draws(dropped: Dropped | None) -> contextlib.AbstractContextManager[A
 
 @contextlib.contextmanager
 def same_draws() -> Iterator[None]:
-    """Every run draws the same numbers at the same calls, however many entries earlier calls drew.
+    """Make every run draw the same numbers at the same calls, however many entries earlier calls drew.
 
-    Else a run of the cut model might skip other layers than the dense one (layer drop), and pick other tokens.
+    Otherwise a run of the cut model might skip other layers than the dense one (layer drop), or pick other tokens.
     """
     devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()  # type: ignore[no-untyped-call]
     with torch.random.fork_rng(devices), _Reseeded():
@@ -89,7 +89,7 @@ def same_draws() -> Iterator[None]:
 
 
 class _Reseeded(TorchFunctionMode):
-    """Seeds anew before every function that draws."""
+    """Reseeds before every function that draws."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Calls of functions that are handed sizes or places, and where in the model's code they stand."""
+"""Function calls that take sizes or indices, and their positions in the model's code."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ from typing import Any
 
 from prunegate.groups.following.code_places import CodePlace
 
-# Functions that are told by numbers how large their result is, or which part of a tensor it is.
+# Functions with numeric arguments for the size of their result, or for a part of a tensor.
 SIZED = frozenset(
     """view reshape unflatten expand broadcast_to new_zeros new_ones new_empty new_full zeros ones empty full rand randn
     split split_with_sizes unsafe_split unsafe_chunk chunk tensor_split getitem narrow select repeat tile layer_norm
     rms_norm group_norm conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d arange linspace
     eye pad multi_head_attention_forward""".split()
 )
-# Functions that compute with numbers, which the code may have made from sizes: scales, counts.
+# Functions that compute with numbers which code may have derived from sizes: scales, counts.
 SCALED = frozenset(
     """mul rmul imul mul_ multiply div div_ divide truediv rtruediv itruediv true_divide floordiv add radd iadd add_ sub
     rsub isub sub_ pow rpow pow_ clamp full_like fill_ masked_fill masked_fill_ tensor baddbmm addmm
     scaled_dot_product_attention""".split()
 )
-# Those that are given the sizes of a layer, and say nothing of how a model's code handles its tensors.
+# Functions that take the sizes of a layer, and do not show how a model's code handles its tensors.
 OF_LAYERS = SCALED | frozenset(
     """layer_norm rms_norm group_norm conv1d conv2d conv3d conv_transpose1d conv_transpose2d
     conv_transpose3d pad multi_head_attention_forward""".split()
@@ -29,7 +29,7 @@ OF_LAYERS = SCALED | frozenset(
 
 @dataclass(frozen=True, slots=True)
 class SizeCallKey:
-    """One call in a run: of which call of which module it is part, where it stands, and the how manieth there it is."""
+    """One call in a run: the module call it is part of, its position, and that it is the n-th call there."""
 
     module: str
     number: int
@@ -39,7 +39,7 @@ class SizeCallKey:
 
 @dataclass(slots=True)
 class SizeCall:
-    """What such a call was given and what it returned, with numbers of the tape in place of tensors."""
+    """The arguments and results of such a call, with tape numbers instead of tensors."""
 
     function: str
     args: Any
@@ -48,7 +48,7 @@ class SizeCall:
 
 
 def is_scaled(name: str, args: Any, kwargs: Any) -> bool:
-    """Whether a call is of a function that computes with numbers, and is given one."""
+    """Whether a call is of a function that computes with numbers, and has one as an argument."""
     return name in SCALED and not _NUMBERS.isdisjoint(map(type, (*args, *kwargs.values())))
 
 

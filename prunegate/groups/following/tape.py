@@ -1,7 +1,7 @@
 """The tape: every operation of one run, in order, with tensors replaced by numbers.
 
-Compaction plays parts of it back with other sizes where a module's own code cannot follow its smaller
-tensors (`prunegate.compaction.replaying`).
+Compaction replays parts of it with other sizes if a module's own code cannot run on its smaller tensors
+(`prunegate.compaction.replaying`).
 """
 
 from __future__ import annotations
@@ -16,23 +16,23 @@ from prunegate.groups.following.size_calls import SizeCall, SizeCallKey
 from prunegate.groups.solving.labels import Labels, Shape
 
 
-@dataclass(slots=True, unsafe_hash=True)  # never changed; frozen ones are slower to make, and there are many
+@dataclass(slots=True, unsafe_hash=True)  # never changed; frozen dataclasses are slower to create
 class Value:
-    """A tensor of the tape, by number, where an argument or result held it."""
+    """A reference to a tensor of the tape by number, in an argument or result."""
 
     number: int
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where a tensor that no operation made comes from; ``tensor`` is the data of a literal."""
+    """The source of a tensor that no operation made; ``tensor`` is the data of a literal."""
 
     kind: Literal["stored", "input", "literal"]
     name: str = ""
     tensor: torch.Tensor | None = None
 
 
-@dataclass(slots=True)  # never changed, as `Value`
+@dataclass(slots=True)  # never changed, like `Value`
 class Operation:
     """One call of an operation; ``results`` are the numbers of the tensors it returned."""
 
@@ -43,7 +43,7 @@ class Operation:
     is_sequence: bool
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """By the operation's name: torch's own object cannot be pickled."""
+        """Pickle by the operation's name, as torch's object cannot be pickled."""
         return _operation, (str(self.func), self.args, self.kwargs, self.results, self.is_sequence)
 
 
@@ -54,13 +54,13 @@ def _operation(name: str, *others: Any) -> Operation:
 
 @dataclass(slots=True)
 class Span:
-    """A stretch of operations that one call of a module or of a function issued.
+    """The operations of one call of a module or of a function.
 
     Attributes:
         target: The module's path, or the function.
         first, last: The operations are ``tape.operations[first:last]``.
-        until: The spans within it are those that come next on the tape, up to this number.
-        returns_argument: It handed back a tensor it was given, untouched.
+        until: The nested spans are the next ones on the tape, up to this number.
+        returns_argument: It returned one of its arguments unchanged.
     """
 
     target: str | Callable[..., Any]
@@ -75,10 +75,10 @@ class Span:
 
 @dataclass
 class Tape:
-    """All operations of a run, the calls they belong to in the order these began, and every tensor's form.
+    """All operations of a run, the calls they belong to in the order of their starts, and every tensor's form.
 
     Attributes:
-        sized: The calls of functions that are handed sizes.
+        sized: The calls of functions that take sizes.
     """
 
     operations: list[Operation] = field(default_factory=list)
@@ -94,7 +94,7 @@ class Tape:
     _unlabelled: set[int] = field(default_factory=set)
 
     def add(self, tensor: torch.Tensor, labels: Labels = (), source: Source | None = None) -> int:
-        """A new number for ``tensor``, also if it had one: it has been written to, or passed through a call."""
+        """A new number for ``tensor``, even if it has one, as it was written to or passed through a call."""
         return self._add(tensor, tuple(tensor.shape), tensor.dtype, labels, source)
 
     def _add(
@@ -111,7 +111,7 @@ class Tape:
         return number
 
     def number(self, tensor: torch.Tensor, labels: Labels = ()) -> int:
-        """The present number of a tensor; one never seen is a literal of the model's code."""
+        """The current number of a tensor; an unknown tensor is a literal of the model's code."""
         result = self._numbers.get(id(tensor))
         if result is None:
             result = self.add(tensor, labels, Source("literal", "", tensor))
@@ -119,7 +119,7 @@ class Tape:
         return result
 
     def label(self, tensor: torch.Tensor, labels: Callable[[torch.Tensor], Labels]) -> None:
-        """Give a literal its labels, at the first operation that works on it."""
+        """Give a literal its labels, at the first operation that uses it."""
         result = self._numbers.get(id(tensor))
         if result is None or result in self._unlabelled:
             result = self.number(tensor)
@@ -127,7 +127,7 @@ class Tape:
             self._unlabelled.discard(result)
 
     def renumber(self, tree: Any) -> Any:
-        """New numbers for the tensors of a call's result, so that they are known as that call's."""
+        """New numbers for the tensors of a call's result, so that they are identified as its results."""
 
         def again(tensor: torch.Tensor) -> Value:
             before = self.number(tensor)
@@ -138,14 +138,14 @@ class Tape:
         return again(tree) if isinstance(tree, torch.Tensor) else map_tensors(tree, again)
 
     def refer(self, tree: Any) -> Any:
-        """An argument tree with numbers in place of tensors."""
+        """An argument tree with numbers instead of tensors."""
         if isinstance(tree, torch.Tensor):
             return Value(self.number(tree))
         if type(tree) is dict and not tree:
             return {}
         if type(tree) is list and _ATOMS.issuperset(map(type, tree)):
             return tree[:]
-        if type(tree) is tuple:  # the frequent case, spelled out: arguments are mostly tensors and numbers
+        if type(tree) is tuple:  # fast path: arguments are mostly tensors and numbers
             return tuple(
                 [
                     entry
@@ -159,11 +159,11 @@ class Tape:
         return map_tensors(tree, lambda tensor: Value(self.number(tensor)))
 
     def lacks_literals(self) -> bool:
-        """Whether a constant of the model's code came up without its data."""
+        """Whether the data of a constant in the model's code is missing."""
         return any(s.tensor is not None and s.tensor.is_meta for s in self.sources.values())
 
     def close(self) -> None:
-        """Forget the tensors themselves once the run is over; literals stay."""
+        """Release the tensors after the run, except literals."""
         self._numbers.clear()
         self._alive.clear()
 
@@ -179,7 +179,7 @@ def map_values(tree: Any, change: Callable[[Value], Any]) -> Any:
 
 
 def holds(tree: Any, value: Value) -> bool:
-    """Whether a tree has an entry that is this tensor."""
+    """Whether a tree contains this tensor."""
     if type(tree) is tuple and _FLAT.issuperset(map(type, tree)):
         return value in tree
     return bool(tree) and value in values_in(tree)

@@ -44,7 +44,7 @@ WholeHeads: TypeAlias = "frozenset[str] | None"
 
 @dataclass(frozen=True)
 class Run:
-    """One run that was followed.
+    """One traced run.
 
     Attributes:
         variation: How its inputs differed from the example inputs.
@@ -57,21 +57,21 @@ class Run:
 
 
 class Trace:
-    """The constraints of one model's runs; `analysis` may be asked for repeatedly as groups get refused.
+    """The constraints of one model's runs; `analysis` can be called repeatedly as groups are refused.
 
     Attributes:
-        runs: The runs that were followed; the first is that on the example inputs in eval mode.
-        not_followed: What other runs could not be followed, and why.
-        untaken: Calls that look across channels in branches that no run took.
+        runs: The traced runs; the first is on the example inputs in eval mode.
+        not_followed: Other runs that could not be traced, and why.
+        untaken: Calls that mix channels in branches that no run took.
     """
 
     def __init__(self, model: nn.Module, inputs: ExampleInputs) -> None:
-        """Follow the channels of ``model`` through a run on ``inputs``.
+        """Trace the channels of ``model`` through a run on ``inputs``.
 
-        The run is on a copy whose tensors hold no data: nothing is computed, no weights are needed and the
-        model is not touched. Where a shape depends on values, the run is repeated with real tensors. Where the
-        model's code handles sizes, or acts differently in training, it is followed at other sizes and in training mode
-        as well: what is removed has to be right in all of these runs.
+        The run uses a copy whose tensors hold no data: nothing is computed, no weights are needed and the model is not
+        modified. If a shape depends on values, the run is repeated with real tensors. If the model's code handles
+        sizes, or behaves differently in training, it is also traced at other sizes and in training mode: a removal has
+        to be correct in all of these runs.
 
         Raises:
             TraceError: The model does not run on these inputs.
@@ -94,7 +94,7 @@ class Trace:
                 with no_collection(unless=kind == "real"):
                     self._follow(model, inputs)
             except TraceError as reason:
-                # Kernels without data may be stricter than real ones: these have the last word.
+                # Kernels without data may be stricter than real ones, which decide.
                 if kind == "real" or isinstance(reason, RuleError):
                     raise
                 logger.info("following the run on %s tensors failed: %s", kind, reason)
@@ -105,7 +105,7 @@ class Trace:
                     results = {}
                 if results or not (kind == "meta" and (self.tape.lacks_literals() or self.not_followed)):
                     break
-                # Other runs may need tensors that know their device; if they do not, this was quicker.
+                # Other runs may need tensors with a device; if they do not, this is faster.
                 results = {} if self.tape.lacks_literals() else dict(vars(self))
         vars(self).update(results)
         for run in self.runs:
@@ -116,16 +116,16 @@ class Trace:
 
     @property
     def is_fake(self) -> bool:
-        """Whether the run went without data."""
+        """Whether the run used no data."""
         return self._fake_tensors.kind != "real"
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Trace:
-        """Itself: what a run said does not change."""
+        """Return the same object, as it is immutable."""
         return self
 
     @property
     def kind(self) -> Kind:
-        """What stood in for the model's tensors."""
+        """The kind of fake tensors."""
         return self._fake_tensors.kind
 
     @property
@@ -141,7 +141,7 @@ class Trace:
                 self._parameters.append(name)
             self._shapes[name] = tuple(tensor.shape)
             self._values.add_leaf(tensor, kind, name)
-        # What a run leaves behind in the model is not there in the next one.
+        # State that a run leaves in the model must not reach the next run.
         self._run(copy_with(copied, the_same), inputs, Variation(), training=False)
         training = self._own_training(copied, inputs)
         self.untaken = untaken_branches(copied, self._ran, self._lines)
@@ -181,7 +181,7 @@ class Trace:
                 self.not_followed += (("training mode", self._reason),)
             if trained is not None and not known.issuperset(self.runs[-1].tape.sized):
                 taken = sizes[:-1] if other is None else [other]
-                # BatchNorm may refuse a single sample.
+                # BatchNorm may reject a single sample.
                 self._tried(copied, inputs, [v for t in taken for v in (replace(t, doubled=False), t)], training=True)
         if own.skips:
             # Channels on both sides of what is dropped at random go together.
@@ -192,7 +192,7 @@ class Trace:
     def _tried(
         self, model: nn.Module, inputs: ExampleInputs, variations: Sequence[Variation], training: bool
     ) -> Variation | None:
-        """Follow the first of some other runs that the model makes."""
+        """Trace the first of several other runs that the model supports."""
         for variation in variations:
             mark, used = self.constraints.mark(), set(self._values.used)
             try:
@@ -211,14 +211,14 @@ class Trace:
         return None
 
     def _check(self, model: nn.Module, inputs: ExampleInputs, training: bool) -> None:
-        """Whether torch's own kernels take such sizes: what follows a run is quicker, and asks less."""
+        """Check that torch's real kernels accept these sizes, as tracing checks less."""
         inputs = inputs.map(self._fake_tensors.of)
         try:
             draws = single_draws("none" if training else None)
             with self._fake_tensors.running_unfollowed(), decomposed_attention(), torch.no_grad(), draws:
                 model.train(training)(*inputs.args, **inputs.kwargs)
         except Exception as error:  # a foreign forward may raise anything
-            raise TraceError(f"the model does not take them: {type(error).__name__}: {error}") from error
+            raise TraceError(f"the model does not accept them: {type(error).__name__}: {error}") from error
 
     def _own_training(self, model: nn.Module, inputs: ExampleInputs) -> OwnTraining:
         """What training does beyond what the first run did, as runs that are not followed show."""
@@ -247,7 +247,7 @@ class Trace:
         return recorder, draws.count
 
     def _handles_sizes(self) -> bool:
-        """Whether the model's code hands sizes to functions that are not layers."""
+        """Whether the model's code passes sizes to functions that are not layers."""
         return any(call.function not in OF_LAYERS for call in self.tape.sized.values())
 
     def _run(self, model: nn.Module, inputs: ExampleInputs, variation: Variation, training: bool) -> None:
@@ -267,7 +267,7 @@ class Trace:
             watched = run_watched(model.train(training), watch, self._fake_tensors, variation.dropped)
             with watched, Tracer(self._values, watch, tape):
                 outputs = model(*inputs.args, **inputs.kwargs)
-        except RuleError:  # what a user's rule did is not the model's doing
+        except RuleError:  # a failure in a user's rule is not the model's
             raise
         except Exception as error:
             raise TraceError(why_it_failed(watch.module or "the model", error)) from error
@@ -284,8 +284,8 @@ class Trace:
         if not result:
             where = "" if places is None else f" at {', '.join(places)}"
             raise TraceError(
-                f"model output: found no tensor{where}, expected at least one. Nothing can be compared or trained "
-                "then. Return tensors, or containers of them."
+                f"model output: found no tensor{where}, expected at least one. Otherwise nothing can be compared or "
+                "trained. Return tensors, or containers of them."
             )
         self._values.use(result)
         for tensor in result:
@@ -297,9 +297,9 @@ class Trace:
         return [name for name in self._parameters if name not in used]
 
     def with_more_samples(self, model: nn.Module, inputs: ExampleInputs) -> Tape | None:
-        """The tape of the same run with every sample twice, to tell which sizes follow the batch.
+        """The tape of the same run with every sample twice, to identify sizes that depend on the batch.
 
-        None if that run cannot be made or issues other operations; every size is then taken as fixed.
+        None if this run fails or has other operations; every size is then treated as fixed.
         """
         if self._again is None:
             self._again = (self._follow_again(model, inputs.doubled()) if self.is_fake else None,)
@@ -332,7 +332,7 @@ class Trace:
     def split_heads(self, analysis: Analysis, whole_heads: WholeHeads = frozenset()) -> dict[str, set[str]]:
         """Modules whose attention loses head dimensions, with the names of the groups that hold these.
 
-        There is no group where something else in the model forbids it.
+        There is no group if something else in the model prevents it.
         """
         starts = [group.first_unit for group in analysis.groups]
         results: dict[str, set[str]] = {}
@@ -351,10 +351,10 @@ class Trace:
 
         Args:
             refused: Groups that are left out, by name.
-            whole_heads: Modules whose attention loses whole heads, even where there are more head dimensions; None
-                for all of them.
-            finest: Whether units are chosen for the whole network; False for what each operation would choose by
-                itself, as in files of format 1.1 and before.
+            whole_heads: Modules whose attention loses whole heads, even if there are more head dimensions; None for
+                all.
+            finest: Whether units are chosen for the whole network; False for the choice of each operation separately,
+                as in files up to format 1.1.
         """
         refused = refused or {}
         with no_collection():

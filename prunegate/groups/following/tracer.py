@@ -1,4 +1,4 @@
-"""Watching the model run: every operation's effect on labels is looked up and noted."""
+"""Tracing a run of the model: records the effect of every operation on labels."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from prunegate.groups.torch_workarounds import quick
 
 @dataclass(frozen=True)
 class _Signature:
-    """What a schema says, read once for each operation."""
+    """Information from an operation's schema, read once per operation."""
 
     name: str
     arguments: tuple[str, ...]
@@ -40,9 +40,9 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """A dispatch mode that follows channels through the operations of one run, and records them.
 
     Attributes:
-        values: What is known of each tensor; None where only the tape is wanted.
-        watch: Knows which module and function is running.
-        tape: Where operations are written, if anywhere.
+        values: Information about each tensor; None if only the tape is needed.
+        watch: Tracks the running module and function.
+        tape: The tape for recording operations, if any.
     """
 
     values: Values | None
@@ -79,7 +79,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return result
 
     def _end_module(self, module: nn.Module, rule: Rule | None, args: Any, kwargs: Any, output: Any) -> None:
-        """Note what a module's own rule says of a call, in place of the operations inside."""
+        """Apply a module's own rule to a call, instead of the operations inside."""
         if rule is None:
             return
         if self.values is None:
@@ -105,7 +105,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._add(outputs, rule(Call(name, None, arguments, inputs, outputs, shapes, values, self.watch)))
 
     def _add(self, outputs: Sequence[torch.Tensor], results: Sequence[Labels] | None) -> None:
-        """Note what is known of tensors that a module or function made as a whole."""
+        """Record the results of a module or function that is treated as a whole."""
         for tensor, labels in zip(outputs, results or [()] * len(outputs), strict=True):
             if self.values is not None:
                 self.values.set(tensor, labels)
@@ -122,7 +122,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         outputs: Sequence[torch.Tensor],
         shapes: dict[int, tuple[int, ...]],
     ) -> None:
-        if not inputs and not outputs[0].numel():  # room for what a kernel may want to write: no channels
+        if not inputs and not outputs[0].numel():  # scratch space of a kernel, without channels
             values.set(outputs[0], ())
             return
         signature = _signature(func)
@@ -136,7 +136,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def _tensors(arguments: Iterable[Any]) -> list[torch.Tensor]:
-    """The tensors among an operation's arguments or results, which hold no containers but lists."""
+    """The tensors among an operation's arguments or results, whose only containers are lists."""
     results: list[torch.Tensor] = []
     for argument in arguments:
         if isinstance(argument, torch.Tensor):
@@ -159,7 +159,7 @@ def _pin_all(call: Call, why: str) -> list[Labels]:
     return call.all_outputs(())
 
 
-# Operations whose result is the very data of their only tensor input, rearranged.
+# Operations whose result is the rearranged data of their only tensor input.
 _REARRANGING = frozenset(
     """view _unsafe_view reshape _reshape_alias permute transpose t unsqueeze squeeze slice select expand
     detach alias contiguous _to_copy split split_with_sizes unbind as_strided clone lift_fresh""".split()

@@ -1,10 +1,10 @@
-"""Branches of a model's code that no followed run took and that would look across channels.
+"""Branches of a model's code that no traced run took and that would mix channels.
 
-A mask is applied where a run that was followed reads channels: at a layer's weight, or at the call of a function such
-as ``mean``. A call in a branch that other sizes or arguments would take is not seen by any of them. It is found in
-the source (`prunegate.groups.following.reading`): conditions on sizes and on arguments of the call, and below them
-calls of functions that mix or pick channels at places where no run made such a call. Conditions on what a module was
-built with (``self.pre_norm``) are none of these: they do not change from call to call.
+A mask is applied where a traced run reads channels: at a layer's weight, or at the call of a function such as ``mean``.
+A call in a branch that other sizes or arguments would take appears in none of the runs, so it is searched for in the
+source (`prunegate.groups.following.reading`): conditions on sizes and on arguments of the call, and in their branches
+calls of functions that mix or pick channels, at positions where no run made such a call. Conditions on how a module was
+built (``self.pre_norm``) do not count, as they do not change between calls.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from prunegate.groups.following.source_code import own_forward
 
 @dataclass(frozen=True)
 class UntakenBranch:
-    """Calls below one condition that no followed run made.
+    """Calls under one condition that no traced run made.
 
     Attributes:
-        module: Path of a module whose code it is.
-        condition: Under what condition they are made, as it is written.
+        module: Path of a module with this code.
+        condition: Source of the condition.
         file: The file's path.
-        line: Where the first of them stands.
-        calls: The calls, as they are written.
+        line: Line of the first call.
+        calls: Source of the calls.
     """
 
     module: str
@@ -43,14 +43,14 @@ class UntakenBranch:
         file = self.file.replace("\\", "/").rsplit("/", 1)[-1]
         more = f" and {len(self.calls) - 1} more" if len(self.calls) > 1 else ""
         return (
-            f"`{self.calls[0]}` ({file}, line {self.line}){more} would be run if `{self.condition}` decided so, as it "
-            "did in none of the runs that were followed: what is computed there is not proved. If you need it, give "
-            "wrap() a call that runs it: other_calls=[...]"
+            f"`{self.calls[0]}` ({file}, line {self.line}){more} depends on `{self.condition}` and ran in none of the "
+            "traced runs, so its result is not proved. If you need it, pass wrap() a call that runs it: "
+            "other_calls=[...]"
         )
 
 
 def untaken_branches(model: nn.Module, ran: Collection[str], lines: LinesRun) -> tuple[UntakenBranch, ...]:
-    """Calls that look across channels in branches that no followed run took.
+    """Calls that mix channels in branches that no traced run took.
 
     Args:
         ran: Paths of the modules that ran.

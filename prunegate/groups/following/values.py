@@ -1,4 +1,4 @@
-"""What is known of each tensor that came up while the model ran."""
+"""Information about each tensor of a run."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from prunegate.groups.solving.partition import Ids
 
 @dataclass
 class Values:
-    """Labels and origins of tensors, by identity. Tensors are kept alive, so identities stay unique.
+    """Labels and origins of tensors, by identity. Tensors are kept alive, so that identities are unique.
 
-    An *origin* is the name of the parameter or buffer that a tensor is a rearranged view of: only such
-    tensors can be masked by masking the parameter.
+    An *origin* is the name of the parameter or buffer of which a tensor is a rearranged view: only such tensors can be
+    masked through the parameter.
     """
 
     constraints: Constraints
@@ -32,7 +32,7 @@ class Values:
     _not_to_be_used: dict[int, list[tuple[Ids, Pin]]] = field(default_factory=dict)
 
     def add_leaf(self, tensor: torch.Tensor, kind: Literal["parameter", "buffer"], name: str) -> None:
-        """Give every dimension of a parameter or buffer its own ids."""
+        """Assign new ids to every dimension of a parameter or buffer."""
         if kind == "parameter":
             self._parameters.add(name)
         shape = tuple(tensor.shape)
@@ -49,13 +49,13 @@ class Values:
         key = id(tensor)
         if key not in self._labels:
             self._alive.append(tensor)
-        if tensor.numel() == 0:  # an operation may have left none of some channels
+        if tensor.numel() == 0:  # an operation may have removed all entries
             labels = tuple([label for label in labels if label.size])
         self._labels[key] = labels
         for label in labels:
             if label.ndim > 1 and label.size != max(label.shape):
                 self.constraints.require_rectangular(label)
-        self._zeroed.discard(key)  # an operation in place may have written to it
+        self._zeroed.discard(key)  # an in-place operation may have written to it
         if key in self._to_be_zeroed:
             self._to_be_zeroed.discard(key)
             self._zeroed.add(key)
@@ -66,7 +66,7 @@ class Values:
 
     def labels(self, tensor: torch.Tensor) -> Labels:
         result = self._labels.get(id(tensor))
-        if result is None:  # a literal of the code: every dimension may follow the channels it meets
+        if result is None:  # a literal: every dimension may take on the channels that it is combined with
             result = tuple(
                 on_axis(self.constraints.new_axis("constant", "literal", d, size), d, tensor.dim())
                 for d, size in enumerate(tensor.shape)
@@ -76,11 +76,11 @@ class Values:
         return result
 
     def forbid_use(self, tensor: torch.Tensor, ids: Ids, pin: Pin) -> None:
-        """Pin ids once the run reads a tensor: what it says holds only while all of them are there."""
+        """Pin ids if the run reads a tensor, whose values are only valid while all of them are kept."""
         self._not_to_be_used.setdefault(id(tensor), []).append((ids, pin))
 
     def use(self, tensors: Iterable[torch.Tensor]) -> None:
-        """Note that the run read these, and the parameters and buffers that they are views of."""
+        """Record that the run read these tensors, and the parameters and buffers of which they are views."""
         if self._not_to_be_used:
             for tensor in tensors:
                 for ids, pin in self._not_to_be_used.get(id(tensor), ()):
@@ -88,17 +88,17 @@ class Values:
         self.used.update(self._origin[id(tensor)] for tensor in tensors if id(tensor) in self._origin)
 
     def set_zeroed(self, output: torch.Tensor) -> None:
-        """Note of an operation's output, before its labels are set, that it is zero wherever its units are out."""
+        """Record that an operation's output is zero wherever its units are removed; call it before labels are set."""
         self._to_be_zeroed.add(id(output))
 
     def is_zeroed(self, tensor: torch.Tensor) -> bool:
-        """Whether a tensor is known to be zero wherever its units are out: what sums it reads them no more."""
+        """Whether a tensor is known to be zero wherever its units are removed, so that sums no longer read them."""
         return id(tensor) in self._zeroed
 
     def origin(self, tensor: torch.Tensor) -> str | None:
         return self._origin.get(id(tensor))
 
     def parameter(self, tensor: torch.Tensor) -> str | None:
-        """The name of the parameter that a tensor is a view of."""
+        """The name of the parameter of which a tensor is a view."""
         name = self.origin(tensor)
         return name if name in self._parameters else None

@@ -1,8 +1,8 @@
-"""Which module and which maskable function of torch is running: the addresses of what a run does.
+"""Tracks the running module and maskable torch function, to give every call an address.
 
-A *call address* names one function call in a model: the module whose forward makes it, the function's name, where
-in the code it stands, and the how-manieth call of that function it is since the module's forward began. By these a
-mask finds its call again when the gated model runs (`prunegate.gates.call_sites`).
+A *call address* identifies one function call in a model: the module whose forward makes it, the function's name, its
+position in the code, and that it is the n-th call of the function since the module's forward started. With it, a mask
+is matched to its call when the gated model runs (`prunegate.gates.call_sites`).
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from prunegate.groups.torch_workarounds.copies import modules_by_path
 
 @dataclass(frozen=True)
 class CallAddress:
-    """One call of one of torch's functions in the model's code.
+    """One call of a torch function in the model's code.
 
     Attributes:
-        index: Which of the module's calls of the function it is, from 1.
-        code: Where it stands.
+        index: Index of the call among the module's calls of the function, from 1.
+        code: Its position in the code.
     """
 
     module: str
@@ -43,11 +43,11 @@ class CallAddress:
 
 @dataclass(slots=True)
 class Frame:
-    """A running module: its path, and how often each function had been called when it began.
+    """A running module: its path, and how often each function had been called when it started.
 
     Attributes:
-        number: How many calls of the module came before this one.
-        places: How often the call at each place in its code has been made.
+        number: Number of earlier calls of the module.
+        places: Number of calls so far at each position in its code.
         calls: The same for the calls of maskable functions.
     """
 
@@ -60,14 +60,14 @@ class Frame:
     calls: Counter[tuple[str, CodePlace]] = field(default_factory=Counter)
 
     def key(self, place: CodePlace) -> SizeCallKey:
-        """The key of the next call at a place."""
+        """The key of the next call at a position."""
         repetition = self.places.get(place, 0)
         self.places[place] = repetition + 1
         return SizeCallKey(self.path, self.number, place, repetition)
 
 
-# Functions that are replayed whole: they take no sizes, and what they do in training or by a fused
-# kernel would be lost if they were taken apart.
+# Functions that are replayed whole: they take no sizes, and their training behaviour or fused kernel would be lost if
+# they were inlined.
 _WHOLE = frozenset(
     """_weight_norm scaled_dot_product_attention dropout dropout1d dropout2d dropout3d alpha_dropout
     feature_alpha_dropout""".split()
@@ -75,15 +75,15 @@ _WHOLE = frozenset(
 
 
 class Watch(TorchFunctionMode):
-    """Keeps the stack of running modules and the outermost running function, and writes both on the tape.
+    """Tracks the stack of running modules and the outermost running function, and records both on the tape.
 
     Attributes:
-        is_opaque: A module or function is running that has a rule of its own, so what happens inside says nothing.
-        totals: For each module and function how often a call of the module calls it at most: in all, and at each place
-            in the code.
-        lines: Where lines that the run goes through are noted, if they are.
-        on_module_end: Called as a module ends that is not inside such a one, with its rule, arguments and output.
-        on_function_end: The same for a function that has a rule, with its name before the arguments.
+        is_opaque: A module or function with its own rule is running, so the operations inside are ignored.
+        totals: For each module and function, the largest number of calls per call of the module: in total, and at each
+            position in the code.
+        lines: Collects the lines of the run, if needed.
+        on_module_end: Called when a module ends that is not inside an opaque one, with its rule, arguments and output.
+        on_function_end: The same for a function with a rule, with its name before the arguments.
     """
 
     def __init__(
@@ -95,7 +95,7 @@ class Watch(TorchFunctionMode):
         """Start outside of every module.
 
         Args:
-            rule_of: Gives the rule of a module class, or None.
+            rule_of: Returns the rule of a module class, or None.
             function_rules: The rules of functions, by name.
         """
         super().__init__()
@@ -125,7 +125,7 @@ class Watch(TorchFunctionMode):
 
     @property
     def address(self) -> CallAddress | None:
-        """Of the maskable function that is running, if one is."""
+        """The address of the running maskable function, if any."""
         name = self._function
         if name is None:
             return None
@@ -178,15 +178,15 @@ class Watch(TorchFunctionMode):
 
     @contextmanager
     def modules_of(self, model: nn.Module) -> Iterator[None]:
-        """Follow the modules of ``model``, a copy that is thrown away, as they are called."""
+        """Track the calls of the modules of ``model``, which is a temporary copy."""
         handles = []
         called_through = []
         for path, module in modules_by_path(model):
             if module._forward_pre_hooks or module._forward_hooks:
-                # What the user's hooks do is the caller's, so ours stand between them and the forward.
+                # The user's hooks count as the caller's code, so these run between them and the forward.
                 handles.append(module.register_forward_pre_hook(partial(self._enter, path), with_kwargs=True))
                 handles.append(module.register_forward_hook(self._leave, with_kwargs=True))
-            else:  # where torch looks for a compiled forward; far quicker than two hooks
+            else:  # where torch looks for a compiled forward, which is much faster than two hooks
                 vars(module)["_compiled_call_impl"] = self._through(path, module)
                 called_through.append(module)
         try:

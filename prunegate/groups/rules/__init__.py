@@ -1,4 +1,4 @@
-"""What each operation does to labels, one family of operations a file; and the rules of users."""
+"""The effects of operations on labels, with one file per family of operations, and users' rules."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""The rules that come with the package, by operation.
+"""The built-in rules, by operation.
 
 `BUILTIN_RULES` maps an operation's name (``aten`` overload and in-place mark removed) to the function that
-states its effect. An operation that is neither here nor tagged pointwise by torch pins what it reads.
+states its effect. An operation that is neither here nor tagged pointwise by torch pins the channels that it reads.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""One operation that the model issued, as a rule sees it."""
+"""One operation of the model, as a rule sees it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from prunegate.groups.solving.partition import Ids
 
 @dataclass
 class Call:
-    """An operation, or a module with a rule of its own, with its arguments by name; labels and constraints.
+    """An operation, or a module with its own rule: its arguments by name, labels and constraints.
 
     Attributes:
         name: The operation's name without namespace, overload and in-place mark, e.g. ``"addmm"``; or the
@@ -32,7 +32,7 @@ class Call:
         inputs: All tensors among the arguments, in order.
         outputs: All tensors returned, in order.
         shapes: The inputs' shapes before the operation ran, by identity.
-        watch: Knows which module and function issued the operation.
+        watch: Tracks the module and function that called the operation.
     """
 
     name: str
@@ -49,7 +49,7 @@ class Call:
 
     @property
     def module(self) -> str:
-        """Path of the module whose forward issued the operation."""
+        """Path of the module whose forward called the operation."""
         return self.watch.module
 
     @property
@@ -83,21 +83,22 @@ class Call:
         return Pin(why, self.name, self.module, _user_line())
 
     def ids(self, tensor: torch.Tensor, dim: int) -> Ids | None:
-        """The units along one dimension of a tensor, shape (size,); None if it has none there, or not by it alone."""
+        """The units along one dimension of a tensor, shape (size,); None if there are none, or they also lie along
+        other dimensions."""
         result = along(self.labels_of(tensor), dim % max(1, tensor.dim())) if tensor.dim() else None
         return None if result is None or len(varying(result)) > 1 else result.reshape(-1)
 
     def lay(self, ids: Ids | None, dim: int, output: int = 0) -> Labels:
-        """Labels for an output whose only units are ``ids``, along ``dim``; of none there are no labels."""
+        """Labels for an output whose only units are ``ids``, along ``dim``; empty if ``ids`` is None."""
         ndim = self.outputs[output].dim()
         return () if ids is None else (on_axis(ids.reshape(-1), dim % ndim, ndim),)
 
     def tie(self, left: Ids, right: Ids) -> None:
-        """Have the units of two labels that broadcast against each other live and die together, entry by entry."""
+        """Require that the units of two broadcastable labels are kept or removed together, entry by entry."""
         self.constraints.tie(left, right)
 
     def produce(self, ids: Ids | None) -> None:
-        """Note that the units are made here: a channel group needs something that makes it."""
+        """Record that the units are produced here; a channel group needs a producer."""
         if ids is not None:
             self.constraints.produced.append(ids.reshape(-1))
 
@@ -108,7 +109,7 @@ class Call:
         self.constraints.contractions.append(Contraction(self.module, self.name, sizes, labels))
 
     def pin(self, labels: Labels | Ids | None, why: str) -> None:
-        """Pin every unit of the labels, if there are any, saying why."""
+        """Pin every unit of the labels, if any, with a reason."""
         if labels is None:
             return
         reason = None
@@ -117,9 +118,9 @@ class Call:
             self.constraints.pin(label, reason)
 
     def consume(self, weight: torch.Tensor, ids: Ids) -> bool:
-        """Note that ``weight`` reads the units of its own axis ``ids``; False if it is no parameter.
+        """Record that ``weight`` reads the units of its own axis ``ids``; False if it is not a parameter.
 
-        A buffer is none: code may write to it, and what it writes to a masked one would be lost.
+        Buffers do not count: code may write to them, and writes to a masked buffer would be lost.
         """
         name = self.values.parameter(weight)
         if name is None:
@@ -128,12 +129,12 @@ class Call:
         return True
 
     def read(self, weight: torch.Tensor, own: Ids | None, given: Ids | None, why: str) -> None:
-        """Have a weight read channels: tie its axis to them, and leave out what is removed.
+        """Let a weight read channels: tie its axis to them, and mask the removed ones.
 
         Args:
             own: The ids along the weight's axis, None if it has none.
-            given: The label of what is read; it broadcasts against ``own``.
-            why: The reason for which one of them is pinned where there is not the other.
+            given: The label of the channels that are read; broadcasts against ``own``.
+            why: The reason for pinning one of them if the other is missing.
         """
         if own is None or given is None:
             self.pin_present(why, own, given)
@@ -143,15 +144,15 @@ class Call:
             self.pin(own, "read by a weight that is computed, not stored")
 
     def pin_present(self, why: str, *labels: Ids | None) -> None:
-        """Pin those of some labels that there are."""
+        """Pin those of the labels that are not None."""
         self.pin(tuple([label for label in labels if label is not None]), why)
 
     def mask(self, label: Ids, reads: bool = False, repeated: bool = False) -> bool:
-        """Ask that the running function leave the label's removed units out of the argument that has them.
+        """Request that the running function masks the label's removed units in the argument that has them.
 
         Args:
-            label: Over the dimensions of the argument, or a flat array that lies along one of them.
-            reads: The function is what reads the units, as a weight would.
+            label: Over the dimensions of the argument, or a flat array along one of them.
+            reads: The function itself reads the units, like a weight.
             repeated: The flat array is the first of several along other dimensions, which are tied to it.
 
         Returns:
@@ -188,22 +189,22 @@ class Call:
         return None
 
     def forbid_use(self, output: torch.Tensor, labels: Iterable[Ids], why: str) -> None:
-        """Pin the labels' units if any operation ever reads an output, or the model returns it."""
+        """Pin the labels' units if any operation reads an output, or the model returns it."""
         pin = self.reason(why)
         for label in labels:
             self.values.forbid_use(output, label, pin)
 
     def keep(self, labels: Sequence[Ids]) -> Labels:
-        """The labels an output carries on, narrowed where they no longer vary.
+        """The labels that an output keeps, narrowed where they no longer vary.
 
-        A tensor that holds nothing but one unit's channel cannot be told from one that holds no
-        channel, so the unit of a label that stops varying is pinned.
+        A tensor with a single unit's channel cannot be distinguished from one without channels, so the unit of a label
+        that stops varying is pinned.
         """
         kept: list[Ids] = []
         taken: set[int] = set()
         for label in map(collapse, labels):
             dims = set(varying(label))
-            if label.size == 0:  # the operation leaves none of these channels
+            if label.size == 0:  # none of these channels remain after the operation
                 continue
             if label.size == 1:
                 self.pin(label, "a single channel is picked by its position")
@@ -221,14 +222,15 @@ class Call:
         places: Callable[[], Ids | None],
         by_itself: Callable[[], Any] | None = None,
     ) -> None:
-        """Note what is asked for if whole heads or groups go, and what if dimensions within all of them do.
+        """Record a choice: the constraints for removing whole heads or groups, or dimensions within all of them.
 
-        The solver takes what leaves most units in the whole network.
+        The solver chooses the way with the most units in the whole network.
 
         Args:
-            whole: Notes what is asked for then.
-            places: The same. It gives the ids of an attention's head dimensions.
-            by_itself: Which of the two the operation would take by itself.
+            whole: Records the constraints for whole heads or groups.
+            places: Records the constraints for dimensions within them. Returns the ids of an attention's head
+                dimensions.
+            by_itself: The operation's default.
         """
         ways = [(False, whole), (True, places)]
         if by_itself is places:
@@ -238,8 +240,9 @@ class Call:
     def clear_of(self, labels: Iterable[Ids], dims: Iterable[int], why: str) -> Labels:
         """The labels of a tensor whose entries are mixed, or picked by position, along some dimensions.
 
-        A unit that lies along others as well (a channel whose positions are unflattened beside it, a head whose width
-        is mixed) goes as a whole: it is tied along ``dims``. One that lies along nothing else is pinned, saying why.
+        A unit that also lies along other dimensions (a channel whose positions are unflattened beside it, a head whose
+        width is mixed) is removed as a whole: it is tied along ``dims``. A unit that lies only along ``dims`` is
+        pinned.
         """
         kept, mixed = [], set(dims)
         for label in labels:
@@ -269,7 +272,7 @@ _INTERNAL = ("/torch/", "/prunegate/groups/")
 
 
 def _user_line() -> str:
-    """File and line of the innermost frame that is neither torch's nor ours: the user's module."""
+    """File and line of the innermost frame outside of torch and prunegate: the user's module."""
     frame: FrameType | None = sys._getframe(2)
     while frame is not None:
         path = frame.f_code.co_filename

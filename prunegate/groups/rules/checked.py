@@ -1,4 +1,4 @@
-"""Rules of users, called so that their mistakes are told as theirs."""
+"""Calling users' rules so that mistakes in them are reported as such."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from prunegate.groups.solving.labels import Labels
 
 
 def checked(rule: Rule, target: str, like: str | None) -> Rule:
-    """A rule that raises `RuleError`, which names it, for whatever goes wrong in it.
+    """Wrap a rule so that any mistake in it raises a `RuleError` that names it.
 
     Args:
-        target: What it is registered for, for messages.
-        like: The operation of torch that the rule is of, if it is one's.
+        target: The operation or module it is registered for, for messages.
+        like: The torch operation whose rule it is, if any.
     """
     name = f"like={like!r}" if like is not None else f"the rule {getattr(rule, '__qualname__', rule)!s}"
     where = f"register_rule({target}): {name}"
@@ -52,7 +52,7 @@ def _place(call: Call) -> str:
 
 
 def _line_of(error: Exception, rule: Rule) -> str:
-    """The line of the rule's own file that the error came from."""
+    """The line in the rule's file that raised the error."""
     code = getattr(rule, "__code__", None)
     lines = []
     trace = error.__traceback__
@@ -64,7 +64,7 @@ def _line_of(error: Exception, rule: Rule) -> str:
 
 
 def _fault(result: Any, outputs: Sequence[torch.Tensor]) -> str | None:
-    """What is wrong with the labels that a rule returned, if anything is."""
+    """What is wrong with the labels returned by a rule, if anything."""
     if not isinstance(result, (list, tuple)) or len(result) != len(outputs):
         many = f"{len(result)} entries" if isinstance(result, (list, tuple)) else f"a {type(result).__name__}"
         return f"{many}, expected a list with the labels of each of the {len(outputs)} output tensors"

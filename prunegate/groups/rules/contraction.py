@@ -1,4 +1,4 @@
-"""Matrix products: two axes are summed away together, the others go on."""
+"""Matrix products: two axes are summed, the others remain."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ UNREMOVABLE = "summed against channels that cannot be removed"
 
 
 def contract(call: Call, left: torch.Tensor, right: torch.Tensor) -> Labels:
-    """Labels of ``left @ right`` with shapes (b, n, k) and (b, k, m), or without b; the product's cost is noted."""
+    """Labels of ``left @ right`` with shapes (b, n, k) and (b, k, m), or without b; records the product's cost."""
     batched = left.dim() == 3
     left_labels, left_shape = _batched(call.labels_of(left), call.shape_of(left))
     right_labels, right_shape = _batched(call.labels_of(right), call.shape_of(right))
@@ -34,7 +34,7 @@ def contract(call: Call, left: torch.Tensor, right: torch.Tensor) -> Labels:
     ]
     places = _places_of(call, right_kept)
     if places is not None and not any(0 in varying(label) for label in (*left_kept, *shared)):
-        # Queries were picked by an index, and told no heads apart: places go, as they do from the values' heads here.
+        # Queries were picked by an index and do not show heads: head dimensions are removed, as from the values.
         values = next(label for label in right_kept if varying(label) == (0, 2))
         call.constraints.tie(call.constraints.tie_along(values, 0).reshape(-1), places)
     labels = unite_operands(call, operands, 3, places)
@@ -48,7 +48,7 @@ def _batched(labels: Labels, shape: Shape) -> tuple[Labels, Shape]:
 
 
 def _take(call: Call, labels: Labels, row: int, summed: int) -> tuple[Labels, Ids | None]:
-    """Separate the label of the summed axis from those that go on."""
+    """Separate the label of the summed axis from the remaining ones."""
     kept: list[Ids] = []
     contracted = None
     for label in labels:
@@ -67,7 +67,7 @@ def _take(call: Call, labels: Labels, row: int, summed: int) -> tuple[Labels, Id
 
 
 def _rows_or_columns(call: Call, label: Ids, row: int, summed: int) -> tuple[Ids, Ids]:
-    """Labels of rows and of summed columns of a matrix that another layer computes: the ones or the others go."""
+    """Labels of rows and of summed columns of a computed matrix, of which either can be removed."""
     rows, columns = head_ids(call, label, summed), head_ids(call, label, row)
 
     def choose(kept: Ids, stay: Ids, along: int) -> None:
@@ -81,9 +81,9 @@ def _rows_or_columns(call: Call, label: Ids, row: int, summed: int) -> tuple[Ids
 def _sum_away(
     call: Call, left: tuple[torch.Tensor, Ids | None], right: tuple[torch.Tensor, Ids | None], length: int
 ) -> Labels:
-    """Tie the two summed axes, both (b or 1, 1, k); units that also vary over the batch go on with it.
+    """Tie the two summed axes, both (b or 1, 1, k); units that also vary over the batch remain.
 
-    A head of an attention is such a unit: its width is summed.
+    An attention head is such a unit, as its width is summed.
     """
     (left_tensor, a), (right_tensor, b) = left, right
     if length == 1:
@@ -102,9 +102,9 @@ def _sum_away(
 
 
 def _choose_heads(call: Call, left: tuple[torch.Tensor, Ids], right: tuple[torch.Tensor, Ids], wide: Ids) -> Labels:
-    """The label of an attention's heads on a product over their width, of which places can go as well."""
+    """The label of an attention's heads in a product over their width, whose dimensions can also be removed."""
     sides = (left, right)
-    # Weights that are multiplied with one another cannot leave places out of a product.
+    # In a product of two weights, dimensions cannot be masked.
     stored = any(call.values.origin(tensor) is not None for tensor, _ in sides)
     heads = head_ids(call, wide, 2)
 
@@ -120,7 +120,7 @@ def _choose_heads(call: Call, left: tuple[torch.Tensor, Ids], right: tuple[torch
 
 
 def _places_of(call: Call, labels: Labels) -> Ids | None:
-    """The places of queries and keys that those of an attention's values go with: code holds one width of heads."""
+    """The head dimensions of queries and keys that those of the values are tied to, as code has one head width."""
     for label in labels:
         if varying(label) == (0, 2):
             results = (ids for module, ids in reversed(call.constraints.head_places) if module == call.module)
@@ -130,7 +130,7 @@ def _places_of(call: Call, labels: Labels) -> Ids | None:
 
 
 def _note_cost(call: Call, left: Labels, right: Labels, sizes: Shape) -> None:
-    """The loops are batch, row, summed and column; labels are laid out over them."""
+    """Record the cost: the loops are batch, row, summed and column, and labels lie along them."""
     labels = [label[:, :, :, None] for label in left] + [label[:, None, :, :] for label in right]
     call.constraints.contractions.append(Contraction(call.module, call.name, sizes, tuple(labels)))
 
@@ -147,9 +147,9 @@ def _addmm(call: Call) -> list[Labels]:
 
 
 def _mv(call: Call) -> list[Labels]:
-    """Matrix times vector. A stored matrix is masked along both of its axes, so the result is zero where rows are out.
+    """Matrix times vector. A stored matrix is masked along both of its axes, so the result is zero for removed rows.
 
-    Spectral norm is such a product: what it makes of a weight is then what it makes of the weight's kept part.
+    Spectral norm is such a product: its result for a weight then equals that for the weight's kept part.
     """
     matrix, vector = call.inputs[:2]
     kept, column = [], None
@@ -191,7 +191,7 @@ def _sum_with_vector(call: Call, left: tuple[torch.Tensor, Ids | None], right: t
 
 
 def _embedding(call: Call) -> list[Labels]:
-    """Rows are picked by the data, so they stay; columns are produced like a layer's outputs."""
+    """Rows are picked by the data, so they are kept; columns are produced like a layer's outputs."""
     weight, indices = call.tensor("weight"), call.tensor("indices")
     call.pin(call.labels_of(indices), "used as an index")
     result = []
@@ -206,7 +206,7 @@ def _embedding(call: Call) -> list[Labels]:
 
 
 def column(labels: Labels, dim: int, length: int) -> Ids | None:
-    """The ids along one dimension as a flat array, if a label varies on that dimension alone."""
+    """The ids along one dimension as a flat array, if a label varies only on that dimension."""
     label = along(labels, dim)
     return label.reshape(-1) if label is not None and label.size == length else None
 

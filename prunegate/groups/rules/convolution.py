@@ -60,7 +60,7 @@ def _convolution(call: Call) -> list[Labels]:
 
 
 def _input_labels(call: Call) -> tuple[Ids | None, Labels]:
-    """The input's channel label, shape (batch or 1, channels), and the labels over its batch alone."""
+    """The input's channel label, shape (batch or 1, channels), and the labels over the batch only."""
     x = call.tensor("input")
     channels, batch = None, []
     why = "a unit lies along the positions that a convolution mixes"
@@ -74,10 +74,10 @@ def _input_labels(call: Call) -> tuple[Ids | None, Labels]:
 
 
 def _grouped(call: Call, channels: Ids | None, in_ids: Ids | None, out_ids: Ids | None, groups: int) -> Ids | None:
-    """Units of a grouped convolution: whole groups, or one place in every group.
+    """Units of a grouped convolution: whole groups, or one position in every group.
 
-    A whole group is one unit of inputs and outputs, which passes through; places are units of inputs, read by the
-    weight, and others of outputs.
+    A whole group is one unit of both inputs and outputs. Positions are separate units of inputs, read by the weight,
+    and of outputs.
     """
     width_in, width_out = int(call.tensor("weight").shape[1]), call.shape[1] // groups
     outputs = None if out_ids is None else out_ids.reshape(groups, width_out)
@@ -109,7 +109,7 @@ def _grouped(call: Call, channels: Ids | None, in_ids: Ids | None, out_ids: Ids 
 def _grouped_transposed(
     call: Call, channels: Ids | None, in_ids: Ids | None, out_ids: Ids | None, groups: int
 ) -> Ids | None:
-    """The same; the weight is (inputs, outputs of a group): an output has no index of its own there."""
+    """The same; the weight is (inputs, outputs of a group): outputs of different groups share an index there."""
     inputs = _fold_batch(call, channels)
     width_in, width_out = int(call.tensor("weight").shape[0]) // groups, call.shape[1] // groups
     made = call.constraints.new_axis("constant", "outputs", 1, groups * width_out)
@@ -141,18 +141,18 @@ def _grouped_transposed(
 
 
 def _fold_batch(call: Call, channels: Ids | None) -> Ids | None:
-    """Channels that also vary over the batch are the same units for every sample of it."""
+    """Make channels that also vary over the batch the same units for every sample."""
     return None if channels is None else call.constraints.tie_along(channels, 0).reshape(-1)
 
 
 def _deformable(call: Call) -> list[Labels]:
-    """A convolution that samples where offsets say; the channels of one group of offsets are sampled alike."""
+    """A convolution that samples at offsets; all channels of one offset group use the same offsets."""
     x = call.tensor("input")
     for name in ("offset", "mask"):
         call.pin(call.labels_of(call.tensor(name)), "used as coordinates")
     if int(call["offset_groups"]) > 1:
         for label in call.labels_of(x):
-            if varying(label) == (1,):  # code and kernel take as many channels for each group of offsets
+            if varying(label) == (1,):  # code and kernel need equally many channels per offset group
                 call.constraints.tie_along(label.reshape(int(call["offset_groups"]), -1), 0)
     return _convolution(replace(call, arguments={**call.arguments, "transposed": False}))
 

@@ -1,4 +1,4 @@
-"""Tensors made from nothing: every dimension may follow the channels it meets."""
+"""Newly created tensors: every dimension may take on the channels that it is combined with."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def label_all(call: Call) -> list[Labels]:
 
 
 def _like(call: Call) -> list[Labels]:
-    """A tensor shaped after another one is as large as that one, so it has its units."""
+    """A tensor with the shape of another one has the same units."""
     return call.all_outputs(call.labels_of(call.inputs[0]))
 
 

@@ -1,4 +1,4 @@
-"""Functions of torch that are known as wholes: what they compute in steps would say less."""
+"""Torch functions with a rule for the whole function, as their individual operations show less."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from prunegate.groups.rules.normalisation import weight_norm
 
 @dataclass(frozen=True)
 class FunctionRule:
-    """What a function does to channels.
+    """The effect of a function on channels.
 
     Attributes:
-        names: Of its arguments, in order.
+        names: Names of its arguments, in order.
     """
 
     names: tuple[str, ...]
     rule: Rule
 
 
-# By the function's name, as `prunegate.groups.following.watch.function_name` gives it.
+# By the function's name from `prunegate.groups.following.watch.function_name`.
 FUNCTION_RULES: Mapping[str, FunctionRule] = {"_weight_norm": FunctionRule(("v", "g", "dim"), weight_norm)}

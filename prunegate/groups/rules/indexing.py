@@ -1,6 +1,6 @@
-"""Picking and placing by index tensors: what lies beside the indexed dimensions keeps its units.
+"""Reading and writing by index tensors: dimensions other than the indexed ones keep their units.
 
-The positions in an index tensor are the code's own, so a unit along an indexed dimension is pinned.
+The code decides the positions in an index tensor, so units along an indexed dimension are pinned.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def _index(call: Call) -> list[Labels]:
 
 
 def _index_put(call: Call) -> list[Labels]:
-    """``source[indices] = values``: the values broadcast to what ``source[indices]`` gives."""
+    """``source[indices] = values``: the values broadcast to the shape of ``source[indices]``."""
     source, values, indexed = call.inputs[0], call.tensor("values"), _indexed(call)
     rest = [d for d in range(source.dim()) if d not in indexed]
     inserted = max(index.dim() if index.dtype not in _MASKS else 1 for index in call["indices"] if index is not None)
@@ -36,7 +36,7 @@ def _index_put(call: Call) -> list[Labels]:
     shape = (1,) * (ndim - values.dim()) + call.shape_of(values)
 
     def on_source(sizes: Sequence[int]) -> list[int]:
-        """Sizes over ``source[indices]`` laid over the source's own dimensions."""
+        """Sizes over ``source[indices]`` mapped to the source's own dimensions."""
         beside = iter([*sizes[:first], *sizes[first + inserted :]])
         return [1 if d in indexed else next(beside) for d in range(source.dim())]
 
@@ -53,7 +53,7 @@ def _index_select(call: Call) -> list[Labels]:
 
 
 def _index_add(call: Call) -> list[Labels]:
-    """Slices of a source placed along one dimension of the first tensor, on it or in its stead."""
+    """Slices of a source are added to the first tensor along one dimension, or replace its slices."""
     target = call.inputs[0]
     dim = {call.dim("dim", target.dim())}
     call.pin(call.labels_of(call.tensor("index")), "used as an index")
@@ -62,10 +62,10 @@ def _index_add(call: Call) -> list[Labels]:
 
 
 def _gather(call: Call) -> list[Labels]:
-    """``gather`` and the kinds of ``scatter``: the index has an entry for each entry that is moved.
+    """``gather`` and the kinds of ``scatter``: the index has an entry per moved entry.
 
-    Where the index has no units it has been spread over channels, and the code that did so will find as many as there
-    are. Were these other numbers for each channel, the dry run would tell.
+    An index without units was expanded over channels, and the code that did so will use the actual number of channels.
+    If the entries differed between channels, the dry run would show it.
     """
     target, index = call.inputs[0], call.tensor("index")
     ndim = target.dim()
@@ -82,9 +82,9 @@ def _gather(call: Call) -> list[Labels]:
 
 
 def _masked_scatter(call: Call) -> list[Labels]:
-    """Rows of a source, one after the other, where a mask says so: one that is the same for all of a row's channels.
+    """Rows of a source are written at the positions of a mask, which has to be equal for all channels of a row.
 
-    It is where it has one entry for them, or one that was spread over them.
+    It is if it has one entry for them, or one that was expanded.
     """
     target, mask, source = call.tensor("self"), call.tensor("mask"), call.tensor("source")
     last, shape, rows = len(call.shape) - 1, call.shape_of(mask), call.shape_of(source)
@@ -101,7 +101,7 @@ def _masked_scatter(call: Call) -> list[Labels]:
 
 
 def _packed(call: Call) -> list[Labels]:
-    """`torch.nn.utils.rnn.pack_padded_sequence`: steps and samples become one dimension, ordered by the lengths."""
+    """`torch.nn.utils.rnn.pack_padded_sequence`: steps and samples become one dimension, sorted by length."""
     source = call.inputs[0]
     kept = call.clear_of(call.labels_of(source), (0, 1), _PICKED)
     return [tuple(label.reshape(1, *label.shape[2:]) for label in kept), *([()] * (len(call.outputs) - 1))]
@@ -130,7 +130,8 @@ def _indexed(call: Call) -> list[int]:
 
 
 def _place_of(indexed: Sequence[int]) -> int:
-    """Where the dimensions of the index tensors come in the result: in place of adjacent ones, else in front."""
+    """The position of the index tensors' dimensions in the result: that of adjacent indexed ones, otherwise the
+    front."""
     adjacent = bool(indexed) and list(indexed) == list(range(indexed[0], indexed[-1] + 1))
     return indexed[0] if adjacent else 0
 

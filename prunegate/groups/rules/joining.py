@@ -1,4 +1,4 @@
-"""Concatenation and stacking: channels from several tensors side by side."""
+"""Concatenation and stacking of channels from several tensors."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from prunegate.groups.solving.partition import Ids
 def _cat(call: Call) -> list[Labels]:
     ndim = len(call.shape)
     dim = call.dim("dim", ndim)
-    # Without an empty start of shape (0,), which fits to all. Others that hold nothing, such as a prefix of no tokens,
-    # have to agree in their other dimensions.
+    # Skip empty tensors of shape (0,), which can be joined with any. Other empty tensors, such as a prefix of no
+    # tokens, have to agree in their other dimensions.
     parts = [t for t in call.inputs if len(call.shape_of(t)) == ndim]
     across = [along(call.labels_of(t), dim) for t in parts]
     beside = [tuple(x for x in call.labels_of(t) if x is not mine) for t, mine in zip(parts, across, strict=True)]
-    # A label over the joined dimension and another one at once: whatever else it varies on must agree.
+    # For a label over the joined and another dimension, the other dimensions have to agree.
     others = {d for label in across if label is not None for d in varying(label) if d != dim}
     clear = [tuple(x for x in results if not others.intersection(varying(x))) for results in beside]
     for results, left in zip(beside, clear, strict=True):
@@ -34,7 +34,7 @@ def _cat(call: Call) -> list[Labels]:
 
 
 def _pieces(call: Call, parts: list, across: list[Ids | None], dim: int, others: set[int]) -> list[Ids]:  # type: ignore[type-arg]
-    """One label for each part along ``dim``, of equal shape elsewhere; unlabelled parts get pinned ids."""
+    """One label per part along ``dim``, of equal shape in the other dimensions; unlabelled parts get pinned ids."""
     pieces = []
     for tensor, label in zip(parts, across, strict=True):
         length = call.shape_of(tensor)[dim]

@@ -1,4 +1,4 @@
-"""Every operation, function and module that has a rule, for people to read."""
+"""A readable list of every operation, function and module with a rule."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from prunegate.groups.rules.register import BUILTIN_MODULE_RULES, MODULE_RULES, 
 
 @dataclass(frozen=True)
 class RuleFamily:
-    """Operations that are handled alike.
+    """Operations that are treated alike.
 
     Attributes:
-        name: What the family is called: ``"contraction"``, ``"normalisation"``.
-        what: What its operations do to channels, in a sentence.
+        name: The family's name: ``"contraction"``, ``"normalisation"``.
+        what: The effect of its operations on channels, in one sentence.
         operations: Names of operations (without namespace), functions and classes of modules, sorted.
     """
 
@@ -27,7 +27,7 @@ class RuleFamily:
 
 
 def rule_families() -> list[RuleFamily]:
-    """All rules by family, those of users last; operations that torch tags as pointwise need none."""
+    """All rules by family, with users' rules last; operations that torch tags as pointwise need none."""
     results: dict[str, list[str]] = {}
     for name, rule in (
         *BUILTIN_RULES.items(),
@@ -46,7 +46,7 @@ def rule_families() -> list[RuleFamily]:
 
 
 def _family_of(rule: Rule) -> str:
-    """The module that states a rule: for a wrapped one that of the function that wraps it."""
+    """The Python module that defines a rule; for a wrapped rule, that of the wrapper."""
     return str(getattr(rule, "__module__", ""))
 
 

@@ -1,4 +1,4 @@
-"""Moving data without changing it: the same move is made on the label."""
+"""Moving data without changing it: labels are moved in the same way."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def _each_label(move: Callable[[Call, Ids], Ids]) -> Callable[[Call], list[Label
 
 def _reshape(call: Call) -> list[Labels]:
     labels, before, after = call.labels_of(call.inputs[0]), call.shape_of(call.inputs[0]), call.shape
-    if 0 in before:  # what is there along the other dimensions moves as if this one had an entry
+    if 0 in before:  # treat the dimension as if it had one entry, so that the other dimensions are moved
         before, after = (tuple([max(size, 1) for size in shape]) for shape in (before, after))
         if math.prod(before) != math.prod(after):
             call.pin(labels, "a tensor without elements gets another shape")
@@ -66,7 +66,7 @@ def _select(call: Call, label: Ids) -> Ids:
 
 
 def _split(call: Call) -> list[Labels]:
-    """Equal chunks keep the same positions, since code that splits in equal parts must find them equal."""
+    """Equal chunks keep the same positions, as code that splits into equal parts needs equal sizes."""
     source = call.inputs[0]
     dim = call.dim("dim", source.dim())
     lengths = [int(part.shape[dim]) for part in call.outputs]
@@ -118,7 +118,7 @@ def _unfold(call: Call) -> list[Labels]:
 
 
 def _constant_pad(call: Call) -> list[Labels]:
-    """Padded channels are constants, which may follow the channels that they meet; the padded ones move on."""
+    """Padding channels are constants, which may take on the channels they are combined with; the others are moved."""
     source, pad = call.inputs[0], list(call["pad"])
     result = []
     for label in call.labels_of(source):
@@ -140,7 +140,7 @@ def _constant_pad(call: Call) -> list[Labels]:
 
 
 def _channel_shuffle(call: Call) -> list[Labels]:
-    """Groups of channels interleaved: their number is told, so all of them lose the same places."""
+    """Groups of channels are interleaved; their number is an argument, so all lose the same positions."""
     groups = int(call["groups"])
     result = []
     for label in call.labels_of(call.inputs[0]):
@@ -154,7 +154,7 @@ def _channel_shuffle(call: Call) -> list[Labels]:
 
 
 def _edge_pad(call: Call) -> list[Labels]:
-    """Reflection and replication padding: dimensions that are padded cannot be labelled."""
+    """Reflection and replication padding: padded dimensions cannot have labels."""
     source = call.inputs[0]
     padded = {source.dim() - 1 - i for i in range(len(call["padding"]) // 2)}
     return [call.clear_of(call.labels_of(source), padded, "padded along the channels by their own values")]
@@ -170,7 +170,7 @@ def _as_strided(call: Call) -> list[Labels]:
 
 
 def _same_operation(call: Call) -> list[Labels]:
-    """Run the very operation on the full-size label (float64 holds ids exactly)."""
+    """Run the operation itself on the full-size label (float64 represents ids exactly)."""
     source = call.inputs[0]
     if call.func is None:
         raise TypeError(f"{call.name}: this rule repeats an operation, and serves operations only")
@@ -202,10 +202,10 @@ def _expand(call: Call) -> list[Labels]:
 
 
 def _spread(call: Call) -> Labels:
-    """Labels along the dimensions on which one entry becomes many: those may follow the channels they meet.
+    """Labels along expanded dimensions, which may take on the channels that they are combined with.
 
-    As when an operation broadcasts: ``x / count.expand_as(x)`` is ``x / count``. Where the code gives a number of its
-    own instead, the dry run tells.
+    This is like broadcasting: ``x / count.expand_as(x)`` is ``x / count``. If the code uses a fixed number instead, the
+    dry run shows it.
     """
     before = call.shape_of(call.inputs[0])
     before = (1,) * (len(call.shape) - len(before)) + before
@@ -219,14 +219,14 @@ def _spread(call: Call) -> Labels:
 
 
 def _as_complex(call: Call) -> list[Labels]:
-    """Real and imaginary parts, which lie along the last dimension, become one number."""
+    """Real and imaginary parts along the last dimension become one number."""
     source = call.inputs[0]
     kept = call.clear_of(call.labels_of(source), (source.dim() - 1,), "real and imaginary parts of one number")
     return [tuple(label[..., 0] for label in kept)]
 
 
 def _glu(call: Call) -> list[Labels]:
-    """Halves of one dimension multiplied: the two halves keep the same positions."""
+    """Two halves of one dimension are multiplied, so they keep the same positions."""
     source = call.inputs[0]
     dim = call.dim("dim", source.dim())
     label = along(call.labels_of(source), dim)

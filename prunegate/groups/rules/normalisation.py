@@ -26,7 +26,7 @@ def _per_channel(call: Call, labels: Labels, names: str) -> Labels:
 
 
 def _batch_norm(call: Call) -> list[Labels]:
-    """Statistics of the batch are taken over everything but dimension 1; a standardised weight does so too."""
+    """Batch statistics are taken over all dimensions except 1; standardised weights use this too."""
     training = bool(call.arguments.get("training", call.arguments.get("train", False)))
     labels: list[Ids] = []
     beside: list[Ids] = []
@@ -48,7 +48,7 @@ def _all_but_channels(call: Call) -> list[int]:
 
 
 def _over_last_dims(call: Call) -> list[Labels]:
-    """LayerNorm and RMSNorm: the statistics are taken over the channels that are kept."""
+    """LayerNorm and RMSNorm: statistics are taken over the kept channels."""
     x = call.inputs[0]
     first = x.dim() - len(call["normalized_shape"])
     free: list[Ids] = []
@@ -64,7 +64,7 @@ def _over_last_dims(call: Call) -> list[Labels]:
             normalised.append(label)
         elif len(inside) > 1:
             free += call.clear_of([label], inside, _STATISTICS)
-        else:  # normalised within each unit, as a head's width is
+        else:  # normalised within each unit, for example over a head's width
             own = [align(ids, x.dim()) for results, _ in vectors for ids in results]
             choose_within(call, label, inside[0], lambda places: call.mask(places, repeated=True), own)
             vectors = []
@@ -87,7 +87,7 @@ def _masked(call: Call, labels: list[Ids]) -> list[Ids]:
 
 
 def _group_norm(call: Call) -> list[Labels]:
-    """Whole groups where groups are many; with few, the same place in every group, and masked statistics."""
+    """Whole groups if there are many; with few groups, the same position in every group, with masked statistics."""
     x = call.inputs[0]
     groups = int(call.arguments.get("group", call.arguments.get("num_groups", 1)))
     labels = call.clear_of(call.labels_of(x), _all_but_channels(call), _STATISTICS)
@@ -106,7 +106,7 @@ def _choose_groups(call: Call, label: Ids, groups: int) -> None:
 
     def places() -> None:
         kept = call.constraints.tie_along(channels, 0)
-        if math.prod(call.shape_of(call.inputs[0])[2:]) == 1:  # torch refuses statistics of a single value
+        if math.prod(call.shape_of(call.inputs[0])[2:]) == 1:  # torch rejects statistics of a single value
             call.constraints.needed.append((kept, 2))
         _masked(call, [label])
 
@@ -119,7 +119,7 @@ def _choose_groups(call: Call, label: Ids, groups: int) -> None:
 
 
 def weight_norm(call: Call) -> list[Labels]:
-    """A weight divided by its norm over all but one dimension (-1: over all): that dimension's scale goes with it."""
+    """A weight divided by its norm over all dimensions except one (-1: over all), with a scale for that dimension."""
     v, g, given = call.tensor("v"), call.tensor("g"), int(call.arguments.get("dim", 0))
     dim = None if given == -1 else given % v.dim()
     own = tuple(label for label in call.labels_of(v) if varying(label) == (dim,))

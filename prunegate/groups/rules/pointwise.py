@@ -1,4 +1,4 @@
-"""Element by element: the units of all operands are the same units."""
+"""Pointwise operations: all operands have the same units."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ def unite_operands(
 ) -> Labels:
     """The labels of a broadcast over ``operands``, whose common units are tied.
 
-    Where a label varies on a dimension on which another operand has many entries and no label, that
-    dimension cannot be sliced: the unit is tied along it, or pinned if it lies along nothing else.
+    If a label varies on a dimension on which another operand has several entries and no label, that dimension cannot be
+    sliced: the unit is tied along it, or pinned if it lies along no other dimension.
 
     Args:
-        places: What head dimensions are tied with, should they be what is removed.
-        has_tables: Whether constants of the code may be numbers for each place, as a rotary table holds them; where
-            entries are placed, they are zeros or the like to place them on.
+        places: The ids that head dimensions are tied with, if these are removed.
+        has_tables: Whether constants of the code may have a value per position, like a rotary table. When entries are
+            written to a tensor, constants are only the background, such as zeros.
     """
     quick = _along_one_dimension(call, operands, ndim)
     if quick is not None:
@@ -44,7 +44,7 @@ def unite_operands(
             if bare == dims:
                 call.pin(label, "meets channels that cannot be removed")
                 continue
-            for dim in bare:  # a head whose width meets a table over that width: the head goes as a whole
+            for dim in bare:  # the width of heads is combined with a table: whole heads are removed
                 label = call.constraints.tie_along(label, dim)
             left.append((dims - bare, label))
     wide, parts = _with_parts(left)
@@ -73,7 +73,7 @@ def unite_operands(
 
 
 def _with_parts(labels: Sequence[tuple[set[int], Ids]]) -> tuple[Ids | None, list[Ids]]:
-    """A label over two dimensions, such as heads and their width, with the other operands' labels over one of them."""
+    """A label over two dimensions, such as heads and their width, and the other operands' labels over one of them."""
     wide = next((one for one in labels if len(one[0]) == 2), None)
     if wide is None or any(len(dims | wide[0]) > 2 and dims & wide[0] for dims, _ in labels):
         return None, []
@@ -81,7 +81,7 @@ def _with_parts(labels: Sequence[tuple[set[int], Ids]]) -> tuple[Ids | None, lis
 
 
 def _choose_dimension(call: Call, wide: Ids, parts: Sequence[Ids], places: Ids | None) -> None:
-    """Slices along one of two dimensions can go: what lies along it goes with them, what lies along the other stays."""
+    """Record that slices along either of two dimensions can be removed; labels along the other one are then kept."""
     outer, inner = varying(wide)
 
     def keeping(dim: int, other: int) -> Ids:
@@ -105,7 +105,7 @@ def _choose_dimension(call: Call, wide: Ids, parts: Sequence[Ids], places: Ids |
 
 
 def _along_one_dimension(call: Call, operands: Sequence[Operand], ndim: int) -> Labels | None:
-    """The frequent case of `unite_operands`: all labels are flat and lie along the same dimension; else None."""
+    """The common case of `unite_operands`, all labels flat and along the same dimension; otherwise None."""
     common, flat = 0, []
     for labels, shape in operands:
         if len(labels) != 1:
@@ -132,15 +132,15 @@ def _along_one_dimension(call: Call, operands: Sequence[Operand], ndim: int) -> 
 def _set_tables_aside(call: Call, labels: list[list[Ids]]) -> None:
     """Pin and drop labels of vectors and constant tables over a part of what another operand's label varies on.
 
-    A rotary table, or a scale, over the width of heads meets all heads: were its entries taken for channels,
-    every head would have to lose the same positions. Without it each head goes as a whole.
+    A rotary table, or a scale, over the width of heads is combined with all heads: if its entries were treated as
+    channels, every head would have to lose the same positions. Without it, whole heads are removed.
     """
     wide = [set(varying(label)) for result in labels for label in result]
     for result in labels:
         for label in list(result):
             dims = set(varying(label))
             wider = [other for other in wide if dims < other]
-            # Between two dimensions there is a choice; of more, those of a vector's entries could not be told.
+            # With two dimensions there is a choice; with more, the dimension of a vector's entries is ambiguous.
             if wider and call.constraints.is_table(label, with_vectors=max(map(len, wider)) > 2):
                 call.pin(label, "a table or scale that several sets of channels share")
                 result[:] = [x for x in result if x is not label]

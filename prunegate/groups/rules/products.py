@@ -11,18 +11,18 @@ from prunegate.groups.solving.constraints import Contraction
 from prunegate.groups.solving.labels import Labels, align, on_axis, varying
 from prunegate.groups.solving.partition import Ids
 
-# The kernel for experts takes rows of a multiple of 16 bytes: so many numbers in bfloat16.
+# The kernel for experts needs rows of a multiple of 16 bytes, which is this many numbers in bfloat16.
 _ALIGNED = 8
 
 
 def _by_experts(call: Call) -> list[Labels]:
-    """Rows sorted by expert, each part times a matrix of its own: (rows, k) and (experts, k, n) to (rows, n)."""
+    """Rows sorted by expert, each part times its own matrix: (rows, k) and (experts, k, n) to (rows, n)."""
     rows, weight = call.inputs[:2]
     labels, (_, read, made) = call.labels_of(weight), call.shape_of(weight)
     own, produced = column(labels, 1, read), column(labels, 2, made)
     for label in labels:
         if label.shape[0] > 1:
-            call.pin(label, "experts are picked by the router, so all of them stay")
+            call.pin(label, "experts are picked by the router, so all of them are kept")
     given = column(call.labels_of(rows), 1, read)
     call.read(weight, own, given, UNREMOVABLE)
     sizes = (call.shape[0], read, made)
@@ -37,7 +37,7 @@ def _by_experts(call: Call) -> list[Labels]:
 
 
 def _sparse(call: Call) -> list[Labels]:
-    """A sparse matrix, of which nobody knows without data where it has entries, times a dense one, or the reverse."""
+    """A sparse matrix, whose pattern is unknown without data, times a dense one, or the reverse."""
     left, right = call.inputs[-2:]
     why = "summed with the entries of a sparse matrix"
     operands: list[Operand] = [
@@ -59,7 +59,7 @@ def _distances(call: Call) -> list[Labels]:
         summed.append(column(labels, dims - 1, call.shape_of(tensor)[-1]))
         kept = [label for label in labels if label.shape[-1] == 1]
         call.pin(tuple(x for x in labels if x.shape[-1] > 1 and len(varying(x)) > 1), "summed in a distance")
-        # Rows of the first lie along the last dimension but one, those of the second along the last.
+        # Rows of the first lie along the second-to-last dimension, those of the second along the last.
         laid = tuple(align(x if beside == -1 else x.swapaxes(-1, -2), ndim) for x in kept)
         rows = call.shape_of(tensor)[-2]
         operands.append((laid, (*call.shape_of(tensor)[:-2], *((rows, 1) if beside == -1 else (1, rows)))))

@@ -1,4 +1,4 @@
-"""Recurrent layers of torch, each as a whole: its kernels keep copies of the weights and run step by step."""
+"""Torch's recurrent layers, each as a whole, as their kernels copy the weights and run step by step."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ _STATE = "its state comes from outside of the model, or from channels that canno
 def recurrent(call: Call) -> list[Labels]:
     """`torch.nn.RNN`, `LSTM` and `GRU`, with any number of layers, in both directions, with projections.
 
-    A hidden unit owns its row in every block of rows (one for each of the layer's inner gates) of the weights and
-    biases, the column of the recurrent weight that reads it, and the column of whatever reads the layer's output. The
-    layers and directions of one module have one hidden size, so unit k goes from all of them. The initial states are
-    zero unless the caller gives some. Where hidden units are projected they stay: torch's kernels tell a projection by
-    its being narrower than they are.
+    A hidden unit consists of its row in every block of rows (one per inner gate of the layer) of the weights and
+    biases, the column of the recurrent weight that reads it, and the columns that read the layer's output. All layers
+    and directions of a module have one hidden size, so unit k is removed from all of them. The initial states are zero
+    unless the caller passes some. Projected hidden units are kept, because torch's kernels recognise a projection by
+    its smaller width.
     """
     x, *states = _flat(call, "input"), *_flat_states(call)
     suffixes = sorted({name.removeprefix("weight_ih_l") for name in call.arguments if name.startswith("weight_ih_l")})
@@ -34,7 +34,7 @@ def recurrent(call: Call) -> list[Labels]:
     projected = _projected_units(call, suffixes)
     if projected is not None:
         call.pin(hidden, "hidden units of a projected layer have to be more than the projections")
-    recurring = hidden if projected is None else projected  # what a step reads of the one before
+    recurring = hidden if projected is None else projected  # the input of a step from the previous one
     positions = math.prod(call.shape_of(x)[:-1])
     for suffix in suffixes:
         first = int(re.match(r"\d+", suffix).group()) == 0  # type: ignore[union-attr]
@@ -60,7 +60,7 @@ def _of(call: Call, tensor: torch.Tensor, axis: int) -> Ids | None:
 
 
 def _flat(call: Call, name: str) -> torch.Tensor:
-    """The input, or what a packed one holds."""
+    """The input tensor, or the data of a packed one."""
     value = call[name]
     return value if isinstance(value, torch.Tensor) else value.data
 
@@ -71,7 +71,7 @@ def _flat_states(call: Call) -> Sequence[torch.Tensor]:
 
 
 def _hidden_units(call: Call, suffixes: Sequence[str]) -> Ids:
-    """The ids of the hidden units, tied through all rows that are a unit's."""
+    """The ids of the hidden units, tied across all rows of each unit."""
     hidden: Ids | None = None
     for suffix in suffixes:
         projection = call.arguments.get("weight_hr_l" + suffix)
@@ -93,7 +93,7 @@ def _hidden_units(call: Call, suffixes: Sequence[str]) -> Ids:
 
 
 def _projected_units(call: Call, suffixes: Sequence[str]) -> Ids | None:
-    """The ids of what an LSTM's hidden units are projected to, if they are."""
+    """The ids of an LSTM's projected units, if it has a projection."""
     projected: Ids | None = None
     for suffix in suffixes:
         projection = call.arguments.get("weight_hr_l" + suffix)
@@ -119,7 +119,7 @@ def _read_input(call: Call, x: torch.Tensor, suffixes: Sequence[str]) -> None:
 
 
 def _take_state(call: Call, state: torch.Tensor, units: Ids) -> None:
-    """Tie what the states start from to the hidden units: the same in all layers, which have one size."""
+    """Tie the initial states to the hidden units, which are the same in all layers."""
     last = state.dim() - 1
     started = None
     for label in call.labels_of(state):
@@ -134,7 +134,7 @@ def _take_state(call: Call, state: torch.Tensor, units: Ids) -> None:
 
 
 def _outputs(call: Call, output: Ids, last_output: Ids, last_state: Ids) -> list[Labels]:
-    """Labels of the output of every step, and of the last states; what tells of packed sequences has none."""
+    """Labels of the output of every step, and of the last states; the metadata of packed sequences has none."""
     results: list[Labels] = []
     states = iter((last_output, last_state))
     for number, tensor in enumerate(call.outputs):

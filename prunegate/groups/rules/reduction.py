@@ -1,4 +1,4 @@
-"""Operations that look at all entries along a dimension."""
+"""Operations over all entries along a dimension."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from prunegate.groups.solving.partition import Ids
 _MASKED = frozenset(
     """mean sum amax amin max min aminmax logsumexp prod var var_mean std std_mean linalg_vector_norm norm""".split()
 )
-# Of these the second output says where along the dimensions an entry was found.
+# The second output of these is the index of an entry along the dimensions.
 _LOCATING = frozenset("max min".split())
 
 
 def _reduce(call: Call) -> list[Labels]:
-    if len(call.inputs) > 1:  # min, max and the like of two tensors
+    if len(call.inputs) > 1:  # such as min or max of two tensors
         return pointwise(call)
     x = call.inputs[0]
     dims = _dims(call, x.dim())
@@ -44,9 +44,9 @@ def _dims(call: Call, ndim: int) -> set[int]:
 
 
 def _clear_of(call: Call, labels: Iterable[Ids], dims: set[int]) -> Labels:
-    """The labels, none of them varying on ``dims`` any more.
+    """The labels, which no longer vary on ``dims``.
 
-    A unit that lies only along ``dims`` is masked where the function allows it: leaving it out changes the result.
+    Removing a unit that lies only along ``dims`` changes the result, so it is masked if the function allows it.
     """
     result = []
     for label in labels:
@@ -59,7 +59,7 @@ def _clear_of(call: Call, labels: Iterable[Ids], dims: set[int]) -> Labels:
 
 
 def _heads_of(call: Call, label: Ids, dims: set[int]) -> Ids:
-    """For a label over heads and a width that is reduced the label of the heads, of which places can go as well."""
+    """For a label over heads and a reduced width, the label of the heads, whose dimensions can also be removed."""
     inside = [d for d in varying(label) if d in dims]
     if call.name not in _MASKED or len(inside) != 1 or len(varying(label)) < 2 or call.name.startswith(("var", "std")):
         return label
@@ -69,7 +69,7 @@ def _heads_of(call: Call, label: Ids, dims: set[int]) -> Ids:
 
 
 def _need_enough(call: Call, label: Ids, dims: set[int]) -> None:
-    """A variance divides by the number of entries less a correction, so more than that have to stay."""
+    """A variance divides by the number of entries minus a correction, so more than that have to be kept."""
     if not call.name.startswith(("var", "std")):
         return
     correction = call.arguments.get("correction")
@@ -81,7 +81,7 @@ def _need_enough(call: Call, label: Ids, dims: set[int]) -> None:
 
 
 def _along(call: Call) -> list[Labels]:
-    """Softmax, cumulative sums, sorting: the shape stays, entries along one dimension are mixed."""
+    """Softmax, cumulative sums, sorting: the shape is unchanged, entries along one dimension are mixed."""
     x = call.inputs[0]
     dim = call.dim("dim", x.dim())
     beside: list[Ids] = []

@@ -1,4 +1,4 @@
-"""Rules of users: what an operation, or a module of their own, does to channels."""
+"""Users' rules for the effect of custom operations and modules on channels."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ BUILTIN_MODULE_RULES: dict[type[nn.Module], Rule] = {nn.RNNBase: recurrent}
 def register_rule(
     target: str | type[nn.Module], rule: Rule | None = None, *, like: str | None = None
 ) -> Callable[[Rule], Rule]:
-    """Teach the tracer what an operation or a module does to channels.
+    """Register a rule for the effect of an operation or a module on channels.
 
-    What torch computes is followed by itself. A rule is for what it cannot look into: a custom operation, or a module
-    whose forward calls one (or is better taken as a whole). Custom operations need a form without data as well
-    (``register_fake``), for models are followed without data.
+    Torch's own operations are traced automatically. A rule is needed for what tracing cannot see into: a custom
+    operation, or a module whose forward calls one (or is better treated as a whole). Custom operations also need
+    ``register_fake``, because models are traced without data.
 
-    **An operation that treats each channel by itself** behaves as one of torch's, whose rule serves::
+    **An operation that treats each channel by itself** behaves like one of torch's, whose rule is used::
 
         prunegate.register_rule("mylib::scaled_relu", like="relu")
 
@@ -35,22 +35,22 @@ def register_rule(
     forward's arguments and its own parameters and buffers. It returns a list with the labels of each output tensor.
 
     *Labels* say which unit each index of a tensor belongs to. They are a tuple of integer arrays (NumPy), at most one
-    for a dimension, and empty for a tensor without units. Each has as many dimensions as the tensor: full size along
-    the dimension that the units lie along, 1 along the others. The channels of an image batch of shape (8, 64, 32, 32)
-    have one label of shape (1, 64, 1, 1), whose 64 entries are numbers of units. ``call.labels_of(tensor)`` gives a
+    per dimension, and empty for a tensor without units. Each has as many dimensions as the tensor: full size along the
+    dimension that the units lie along, 1 along the others. The channels of an image batch of shape (8, 64, 32, 32) have
+    one label of shape (1, 64, 1, 1), whose 64 entries are numbers of units. ``call.labels_of(tensor)`` returns a
     tensor's labels, ``call.ids(tensor, dim)`` the units along one dimension as a flat array (or None), and
-    ``call.lay(ids, dim)`` is the way back: labels of the output with these units along a dimension.
+    ``call.lay(ids, dim)`` is the inverse: labels of the output with these units along a dimension.
 
-    A rule notes what has to hold:
+    A rule records constraints:
 
-    - ``call.tie(a, b)``: entry by entry, the units of ``a`` and ``b`` go together, or stay together.
-    - ``call.consume(weight, ids)``: this weight reads the units along that axis of its own. Here the mask goes: where
-      a unit is out, the weight's slice is zero. Units that no weight reads get no gate.
-    - ``call.produce(ids)``: these units are made here.
-    - ``call.multiply(weight, times)``: for the budget, so many MACs for each entry of the weight.
-    - ``call.pin(ids, why)``: these units stay, and the user is told why.
+    - ``call.tie(a, b)``: entry by entry, the units of ``a`` and ``b`` are removed or kept together.
+    - ``call.consume(weight, ids)``: this weight reads the units along its own axis. The mask is applied here: the
+      weight's slice of a removed unit is zero. Units that no weight reads get no gate.
+    - ``call.produce(ids)``: these units are produced here.
+    - ``call.multiply(weight, times)``: counts ``times`` MACs per entry of the weight, for the budget.
+    - ``call.pin(ids, why)``: these units are kept, and the reason is reported.
 
-    A module with a weight for each channel ties it to the channels that come in, and passes them on::
+    A module with one weight per channel ties it to the input's channels, and passes them on::
 
         @prunegate.register_rule(Scale)  # forward(x): mylib.scaled(x, self.scale), x (batch, channels, positions)
         def scale(call):
@@ -61,7 +61,7 @@ def register_rule(
             call.tie(channels, own)  # entry k of the scale is channel k's
             return [call.labels_of(call["x"])]
 
-    A module whose weight reads channels and makes others::
+    A module whose weight reads channels and produces others::
 
         @prunegate.register_rule(Projection)  # forward(x): mylib.project(x, self.weight), weight (outputs, inputs)
         def projection(call):
@@ -71,29 +71,29 @@ def register_rule(
                 call.pin(inputs, "reads channels that cannot be removed")
             else:
                 call.tie(given, inputs)  # channel k of x is column k of the weight
-                call.consume(weight, inputs)  # which is zero where channel k is out
+                call.consume(weight, inputs)  # masked for removed channels
             call.produce(outputs)
             call.multiply(weight, times=x.numel() // x.shape[-1])
             return [call.lay(outputs, -1)]
 
-    Nobody has to trust a rule: the dry run in `wrap` and the certificate of `compact` compare what the models compute,
-    and a wrong rule ends in a refusal. ``prunegate inspect --rules`` lists all rules there are.
+    Rules are not trusted: the dry run in `wrap` and the certificate of `compact` compare the models' outputs, and a
+    wrong rule leads to a refusal. ``prunegate inspect --rules`` lists all rules.
 
     Args:
-        target: The full name of an operation, such as ``"mylib::scaled_relu"``, or a module class (its
-            subclasses have the rule too).
+        target: The full name of an operation, such as ``"mylib::scaled_relu"``, or a module class (the rule also
+            applies to its subclasses).
         rule: The rule; leave it out to use the result as a decorator.
-        like: Name of an operation of torch whose rule serves, such as ``"relu"``, ``"layer_norm"``'s
-            ``"native_layer_norm"`` or ``"cat"``.
+        like: Name of a torch operation whose rule is used, such as ``"relu"``, ``"native_layer_norm"`` (the operation
+            of ``layer_norm``) or ``"cat"``.
 
     Raises:
-        TraceError: ``target`` is neither, or torch has no operation ``like`` that a rule is known for.
-        RuleError: Later, in `wrap`: the rule raised something, or returned something else than labels.
+        TraceError: ``target`` is neither, or torch has no operation ``like`` with a rule.
+        RuleError: Later, in `wrap`: the rule raised an error, or returned something other than labels.
     """
     if isinstance(target, str) and target.count("::") != 1:
         raise TraceError(
             f"register_rule: found the operation {target!r}, expected a full name such as 'mylib::scaled_relu'. "
-            "print(torch.ops.mylib.scaled_relu) shows what there is."
+            "print(torch.ops.mylib.scaled_relu) shows it."
         )
     if not isinstance(target, str) and not (isinstance(target, type) and issubclass(target, nn.Module)):
         raise TraceError(
@@ -122,7 +122,7 @@ def register_rule(
 
 
 def module_rule(cls: type[nn.Module]) -> Rule | None:
-    """The rule for a module class or the nearest class it extends: a registered one, or one of the package's own."""
+    """The registered or built-in rule for a module class or its nearest base class."""
     for rules in (MODULE_RULES, BUILTIN_MODULE_RULES):
         if rules:
             result = next((rules[base] for base in cls.__mro__ if base in rules), None)

@@ -1,4 +1,4 @@
-"""Pooling, resizing and the like: every channel by itself, positions mixed."""
+"""Pooling, resizing and similar operations, which mix positions within each channel."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def _spatial(call: Call) -> list[Labels]:
 
 
 def _unpooled(call: Call) -> list[Labels]:
-    """Every entry is put where its index says, within its channel; pooling gave an index for each entry."""
+    """Every entry is written at its index within its channel; the indices come from pooling."""
     source = call.inputs[0]
     positions = range(source.dim() - int(call.name[-2]), source.dim())
     operands = [(call.clear_of(call.labels_of(x), positions, _MIXED), _beside(call, x, positions)) for x in call.inputs]
@@ -38,21 +38,22 @@ def _beside(call: Call, x: torch.Tensor, positions: range) -> Shape:
 
 
 def _transformed(call: Call) -> list[Labels]:
-    """Fourier transforms: what lies along the transformed dimensions is mixed, and may have another length then."""
+    """Fourier transforms: transformed dimensions are mixed and may change their length."""
     source = call.inputs[0]
     dims = {d % source.dim() for d in call["dim"]}
     return [call.clear_of(call.labels_of(source), dims, "mixed with one another by a Fourier transform")]
 
 
 def _sampled(call: Call) -> list[Labels]:
-    """Each sample has coordinates of its own, which stay: where heads lie beside samples, all lose the same places."""
+    """Each sample has its own coordinates, which are kept; if heads are part of the batch, all lose the same
+    positions."""
     (labels, *_) = _spatial(call)
     tied = tuple(call.constraints.tie_along(label, 0) for label in labels)
     return call.all_outputs(tied)
 
 
 def _patches(call: Call) -> list[Labels]:
-    """`torch.nn.functional.unfold`: for each channel as many rows as the kernel has places, for each place a column."""
+    """`torch.nn.functional.unfold`: one row per channel and kernel position, and one column per output position."""
     source = call.inputs[0]
     channel = source.dim() - 3
     width = math.prod(call["kernel_size"])
@@ -62,7 +63,7 @@ def _patches(call: Call) -> list[Labels]:
 
 
 def _from_patches(call: Call) -> list[Labels]:
-    """`torch.nn.functional.fold`: the rows of a channel are added up at its positions."""
+    """`torch.nn.functional.fold`: the rows of a channel are summed at its positions."""
     source = call.inputs[0]
     row = source.dim() - 2
     width = math.prod(call["kernel_size"])

@@ -1,4 +1,4 @@
-"""Operations within heads: of what lies along heads and their width, whole heads can go or dimensions of each."""
+"""Operations within heads: either whole heads or head dimensions can be removed."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ def choose_within(
     heads: Ids | None = None,
     prefers_dimensions: bool = False,
 ) -> None:
-    """Note that an operation looks at all dimensions of each head: whole heads can go, or the same dimensions of all.
+    """Record that an operation reads all dimensions of each head: whole heads or the same dimensions can be removed.
 
     Args:
-        label: Over the heads and, along dimension ``inner``, their dimensions.
-        leaves_out: Has the operation leave dimensions out, whose flat ids it is given; says whether it can.
-        vectors: Labels of the operation's own weights along ``inner``, which go with the dimensions.
-        heads: What stands for the heads in the result, of the label's shape but for 1 along ``inner``; see `head_ids`.
-        prefers_dimensions: Whether dimensions would be taken if nothing else counted.
+        label: Label over the heads and, along dimension ``inner``, their dimensions.
+        leaves_out: Makes the operation mask dimensions, given their flat ids; returns whether it can.
+        vectors: Labels of the operation's own weights along ``inner``, which are removed with the dimensions.
+        heads: The label of the heads in the result, of the label's shape except for 1 along ``inner``; see `head_ids`.
+        prefers_dimensions: Whether dimensions are the default.
     """
 
     def whole() -> None:
@@ -46,7 +46,7 @@ def choose_within(
             if dim != inner:
                 kept = call.constraints.tie_along(kept, dim)
         if heads is not None:
-            call.pin(heads, "dimensions of these heads are removed, the heads stay")
+            call.pin(heads, "dimensions of these heads are removed, the heads are kept")
         for vector in vectors:
             call.constraints.tie(kept, vector)
         if not leaves_out(kept.reshape(-1)):
@@ -57,7 +57,7 @@ def choose_within(
 
 
 def head_ids(call: Call, label: Ids, inner: int) -> Ids:
-    """Fresh ids for the heads that a label lies along, laid out as it is but for 1 along ``inner``."""
+    """New ids for the heads of a label, of its shape except for 1 along ``inner``."""
     first = label.take([0], axis=inner)
     names, numbers = np.unique(first, return_inverse=True)
     ids = call.constraints.new_axis("constant", HEADS, 0, len(names))

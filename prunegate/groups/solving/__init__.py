@@ -1,1 +1,1 @@
-"""From what a run said of channels to channel groups."""
+"""Solving the constraints of the runs for channel groups."""

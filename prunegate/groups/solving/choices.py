@@ -1,9 +1,9 @@
-"""Choices: operations that can lose units in several ways, and the search for the ways that serve the network best.
+"""Choices: operations that can lose units in several ways, and the search for the best combination of ways.
 
-A grouped convolution can lose whole groups, or as many channels from each; an attention whole heads, or the same
-places within all of them. Which is finer is not for one operation to say: a norm behind the convolution may be able to
-honour one of the two alone. So rules note all ways, and the solver takes those that together let most channels go, and
-of these those that leave most units.
+A grouped convolution can lose whole groups, or equally many channels from each; an attention can lose whole heads, or
+the same dimensions in all of them. An operation cannot decide by itself which is finer: a norm after the convolution
+may support only one of the two. So rules record all ways, and the solver takes the combination that lets the most
+channels be removed, and among these the one with the most units.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ from prunegate.groups.solving.partition import Ids, Partition
 if TYPE_CHECKING:
     from prunegate.groups.solving.constraints import Constraints
 
-# What a choice is between: whole heads or head dimensions, whole groups of channels or places within them.
+# The kind of a choice: whole heads or head dimensions, whole groups of channels or positions within them.
 ChoiceKind: TypeAlias = Literal["heads", "groups"]
 
-# With at most so many combinations all of them are looked at.
+# Up to this number, all combinations are tried.
 _MOST_COMBINATIONS = 64
 
 
 @dataclass
 class Way:
-    """What an operation asks for if it loses units in one way: entries of the lists of `Constraints`, by their names.
+    """The constraints of an operation if it loses units in one way: entries of the lists of `Constraints`, by name.
 
     Attributes:
-        is_inner: Places within heads or groups go, and these stay.
-        places: Of an attention the ids of the head dimensions, if it is these that go.
+        is_inner: Positions within heads or groups are removed, and the heads or groups are kept.
+        places: For an attention, the ids of the head dimensions, if these are removed.
     """
 
     is_inner: bool
@@ -44,26 +44,26 @@ class Way:
 
 @dataclass
 class Choice:
-    """An operation that can lose units in several ways; the first is the one it would take by itself."""
+    """An operation that can lose units in several ways; the first is its default."""
 
     kind: ChoiceKind
     module: str
     ways: list[Way] = field(default_factory=list)
 
     def allowed(self, whole_heads: frozenset[str] | None) -> list[int]:
-        """The numbers of its ways, without those that a caller forbids (None: whole heads everywhere)."""
+        """The indices of its ways, without those that the caller forbids (None: whole heads everywhere)."""
         whole = self.kind == "heads" and (whole_heads is None or self.module in whole_heads)
         return [number for number, way in enumerate(self.ways) if not (whole and way.is_inner)]
 
 
 @dataclass
 class _Alike:
-    """Choices that ask for the same of the same units, so that one decision serves all.
+    """Choices with the same constraints on the same units, so that one decision applies to all.
 
     Attributes:
-        ways: For each way that is allowed the sides of its ties and the roots that it pins and that it has read.
-        inner: For each whether dimensions within heads or groups go.
-        members: The choices, and for each the numbers of its ways in the order of ``ways``.
+        ways: For each allowed way, the sides of its ties, and the roots that it pins and reads.
+        inner: For each way, whether positions within heads or groups are removed.
+        members: The choices, each with the indices of its ways in the order of ``ways``.
     """
 
     ways: list[tuple[Ids, Ids, Ids, Ids]]
@@ -76,7 +76,7 @@ class _Alike:
 
 
 def usual(constraints: Constraints, whole_heads: frozenset[str] | None = frozenset()) -> list[int]:
-    """For each choice the way that its operation would take by itself."""
+    """For each choice, the default way of its operation."""
     return [choice.allowed(whole_heads)[0] for choice in constraints.choices]
 
 
@@ -87,7 +87,7 @@ def finest(
 
     Args:
         element_of: The element of each id; see `prunegate.groups.solving.whole_axes`.
-        partition: Of the elements, by all that is asked for whatever is chosen.
+        partition: Partition of the elements by the constraints that are independent of choices.
     """
     chosen = usual(constraints, whole_heads)
     root_of = partition.roots()[element_of]
@@ -103,7 +103,7 @@ def finest(
 def _what_is_known(
     constraints: Constraints, element_of: Ids, partition: Partition
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """For each root whether nothing pins it, how many channels layers produce of it, and whether one reads it."""
+    """For each root, whether it is not pinned, how many of its channels layers produce, and whether one reads it."""
     size, root_of = partition.size, partition.roots()[element_of]
     free, consumed, made = np.ones(size, bool), np.zeros(size, bool), np.zeros(len(element_of), bool)
     for ids, _ in constraints.pins:
@@ -133,7 +133,7 @@ def _alike(constraints: Constraints, root_of: Ids, whole_heads: frozenset[str] |
 def _roots_of(way: Way, root_of: Ids) -> tuple[Ids, Ids, Ids, Ids]:
     ties = way.asks.get("ties", ())
     left, right = (root_of[_joined(side)] for side in (zip(*ties, strict=True) if ties else ((), ())))
-    pairs = np.unique((left * len(root_of) + right)[left != right])  # the same for each sample and window
+    pairs = np.unique((left * len(root_of) + right)[left != right])  # equal for all samples and windows
     left, right = pairs // max(len(root_of), 1), pairs % max(len(root_of), 1)
     pinned, consumed = (
         np.unique(root_of[_joined(ids)])
@@ -147,7 +147,7 @@ def _joined(arrays: Iterable[Ids]) -> Ids:
 
 
 def _components(choices: Sequence[_Alike]) -> Iterator[list[_Alike]]:
-    """Choices that bear on one another: those that are about the same units, directly or through others."""
+    """Choices that affect each other, because they concern the same units directly or through others."""
     of_each = [alike.roots for alike in choices]
     roots = np.concatenate([np.zeros(0, dtype=np.int64), *of_each])
     numbers = np.repeat(np.arange(len(choices)), [len(some) for some in of_each])
@@ -162,7 +162,7 @@ def _components(choices: Sequence[_Alike]) -> Iterator[list[_Alike]]:
 
 
 def _best(component: Sequence[_Alike], free: np.ndarray, produced: np.ndarray, consumed: np.ndarray) -> Sequence[int]:
-    """The number of the way of each by which together most channels can go, in most units."""
+    """The way of each choice with which, in combination, the most channels can be removed, in the most units."""
     counts = [len(alike.ways) for alike in component]
     if max(counts) == 1:
         return [0] * len(component)
@@ -174,7 +174,7 @@ def _best(component: Sequence[_Alike], free: np.ndarray, produced: np.ndarray, c
         return _removable([ways[number] for ways, number in zip(local, numbers, strict=True)], *state)
 
     if np.prod(counts, dtype=float) <= _MOST_COMBINATIONS:
-        return max(product(*map(range, counts)), key=units)  # of equals the first
+        return max(product(*map(range, counts)), key=units)  # the first of equals
     starts = [[0] * len(component)]
     starts += [[a.inner.index(inner) if inner in a.inner else 0 for a in component] for inner in (False, True)]
     return _climbed(starts, counts, units)
@@ -183,7 +183,7 @@ def _best(component: Sequence[_Alike], free: np.ndarray, produced: np.ndarray, c
 def _climbed(
     starts: Sequence[list[int]], counts: Sequence[int], units: Callable[[Sequence[int]], tuple[int, int]]
 ) -> Sequence[int]:
-    """From the best of some combinations on, one choice after the other changed as long as that leaves more units."""
+    """Hill climbing from the best start: change one choice after the other as long as the result improves."""
     best = max(starts, key=units)
     most, changed = units(best), True
     while changed:

@@ -1,7 +1,7 @@
-"""What running the model says about its channels, collected as plain data and solved once at the end.
+"""Constraints on channels from running the model, collected as plain data and solved once at the end.
 
-Following the model (`tracer`, `rules`) only appends here; nothing is decided before the whole run
-has been seen. `solve` then turns the collection into channel groups.
+Tracing (`tracer`, `rules`) only appends constraints; nothing is decided before the whole run is known. `solve` then
+turns them into channel groups.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from prunegate.groups.solving.choices import Choice, ChoiceKind, Way
 from prunegate.groups.solving.labels import Labels, Shape, align, varying
 from prunegate.groups.solving.partition import Ids
 
-# What the ways of a choice ask for, by the names of the lists that it is noted in.
+# The constraints that the ways of a choice may have, by the names of their lists.
 _ASKED = ("pins", "ties", "consumed", "masked", "needed")
 # The name of axes along which one entry has become many.
 SPREAD = "spread"
-# And of axes that stand for the heads of an attention once their width is summed.
+# The name of axes for the heads of an attention after their width is summed.
 HEADS = "heads"
 
 
 @dataclass(frozen=True)
 class Pin:
-    """Why a set of channels cannot be removed, and where that was seen."""
+    """Why a set of channels cannot be removed, and where."""
 
     reason: str
     operation: str = ""
@@ -49,7 +49,7 @@ class Pin:
         return f"{place}{operation}{source}: {self.reason}"
 
 
-@dataclass(slots=True)  # never changed; frozen ones are slower to make, and there are many
+@dataclass(slots=True)  # never changed; frozen dataclasses are slower to create, and there are many
 class LabelledAxis:
     """One dimension of one parameter, buffer or constant, and the ids given to its indices."""
 
@@ -76,7 +76,7 @@ class Contraction:
 
 @dataclass(frozen=True)
 class MaskedArgument:
-    """A tensor argument of a function call in the model whose removed units must not count there.
+    """A tensor argument of a function call whose removed units must be masked.
 
     ``label`` broadcasts over the argument.
     """
@@ -88,14 +88,14 @@ class MaskedArgument:
 
 @dataclass
 class Constraints:
-    """The append-only record that tracing makes.
+    """The append-only record of tracing.
 
-    ``consumed`` pairs the parameter that reads units with their ids; its name is empty where a masked
-    argument reads them. ``choices`` are the operations that can lose units in several ways; see `either`. ``alike`` are
-    ties of whole axes, index by index, by their numbers in ``axes``: most are, and to solve them takes no work for each
-    index. ``needed`` pairs the ids along which a statistic is taken with how many of them it needs: an unbiased
-    variance divides by one less than their number. ``multiples`` pairs ids with what their number is best a multiple
-    of, for kernels that take no other widths.
+    ``consumed`` pairs the parameter that reads units with their ids; its name is empty if a masked argument reads them.
+    ``choices`` are the operations that can lose units in several ways; see `either`. ``alike`` are ties of whole axes,
+    index by index, by their numbers in ``axes``: most ties are, and solving them needs no work per index. ``needed``
+    pairs the ids along which a statistic is taken with the number of ids that it needs: an unbiased variance divides by
+    one less than this number. ``multiples`` pairs ids with the preferred multiple of their number, for kernels that
+    support no other widths.
     """
 
     axes: list[LabelledAxis] = field(default_factory=list)
@@ -120,7 +120,7 @@ class Constraints:
     def new_axis(
         self, kind: Literal["parameter", "buffer", "constant"], tensor: str, axis: int, length: int, ndim: int = 1
     ) -> Ids:
-        """Fresh ids, shape (length,), for the indices of a tensor's dimension; none are noted for one of length 0."""
+        """Fresh ids, shape (length,), for the indices of a tensor's dimension; none are recorded for length 0."""
         if length == 0:
             return np.zeros(0, dtype=np.int64)
         ids = np.arange(self.size, self.size + length, dtype=np.int64)
@@ -131,12 +131,12 @@ class Constraints:
         return ids
 
     def either(self, kind: ChoiceKind, module: str, *ways: tuple[bool, Callable[[], Ids | None]]) -> None:
-        """Note that an operation can lose units in several ways.
+        """Record that an operation can lose units in several ways.
 
         Args:
-            ways: The one first that the operation would take by itself. For each whether places go within heads or
-                groups that stay, and a function that notes what the operation asks for then, and gives the ids of such
-                places where other operations are to know of them.
+            ways: The default way first. For each, whether positions within heads or groups are removed, and a function
+                that records the constraints of the way, and returns the ids of these positions if other operations need
+                them.
         """
         choice = Choice(kind, module)
         for is_inner, note in ways:
@@ -152,7 +152,7 @@ class Constraints:
         self.choices.append(choice)
 
     def settled(self, chosen: Sequence[int]) -> Constraints:
-        """All that is asked for once each choice has been made: by the number of its way."""
+        """All constraints after each choice is made, given by the index of its way."""
         ways = [choice.ways[number] for choice, number in zip(self.choices, chosen, strict=True)]
         asked: dict[str, Any] = {
             name: [*getattr(self, name), *(x for way in ways for x in way.asks[name])] for name in _ASKED
@@ -160,11 +160,11 @@ class Constraints:
         return replace(self, **asked)
 
     def mark(self) -> tuple[int, ...]:
-        """Where the record stands now, for `back_to`."""
+        """The current position of the record, for `back_to`."""
         return (*map(len, self._lists()), len(self.grids), self.size)
 
     def back_to(self, mark: tuple[int, ...]) -> None:
-        """Forget what was noted since a mark: the run that said it came to nothing."""
+        """Drop everything recorded since a mark, because the run failed."""
         for noted, length in zip(self._lists(), mark, strict=False):
             del noted[length:]
         for key in list(self.grids)[mark[-2] :]:
@@ -179,10 +179,10 @@ class Constraints:
                 self.pins, self.ties, self.alike, self.needed, self.multiples)  # fmt: skip
 
     def is_table(self, label: Ids, with_vectors: bool) -> bool:
-        """Whether no id was given to a weight: they come from buffers and constants of the code.
+        """Whether no id belongs to a weight: all come from buffers and constants of the code.
 
         Args:
-            with_vectors: Whether those count as well that come from vectors, or from one entry that became many.
+            with_vectors: Whether ids also count that come from vectors, or from one entry that was expanded.
         """
         ids = label.reshape(-1)
         while ids.size:
@@ -194,19 +194,19 @@ class Constraints:
         return True
 
     def is_spread(self, label: Ids) -> bool:
-        """Whether a label stands for one entry that became many: the tensor is the same for all of these units."""
+        """Whether a label represents one expanded entry, so that the tensor is the same for all of these units."""
         first = int(label.reshape(-1)[0])
         axis = self.axes[bisect_right(self.axes, first, key=lambda axis: axis.start) - 1]
         return axis.tensor == SPREAD and np.array_equal(label.reshape(-1), np.arange(axis.length) + axis.start)
 
     def pinned_ids(self, length: int, pin: Pin) -> Ids:
-        """Fresh ids, shape (length,), that stand for channels nobody may remove."""
+        """Fresh ids, shape (length,), for channels that must not be removed."""
         ids = self.new_axis("constant", "", 0, length)
         self.pins.append((ids, pin))
         return ids
 
     def tie(self, left: Ids, right: Ids) -> None:
-        """Make the units of two broadcastable labels live and die together, entry by entry."""
+        """Require that the units of two broadcastable labels are kept or removed together, entry by entry."""
         if left is right:
             return
         if left.size == right.size and not self._apart:
@@ -227,7 +227,7 @@ class Constraints:
         return number
 
     def tie_along(self, label: Ids, dim: int) -> Ids:
-        """Tie all entries that differ only in their place along ``dim``; give one that stands for them."""
+        """Tie all entries that differ only in their index along ``dim``; return one that represents them."""
         if label.shape[dim] == 1:
             return label
         first = label.take([0], axis=dim)
@@ -240,13 +240,13 @@ class Constraints:
             self.pins.append((ids.reshape(-1), pin))
 
     def require_rectangular(self, label: Ids) -> None:
-        """Ask that what is removed from a label over several dimensions is whole slices of one of them."""
+        """Require that only whole slices along one dimension are removed from a label over several dimensions."""
         if len(varying(label)) > 1:
             squeezed = np.ascontiguousarray(label.reshape([s for s in label.shape if s > 1]))
             self.grids.setdefault((squeezed.shape, squeezed.tobytes()), squeezed)
 
 
 def _lie_alike(left: Ids, right: Ids) -> bool:
-    """Whether two labels of equal size meet entry by entry when they are broadcast, as flat arrays would."""
+    """Whether broadcasting two labels of equal size pairs their entries like flat arrays."""
     ndim = max(left.ndim, right.ndim)
     return align(left, ndim).shape == align(right, ndim).shape

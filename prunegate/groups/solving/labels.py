@@ -1,9 +1,9 @@
 """Labels: which unit each index of a tensor belongs to.
 
-A label is an integer array that broadcasts against its tensor: size 1 along the dimensions on which
-the unit does not depend and along those of length 0, full size along those on which it does. Its entries
-are ids handed out by `Constraints`. A tensor carries a tuple of labels, at most one for a dimension. Labels are NumPy
-arrays, so arithmetic on them is invisible to the dispatch modes that watch the model.
+A label is an integer array that broadcasts against its tensor: it has full size along the dimensions on which the unit
+depends, and size 1 along the others and along those of length 0. Its entries are ids issued by `Constraints`. A tensor
+carries a tuple of labels, at most one per dimension. Labels are NumPy arrays, so that the dispatch modes that watch the
+model do not see arithmetic on them.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def align(label: Ids, ndim: int) -> Ids:
 
 
 def pick(label: Ids, index: int, dim: int) -> Ids:
-    """The label of ``x.select(dim, index)``: that dimension is gone."""
+    """The label of ``x.select(dim, index)``, without this dimension."""
     return np.asarray(label.take(index if label.shape[dim] > 1 else 0, axis=dim))
 
 

@@ -1,4 +1,4 @@
-"""What contractions and parameters cost, as products of the numbers of units that are kept."""
+"""Costs of contractions and parameters, as products of the numbers of kept units."""
 
 from __future__ import annotations
 

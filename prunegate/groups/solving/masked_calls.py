@@ -1,4 +1,4 @@
-"""Function calls that must leave units out of an argument, those that leave out the same as one."""
+"""Function calls with masked arguments, merged if they mask the same units."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from prunegate.groups.solving.partition import Ids
 
 
 def masked_calls(constraints: Constraints, units_of: Ids) -> list[MaskedCall]:
-    """The function calls that must leave units out of an argument; those that leave out the same units as one."""
+    """The function calls with masked arguments; calls that mask the same units are merged."""
     alike: dict[tuple[str, str, int, tuple[int, ...], bytes], list[CallAddress]] = defaultdict(list)
     units: dict[tuple[str, str, int, tuple[int, ...], bytes], Ids] = {}
     at_code: dict[tuple[str, str, int, CodePlace | None], dict[int, set[Any]]] = defaultdict(lambda: defaultdict(set))
@@ -29,7 +29,7 @@ def masked_calls(constraints: Constraints, units_of: Ids) -> list[MaskedCall]:
                 at_code[address.module, address.function, masked.place, code][address.index].add(key)
 
     def is_whole(key: tuple[str, str, int, tuple[int, ...], bytes], code: CodePlace | None) -> bool:
-        """Whether all calls at a place in the code, or in the module, are those of one key."""
+        """Whether all calls at a position in the code, or in the module, have this key."""
         calls = at_code[(*key[:3], code)]
         whole = len(calls) >= constraints.totals.get((*key[:2], code), 0)
         return whole and all(keys == {key} for keys in calls.values())

@@ -19,7 +19,7 @@ class Partition:
         self._root: Ids = np.arange(size, dtype=np.int64)
 
     def copy(self) -> Partition:
-        """One that can be united further without this one."""
+        """An independent copy."""
         made = Partition(0)
         made.size, made._root = self.size, self._root.copy()
         return made
@@ -29,7 +29,7 @@ class Partition:
         return self._root if ids is None else self._root[ids]
 
     def unite(self, left: Ids, right: Ids) -> bool:
-        """Join the sets of ``left[i]`` and ``right[i]`` for every i; say whether anything changed.
+        """Join the sets of ``left[i]`` and ``right[i]`` for every i; return whether anything changed.
 
         Each round hooks every root onto the smallest root it is paired with and then flattens all
         paths, so the number of rounds grows with the logarithm of the longest chain.

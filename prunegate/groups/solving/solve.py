@@ -21,7 +21,7 @@ from prunegate.groups.solving.united import United, unite, united_by
 
 _UNPRODUCED = Pin("no layer produces these channels")
 _UNREAD = Pin("no weight reads these channels")
-_SINGLE = Pin("a single unit: at least one must stay")
+_SINGLE = Pin("a single unit: at least one must be kept")
 _NO_REASON = -1
 
 
@@ -41,9 +41,9 @@ def solve(
         shapes: Shape of every parameter and buffer.
         parameters: Those of them that count as parameters.
         unused: Parameters that the run never read.
-        refused: Groups, by name, that a caller pins on top (excluded by the user, or found not to compact).
-        chosen: For each choice the number of the way that is taken; see `ways_of`.
-        united: What `united_by` gave for these constraints, if that is known.
+        refused: Further groups, by name, that the caller pins (excluded by the user, or refused by the dry run).
+        chosen: For each choice, the index of its way; see `ways_of`.
+        united: The result of `united_by` for these constraints, if known.
     """
     united = united or united_by(constraints)
     constraints = constraints.settled(chosen)
@@ -77,7 +77,7 @@ def solve(
 
 
 def _first_pins(constraints: Constraints, element_of: Ids, count: int) -> Ids:
-    """For each element the number of the first pin that names it, `_NO_REASON` where there is none."""
+    """For each element, the index of its first pin, or `_NO_REASON`."""
     why = np.full(count, _NO_REASON, dtype=np.int64)
     for number in range(len(constraints.pins) - 1, -1, -1):
         why[element_of[constraints.pins[number][0]]] = number
@@ -85,10 +85,10 @@ def _first_pins(constraints: Constraints, element_of: Ids, count: int) -> Ids:
 
 
 def _make_rectangular(grids: Sequence[Ids], partition: Partition, why: Ids) -> None:
-    """Tie units until what is removed from any tensor is whole slices along one dimension.
+    """Tie units until only whole slices along one dimension are removed from any tensor.
 
-    Of the dimensions of a grid the one that leaves most classes is kept, the others are tied; ties in
-    one grid may coarsen another, so this is repeated until nothing changes.
+    Of the dimensions of a grid, the one with the most remaining classes is kept and the others are tied. Ties in one
+    grid may coarsen another, so this is repeated until nothing changes.
     """
     changed = bool(grids)
     while changed:
@@ -116,7 +116,7 @@ def _classes_along(roots: Ids, dim: int, pinned: np.ndarray) -> int:
 
 
 def _reasons_by_root(constraints: Constraints, element_of: Ids, partition: Partition, why: Ids, pins: list[Pin]) -> Ids:
-    """For each root the first pin of its set, `_NO_REASON` if free; adds pins for what nothing makes or reads."""
+    """For each root, the first pin of its set or `_NO_REASON`; adds pins for channels that nothing makes or reads."""
     roots = partition.roots()
     first = np.full(partition.size, len(pins), dtype=np.int64)
     named = why != _NO_REASON
@@ -142,7 +142,7 @@ def _group_units(
     refused: Mapping[str, Pin],
     num_elements: int,
 ) -> tuple[list[tuple[str, Ids]], list[PinnedGroup], Ids]:
-    """Name the sets of units that lie on the same axes; give each free unit its number."""
+    """Name the sets of units on the same axes, and number the free units."""
     producing = _producing_axes(stored, constraints)
     names: dict[str, int] = defaultdict(int)
     groups: list[tuple[str, Ids]] = []
@@ -153,7 +153,7 @@ def _group_units(
         named_by = next((i for i in signature if i in producing), signature[0])
         name = _group_name(stored[named_by].tensor)
         if reason != _NO_REASON and named_by not in producing:
-            # Kernel positions, table rows and the like are no channels; only what a layer makes is reported.
+            # Kernel positions, table rows and the like are not channels; only outputs of layers are reported.
             continue
         names[name] += 1
         if names[name] > 1:
@@ -189,7 +189,7 @@ def _group_name(tensor: str) -> str:
 
 
 def _units_on_axes(constraints: Constraints, units_of: Ids, greatest: Sequence[int]) -> dict[str, dict[int, Ids]]:
-    """For each stored tensor the axes that hold units, and these."""
+    """For each stored tensor, the axes that hold units, with these units."""
     axes: dict[str, dict[int, Ids]] = defaultdict(dict)
     for axis, last in zip(constraints.axes, greatest, strict=True):
         if last >= 0 and axis.kind != "constant":
@@ -198,7 +198,7 @@ def _units_on_axes(constraints: Constraints, units_of: Ids, greatest: Sequence[i
 
 
 def _over_axes(reduce: np.ufunc, constraints: Constraints, values: Ids) -> list[int]:
-    """One number for each axis: ids are handed out axis after axis, so all are found at once."""
+    """One number per axis, computed in bulk, as ids are issued axis by axis."""
     if not constraints.axes:
         return []
     results: list[int] = reduce.reduceat(values, [axis.start for axis in constraints.axes]).tolist()
@@ -214,7 +214,7 @@ def _with_members(
 ) -> list[ChannelGroup]:
     """The groups with the tensor axes that hold their units.
 
-    Units are numbered group after group, so an axis whose least and greatest unit are of one group holds no other's.
+    Units are numbered group by group, so an axis whose least and greatest units belong to one group holds no others.
     """
     bounds = np.cumsum([0, *(len(roots) for _, roots in groups)])
     members: list[list[Member]] = [[] for _ in groups]
@@ -237,7 +237,7 @@ def _with_members(
 
 
 def _least_units(constraints: Constraints, units_of: Ids, bounds: Ids) -> list[int]:
-    """How many units of each group have to stay so that every statistic has the entries that it needs."""
+    """The number of units of each group that have to be kept so that every statistic has enough entries."""
     least = [1] * (len(bounds) - 1)
     for ids, count in constraints.needed:
         units = units_of[ids.reshape(-1)]
@@ -255,7 +255,7 @@ def _least_units(constraints: Constraints, units_of: Ids, bounds: Ids) -> list[i
 
 
 def _multiples(constraints: Constraints, units_of: Ids, bounds: Ids) -> list[int]:
-    """What the number of each group's units that stay is best a multiple of."""
+    """The preferred multiple for each group's number of kept units."""
     result = [1] * (len(bounds) - 1)
     for ids, multiple in constraints.multiples:
         units = units_of[ids.reshape(-1)]
@@ -266,7 +266,7 @@ def _multiples(constraints: Constraints, units_of: Ids, bounds: Ids) -> list[int
 
 
 def _groups_among(units: Ids, bounds: Ids) -> list[int]:
-    """The groups, ascending, that have units here."""
+    """The groups of these units, ascending."""
     results: list[int] = np.unique(np.searchsorted(bounds, units[units >= 0], side="right") - 1).tolist()
     return results
 

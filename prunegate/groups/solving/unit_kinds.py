@@ -1,4 +1,4 @@
-"""Units of one kind: those that lie on the same axes of stored tensors, found for all units in bulk."""
+"""Units of one kind, on the same axes of stored tensors, found for all units in bulk."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from prunegate.groups.solving.whole_axes import AlikeAxes
 def by_axes_and_reason(
     alike: Sequence[AlikeAxes], partition: Partition, reasons: Ids
 ) -> dict[tuple[tuple[int, ...], int], Ids]:
-    """The roots, ascending, that lie on the same stored axes (by number, ascending) for the same reason.
+    """The roots, ascending, grouped by their stored axes (by number, ascending) and reason.
 
-    Sets of axes are compared by a sum of random numbers first, so that Python sees each kind of unit once and
-    not every unit.
+    Sets of axes are first compared by a sum of random numbers, so that Python code handles each kind of unit instead of
+    every unit.
     """
     alike = [axes for axes in alike if axes.stored]
     if not alike:
         return {}
     roots, numbers = _distinct_on_axes(alike, partition)
-    # Sums of whole numbers this size are exact in floating point.
+    # Sums of integers of this size are exact in floating point.
     codes = np.random.default_rng(0).integers(1, 1 << 38, size=len(alike)).astype(np.float64)
     sums = np.bincount(roots, weights=codes[numbers], minlength=len(reasons))
     present = np.flatnonzero(sums)
@@ -44,10 +44,10 @@ def by_axes_and_reason(
 
 
 def _distinct_on_axes(alike: Sequence[AlikeAxes], partition: Partition) -> tuple[Ids, Ids]:
-    """The roots on every set of axes, each once, and the number of the set each lies on, ascending."""
+    """The roots on every set of axes, each once, and the index of its set, ascending."""
     roots = np.concatenate([partition.roots()[axes.first_element : axes.first_element + axes.length] for axes in alike])
     numbers = np.repeat(np.arange(len(alike)), [axes.length for axes in alike])
-    # Mostly roots ascend along an axis, and then none comes twice.
+    # Usually roots ascend along an axis, and then none is repeated.
     falls = np.flatnonzero((roots[1:] <= roots[:-1]) & (numbers[1:] == numbers[:-1]))
     if not falls.size:
         return roots, numbers

@@ -1,4 +1,4 @@
-"""What lives and dies together whatever is chosen, and what is chosen then."""
+"""Units that are tied independently of choices, and the choices made for them."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from prunegate.groups.solving.whole_axes import AlikeAxes, elements_of
 
 @dataclass(frozen=True)
 class United:
-    """What lives and dies together whatever is chosen.
+    """Units that are kept or removed together, independently of choices.
 
     Attributes:
         element_of: The element of each id; see `prunegate.groups.solving.whole_axes`.
         alike: The axes, by elements.
-        partition: Of the elements.
-        num_ties: How many ties have been heeded.
+        partition: Partition of the elements.
+        num_ties: Number of ties that were processed.
     """
 
     element_of: Ids
@@ -31,7 +31,7 @@ class United:
 
 
 def united_by(constraints: Constraints) -> United:
-    """The units that all ties of a record unite."""
+    """The units united by all ties of a record."""
     element_of, alike = elements_of(constraints.axes, constraints.alike)
     partition = Partition(sum(axes.length for axes in alike))
     unite(partition, element_of, constraints.ties)

@@ -1,4 +1,4 @@
-"""Axes that are tied as a whole, index by index: most ties of a model are such, and are solved axis by axis."""
+"""Axes that are tied as a whole, index by index; most ties of a model are, and they are solved axis by axis."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ class AlikeAxes:
     """Axes that hold the same units in the same order, each unit as one *element*.
 
     Attributes:
-        first_element, length: The elements of each of them, consecutive numbers.
-        stored: Those of them that are a stored tensor's, by number among the stored ones, ascending.
+        first_element, length: The elements of each axis, which are consecutive.
+        stored: The axes that belong to stored tensors, by index among the stored ones, ascending.
     """
 
     first_element: int
@@ -26,11 +26,11 @@ class AlikeAxes:
 
 
 def elements_of(axes: Sequence[LabelledAxis], pairs: Iterable[tuple[int, int]]) -> tuple[Ids, list[AlikeAxes]]:
-    """Give ids that are tied with their whole axes one number, in the order of the smallest of them.
+    """Number the ids; ids that are tied through whole axes get the same number, in the order of the smallest.
 
     Args:
         axes: All axes, which hold all ids in order.
-        pairs: Axes of equal length that are tied, by number.
+        pairs: Pairs of tied axes of equal length, by number.
 
     Returns:
         The element of each id, and the sets of axes.

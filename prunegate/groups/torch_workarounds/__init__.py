@@ -1,1 +1,1 @@
-"""Ways around what torch does not offer: copies, models without data, fused kernels switched off."""
+"""Workarounds for what torch does not offer: copies, models without data, disabling fused kernels."""

@@ -1,7 +1,7 @@
-"""Results that a model's code keeps for the next call, in caches that all models of a process share.
+"""Process-wide caches in which a model's code keeps results for the next call.
 
-A table that was made while tensors without data stood in for real ones must not be met by a real run, nor the reverse:
-such caches are emptied around runs without data.
+A table that was computed on tensors without data must not reach a real run, nor the reverse, so these caches are
+emptied around runs without data.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _NOT_LOOKED_INTO = frozenset({"torch", "builtins", "prunegate"})
 
 
 def caches_of(model: nn.Module) -> list[Any]:
-    """The `functools.lru_cache`s of the classes of a model's modules, and of the files that these stand in."""
+    """The `functools.lru_cache`s of the classes of a model's modules, and of the files that define them."""
     classes = {base for kind in {type(module) for module in model.modules()} for base in kind.__mro__}
     own = [cls for cls in classes if cls.__module__.partition(".")[0] not in _NOT_LOOKED_INTO]
     files = [sys.modules[name] for name in {cls.__module__ for cls in own} if name in sys.modules]

@@ -1,4 +1,4 @@
-"""Copies of a model whose tensors are replaced: by ones without data, by the very same, by any others."""
+"""Copies of a model with replaced tensors: without data, shared with the original, or any others."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from prunegate.groups.torch_workarounds.rebinding import Rebinding, handle_on, r
 def copy_with(model: nn.Module, change: Callable[[torch.Tensor], torch.Tensor] | None = None) -> nn.Module:
     """A deep copy whose parameters and buffers are ``change`` of the original ones; shared ones stay shared.
 
-    Functions, weak references and hooks' handles that lead to modules of the model lead to the copy's modules in the
-    copy; so running it changes nothing of the original. Tensors that an earlier forward has left in attributes are
-    copied without the graph that made them.
+    Functions, weak references and hook handles that refer to modules of the model refer to the copy's modules in the
+    copy, so running it does not change the original. Tensors that an earlier forward pass has stored in attributes are
+    copied without their autograd graph.
 
     Raises:
         TraceError: An attribute of the model cannot be copied.
@@ -34,21 +34,21 @@ def copy_with(model: nn.Module, change: Callable[[torch.Tensor], torch.Tensor] |
         copier.finish()
     except (RuntimeError, TypeError) as error:
         raise TraceError(
-            f"the model cannot be copied: found {error}; expected a model that copy.deepcopy takes, for prunegate "
-            "works on a copy. Remove what cannot be copied from its attributes: locks, open files, and tensors in "
-            "containers of their own that were computed with gradients."
+            f"the model cannot be copied: {error}. prunegate works on a copy, so copy.deepcopy has to support the "
+            "model. Remove what cannot be copied from its attributes: locks, open files, and tensors in custom "
+            "containers that were computed with gradients."
         ) from error
     assert isinstance(copied, nn.Module)
     return copied
 
 
 def in_place_of(original: torch.Tensor, data: torch.Tensor) -> torch.Tensor:
-    """``data`` as a parameter if ``original`` is one, trained if that is."""
+    """``data`` as a parameter if ``original`` is one, with its ``requires_grad``."""
     return nn.Parameter(data, original.requires_grad) if isinstance(original, nn.Parameter) else data
 
 
 def the_same(tensor: torch.Tensor) -> torch.Tensor:
-    """The very tensor: for copies of a model that share its tensors."""
+    """The tensor itself, for copies of a model that share its tensors."""
     return tensor
 
 
@@ -58,7 +58,7 @@ def on_meta(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def modules_by_path(model: nn.Module) -> list[tuple[str, nn.Module]]:
-    """What ``model.named_modules()`` gives, each module once by the first path it has, without nested generators."""
+    """What ``model.named_modules()`` gives, each module once under its first path, but without nested generators."""
     results: dict[int, tuple[str, nn.Module]] = {}
     pending = [("", model)]
     while pending:
@@ -76,14 +76,14 @@ _OF_EVERY_MODULE = frozenset(vars(nn.Module()))
 
 
 class _Copier:
-    """Copies one model: as `copy.deepcopy`, eight times faster, and with functions that refer to the copy.
+    """Copies one model like `copy.deepcopy`, but eight times faster, and with functions that refer to the copy.
 
-    `wrap` makes some ten copies. Each case that is not left to `copy.deepcopy` makes that of a resnet50 twice as
-    fast or more; lists are there for tensors in them that an earlier forward has left.
+    `wrap` makes about ten copies. Each case that is not left to `copy.deepcopy` makes copying a resnet50 at least twice
+    as fast; lists are handled because they may contain tensors from an earlier forward pass.
 
     Attributes:
         memo: The copy of every object so far, by the id of the original.
-        has_others: Whether anything was met that is neither a module nor a plain container of tensors and atoms.
+        has_others: Whether there is anything other than modules and plain containers of tensors and atoms.
     """
 
     def __init__(self, model: nn.Module, change: Callable[[torch.Tensor], torch.Tensor] | None) -> None:
@@ -103,7 +103,7 @@ class _Copier:
                     self.memo[id(tensor)] = self._change(tensor)
 
     def copied(self, value: Any) -> Any:
-        """What `copy.deepcopy` gives; functions, weak references and hooks' handles as they are."""
+        """Like `copy.deepcopy`, except that functions, weak references and hook handles are not changed."""
         cls = type(value)
         if cls in _ATOMS:
             return value
@@ -131,15 +131,15 @@ class _Copier:
             for key, entry in vars(value).items():
                 if type(entry) in _ATOMS:
                     made[key] = entry
-                elif key in _OF_EVERY_MODULE and not entry:  # the many kinds of hooks, mostly
+                elif key in _OF_EVERY_MODULE and not entry:  # mostly the many kinds of hooks
                     made[key] = type(entry)()
-                elif key != "_compiled_call_impl":  # `torch.compile` in place, which copies do not inherit
+                elif key != "_compiled_call_impl":  # in-place `torch.compile`, which copies do not inherit
                     made[key] = self.copied(entry)
             return twin
         if isinstance(value, torch.Tensor):
             if value.is_leaf:
                 return copy.deepcopy(value, memo)
-            # Kept from an earlier forward, and made anew by the next: `torch.nn.utils.weight_norm` does so.
+            # From an earlier forward pass, and replaced by the next, as in `torch.nn.utils.weight_norm`.
             kept = memo[id(value)] = value.detach().clone()
             return kept
         self.has_others |= not _is_inert(value)
@@ -149,7 +149,7 @@ class _Copier:
         return copy.deepcopy(value, memo)
 
     def finish(self) -> None:
-        """Let functions, weak references and handles in the copies refer to the copies."""
+        """Make functions, weak references and handles in the copies refer to the copies."""
         if not self.has_others:
             return
         while hidden := self._hidden_modules():
@@ -157,7 +157,7 @@ class _Copier:
                 self._change_tensors(module)
                 self.memo[id(module)] = self.copied(module)
         for one in self._copies():
-            if type(one) is RemovableHandle:  # torch cannot copy it again once dicts that it refers to are gone
+            if type(one) is RemovableHandle:  # torch cannot copy it again once its dicts have been deleted
                 one.extra_dict_ref = tuple(ref for ref in one.extra_dict_ref if one.id in (ref() or ()))
         twins = {**self.memo, **{id(one): one for one in self._copies()}}
         twins.update((id(handle), handle_on(handle, self.memo)) for handle in self._handles)
@@ -168,10 +168,10 @@ class _Copier:
                 replace(result)
 
     def _hidden_modules(self) -> list[nn.Module]:
-        """The modules that only functions refer to: they may have statistics that a forward changes.
+        """The modules that only functions refer to, which may have statistics that a forward pass changes.
 
-        One that the model is part of, or what the model was copied from, is none of them: hooks refer to such modules,
-        but the model does not compute with them.
+        Modules that contain the model, or from which it was copied, are excluded: hooks refer to them, but the model
+        does not compute with them.
         """
         known = {*self.memo, *map(id, self._copies())}
 
@@ -192,7 +192,7 @@ class _Copier:
         return [one for key, one in self.memo.items() if key != own and not isinstance(one, _FIXED)]
 
     def _doubtful(self) -> list[tuple[Any, Callable[[Any], object]]]:
-        """What may be no copy among all that copies hold, each with the function that replaces it there."""
+        """Objects in the copies that may not be copies, each with the function that replaces it."""
         copies = self._copies()
         fine = set(map(id, copies))
         return [
@@ -206,7 +206,7 @@ class _Copier:
 
 
 def _are_alike(module: nn.Module, model: nn.Module) -> bool:
-    """Whether a module is the model, or may be what the model was copied from."""
+    """Whether a module is the model, or may be the original of the model."""
     names = list(model._modules)
     return module is model or (
         bool(names) and type(module).__name__ == type(model).__name__ and list(module._modules) == names
@@ -214,7 +214,7 @@ def _are_alike(module: nn.Module, model: nn.Module) -> bool:
 
 
 def _is_inert(value: Any) -> bool:
-    """Whether ``value`` is no function, and holds none, that could refer to something with a copy."""
+    """Whether ``value`` neither is nor contains a function that could refer to a copied object."""
     result = reached(value if type(value) is set else [value], lambda one: isinstance(one, enum.Enum))
     return all(type(one) in _INERT or isinstance(one, enum.Enum | type | types.ModuleType) for one in result)
 
@@ -225,7 +225,7 @@ _FIXED = (torch.Tensor, type, tuple, frozenset, functools.partial, types.MethodT
 
 
 def _contents(value: Any) -> Iterator[tuple[Any, Callable[[Any], object]]]:
-    """What an object of any class holds, each with the function that puts something else in its place."""
+    """The contents of an object of any class, each with the function that replaces it."""
     if isinstance(value, dict):
         for key, entry in tuple(dict.items(value)):
             if type(entry) not in _ATOMS:
@@ -263,9 +263,9 @@ _OWN_WAYS = frozenset({"__deepcopy__", "__reduce_ex__", "__reduce__", "__getstat
 
 
 def _is_plain(cls: type[nn.Module]) -> bool:
-    """Whether all of a module is its ``__dict__``: its class does not say how to copy or pickle it.
+    """Whether ``__dict__`` is all of a module's state: its class does not customise copying or pickling.
 
-    What torch's own layers say in ``__setstate__`` is for old pickles, which lack attributes.
+    ``__setstate__`` of torch's own layers only adds attributes that are missing in old pickles.
     """
     plain = all(
         base is nn.Module

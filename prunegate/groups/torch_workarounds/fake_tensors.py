@@ -1,4 +1,4 @@
-"""What the tensors of a model are replaced by while it is followed, so that nothing is computed."""
+"""The tensors that replace a model's own during tracing, so that nothing is computed."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from prunegate.groups.torch_workarounds.quick import Quickly
 
 Kind: TypeAlias = Literal["meta", "fake", "real"]
 
-# Ways to follow a run, quickest first. Meta tensors do not meet tensors that the model's code makes on a
-# device; fake ones do, and cost several times as much; shapes that depend on values need real ones.
+# Kinds of tensors for tracing, fastest first. Meta tensors cannot be combined with tensors that the model's code
+# creates on a device; fake ones can, and are several times slower; shapes that depend on values need real ones.
 KINDS: tuple[Kind, ...] = ("meta", "fake", "real")
 
 
 class FakeTensors:
-    """Tensors without data in place of a model's own; or, of kind ``"real"``, its own.
+    """Tensors without data that replace a model's own; for the kind ``"real"``, copies of its own.
 
     Attributes:
         kind: ``"meta"``, ``"fake"`` or ``"real"``.
@@ -38,8 +38,8 @@ class FakeTensors:
         return FakeTensors, (self.kind,)
 
     def of(self, tensor: torch.Tensor) -> torch.Tensor:
-        """A tensor of the same form. A fake one for the meta device is on the CPU, so that both can meet."""
-        if self.kind == "real":  # a copy: the model's code may write into it
+        """A tensor of the same form. A fake tensor for the meta device is on the CPU, so that both can be combined."""
+        if self.kind == "real":  # a copy, as the model's code may write into it
             return tensor.detach().clone()
         if self._mode is None:
             return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
@@ -57,20 +57,20 @@ class FakeTensors:
 
     @contextlib.contextmanager
     def running(self) -> Iterator[None]:
-        """What such a copy has to run under. Operations that fail are told of by their errors alone."""
+        """The context for running such a copy. Failing operations only raise their errors, without torch's reports."""
         with _quiet(), self._with_empty_caches(), self._mode or contextlib.nullcontext():
             yield
 
     @contextlib.contextmanager
     def running_unfollowed(self) -> Iterator[None]:
-        """The same for a run that only asks whether all shapes fit, which is quicker."""
+        """The same for a faster run that only checks shapes."""
         quickly: Any = Quickly() if self.kind == "meta" else contextlib.nullcontext()  # type: ignore[no-untyped-call]
         with self.running(), quickly:
             yield
 
     @contextlib.contextmanager
     def _with_empty_caches(self) -> Iterator[None]:
-        """What the model's code keeps of real tensors is not met by a run without data, nor the reverse."""
+        """Keep cached real tensors out of a run without data, and the reverse."""
         caches = self._caches
         for cache in caches:
             cache.cache_clear()
@@ -82,13 +82,13 @@ class FakeTensors:
 
 
 def lacks_data(tensor: torch.Tensor) -> bool:
-    """Whether a tensor has a form and no entries."""
+    """Whether a tensor has a form but no data."""
     return tensor.is_meta or isinstance(tensor, FakeTensor)
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without torch's own report of every operation that fails on fake tensors: here some may."""
+    """Suppress torch's reports of operations that fail on fake tensors, which is expected here."""
     log = logging.getLogger("torch._subclasses.fake_tensor")
     level = log.level
     log.setLevel(logging.CRITICAL)

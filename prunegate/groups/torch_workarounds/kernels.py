@@ -1,4 +1,4 @@
-"""Fused kernels of torch switched off, where what they compute at once has to be seen or masked by its parts."""
+"""Disabling torch's fused kernels where their individual steps have to be traced or masked."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ def has_fused_layers(model: nn.Module) -> bool:
 
 
 class unfused_layers(TorchFunctionMode):  # noqa: N801 -- used as a context
-    """Run torch's attention and encoder layers by their parts, in this thread.
+    """Run torch's attention and encoder layers unfused, in this thread.
 
-    Their fused kernels for inference read the weights of several layers at once and call none of them: no mask
-    reaches a norm inside, and without data they check no shape. They are not used under a function mode, whichever.
+    Their fused inference kernels read the weights of several layers without calling these layers: masks do not reach a
+    norm inside, and without data no shapes are checked. They are not used under any function mode.
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -32,10 +32,10 @@ class unfused_layers(TorchFunctionMode):  # noqa: N801 -- used as a context
 
 
 def without_packing(model: nn.Module) -> None:
-    """Have torch's encoders leave padded sequences as they are, in place.
+    """Turn off the packing of padded sequences in torch's encoders, in place.
 
-    For inference they pack them for fused kernels, which leaves zeros where the padding was; run by its parts, as when
-    it is trained and while it is gated, an encoder leaves other values there. Whether to pack is an attribute.
+    In inference they pack sequences for fused kernels, which leaves zeros at the padding. Unfused, as in training and
+    while gated, an encoder leaves other values there. An attribute controls packing.
     """
     for module in model.modules():
         if isinstance(module, nn.TransformerEncoder):
@@ -43,10 +43,10 @@ def without_packing(model: nn.Module) -> None:
 
 
 def without_misled_kernels(model: nn.Module) -> None:
-    """Have torch's encoder layers run by their parts, in place, where their attention no longer is what torch made.
+    """Make torch's encoder layers run unfused, in place, if their attention has been changed.
 
-    The fused kernel for inference takes it for granted that queries, keys and values are as wide as the input, and
-    never calls the attention's own forward. A layer asks an attribute whether there is a kernel for its activation.
+    The fused inference kernel assumes that queries, keys and values are as wide as the input, and never calls the
+    attention's own forward. An attribute of the layer says whether there is a kernel for its activation.
     """
     for module in model.modules():
         if isinstance(module, nn.TransformerEncoderLayer) and not _is_as_torch_made_it(module.self_attn):
@@ -61,9 +61,9 @@ def _is_as_torch_made_it(attention: nn.Module) -> bool:
 
 
 class _ForAll:
-    """A change of torch's switches, which are the whole process's: made once for all threads that are in here.
+    """A change of torch's process-wide switches, made once for all threads inside the context.
 
-    The last one to leave puts everything back.
+    The last thread to leave restores them.
     """
 
     def __init__(self, change: Callable[[], AbstractContextManager[Any]]) -> None:
@@ -95,9 +95,9 @@ def _without_fast_path() -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(before)
 
 
-# What `unfused_layers` does, without a look at every call: for dry runs, which are many.
+# Like `unfused_layers`, but without intercepting every call, for the many dry runs.
 layers_by_parts = _ForAll(_without_fast_path)
-_math_attention = _ForAll(lambda: sdpa_kernel(SDPBackend.MATH))  # each switch has one owner, or they cross
+_math_attention = _ForAll(lambda: sdpa_kernel(SDPBackend.MATH))  # one owner per switch, so that they do not interfere
 
 
 @contextmanager
@@ -123,8 +123,8 @@ _exact = _ForAll(_plain_float32)
 
 
 def exact_arithmetic(device: torch.device) -> AbstractContextManager[None]:
-    """Float32 computed as such, not in the shorter formats of GPUs' matrix units, and no search for quick kernels.
+    """Full float32 precision instead of the shorter formats of GPU matrix units, and no search for fast kernels.
 
-    What is compared is to differ by rounding alone, and models that are run once are not worth a search.
+    Compared results should only differ by rounding, and a search does not pay off for models that run once.
     """
     return _exact() if device.type == "cuda" else nullcontext()

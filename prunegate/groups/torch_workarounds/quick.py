@@ -1,6 +1,6 @@
-"""The form of frequent operations' results, without the code in Python that torch keeps for the meta device.
+"""Shortcuts for the results of frequent operations on the meta device, without torch's Python code.
 
-Some of torch's kernels for the meta device take milliseconds where the answer is one tensor like another.
+Some of torch's meta kernels take milliseconds although the result is just a tensor like its input.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 _aten = torch.ops.aten
 _META = torch.device("meta")
 
-# Gives the result, or NotImplemented where the arguments are not of the plain kind.
+# Returns the result, or NotImplemented if the arguments are not of the common form.
 Form: TypeAlias = Callable[[Sequence[Any]], Any]
 
 
 def run(func: torch._ops.OpOverload, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
-    """What ``func(*args, **kwargs)`` returns; for frequent operations on meta tensors by a short cut."""
-    if func is _aten.empty.memory_format and 0 in args[0] and kwargs.get("device") == _META:  # batch norm asks for them
+    """Return ``func(*args, **kwargs)``, with a shortcut for frequent operations on meta tensors."""
+    if func is _aten.empty.memory_format and 0 in args[0] and kwargs.get("device") == _META:  # used by batch norm
         return torch.empty(args[0], dtype=kwargs.get("dtype"), device=_META)
     form = None if kwargs else _FORMS.get(func)
     if form is not None and (form is _join or (_is_plain(args[0]) and args[0].is_floating_point())):
@@ -32,7 +32,7 @@ def run(func: torch._ops.OpOverload, args: Sequence[Any], kwargs: dict[str, Any]
 
 
 class Quickly(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Short cuts for the operations of a run that nobody follows: it asks only whether all shapes fit."""
+    """Shortcuts for the operations of an untraced run that only checks shapes."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return run(func, args, kwargs or {})
@@ -51,7 +51,7 @@ def _itself(args: Sequence[Any]) -> Any:
 
 
 def _alike(args: Sequence[Any]) -> Any:
-    """Detaching is the quickest way to another tensor of the same form."""
+    """A tensor of the same form; detaching is the fastest way to create one."""
     return args[0].detach()
 
 
@@ -102,14 +102,14 @@ def _convolution(args: Sequence[Any]) -> Any:
     spans = zip(x.shape[2:], kernel, stride, padding, dilation, strict=True)
     sizes = [(size + 2 * pad - dilate * (width - 1) - 1) // step + 1 for size, width, step, pad, dilate in spans]
     if x.shape[1] != weight.shape[1] * groups or min(sizes) < 1 or not weight.is_contiguous():
-        return NotImplemented  # torch says what is wrong
+        return NotImplemented  # torch raises the error
     if weight.shape[0] % groups or weight.dtype != x.dtype or not _fit([bias], x, weight.shape[:1]):
         return NotImplemented
     return _empty(x, [x.shape[0], weight.shape[0], *sizes])
 
 
 def _fit(tensors: Sequence[torch.Tensor | None], x: torch.Tensor, shape: Sequence[int]) -> bool:
-    """Whether those that are there have that shape, and can be computed with ``x``."""
+    """Whether the tensors that are not None have this shape, and can be combined with ``x``."""
     return all(t is None or (t.shape == shape and t.dtype == x.dtype and t.is_meta) for t in tensors)
 
 
@@ -123,7 +123,7 @@ def _affine(args: Sequence[Any]) -> Any:
 
 
 def _batch_norm(args: Sequence[Any]) -> Any:
-    """The normalised input, and the statistics of the batch where it is in training."""
+    """The normalised input, and the batch statistics in training mode."""
     x, *own, training, _, _ = args
     if x.dim() < 2 or not _fit(own, x, x.shape[1:2]) or (not training and any(t is None for t in own[2:])):
         return NotImplemented
@@ -152,7 +152,7 @@ def _group_norm(args: Sequence[Any]) -> Any:
 
 
 def _by_experts(args: Sequence[Any]) -> Any:
-    """The kernel multiplies any floating tensors; its form for the meta device takes only those of GPUs."""
+    """The kernel supports any floating-point tensors, while its meta kernel only accepts those of GPUs."""
     rows, weight, *_ = args
     if rows.dim() != 2 or weight.dim() != 3 or rows.shape[1] != weight.shape[1] or rows.dtype != weight.dtype:
         return NotImplemented

@@ -1,8 +1,8 @@
-"""Values that refer to some objects, made anew so that they refer to what replaces them.
+"""Rebuilding values that refer to some objects so that they refer to the replacements.
 
-`copy.deepcopy` takes functions and weak references for atoms: a closure kept in a copied model still calls
-the original. `rebound` follows closures, default arguments, bound methods, partial functions, containers
-and plain objects. A value in which nothing is replaced stays the same object.
+`copy.deepcopy` treats functions and weak references as atoms: a closure in a copied model still calls the original.
+`rebound` follows closures, default arguments, bound methods, partial functions, containers and plain objects. A value
+without replacements is returned unchanged.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ _HEAP_TYPE = 1 << 9  # CPython's Py_TPFLAGS_HEAPTYPE: the class was made by Pyth
 
 
 def rebound(value: Any, twins: Mapping[int, Any]) -> Any:
-    """``value`` with objects in it replaced; ``value`` itself where there is nothing to replace.
+    """``value`` with objects in it replaced; ``value`` itself if there is nothing to replace.
 
     Args:
-        twins: What replaces an object (a module, a tensor, ...), by the object's id.
+        twins: The replacements of objects (modules, tensors, ...), by the objects' ids.
     """
     twin = twins.get(id(value), value)
     if twin is not value or type(value) in _ATOMS or isinstance(value, nn.Module | torch.Tensor):
@@ -51,7 +51,7 @@ def refers_to(value: Any, ids: Container[int]) -> bool:
 
 
 def reached(values: Iterable[Any], is_end: Callable[[Any], bool]) -> Iterator[Any]:
-    """All objects that `rebound` comes across in ``values``; nothing behind one that ``is_end``."""
+    """All objects that `rebound` visits in ``values``, without the contents of those for which ``is_end`` is true."""
     pending = list(values)
     seen = set(map(id, pending))
     while pending:
@@ -64,14 +64,14 @@ def reached(values: Iterable[Any], is_end: Callable[[Any], bool]) -> Iterator[An
 
 
 class Rebinding:
-    """`rebound` for several values: what they share before, they share afterwards."""
+    """`rebound` for several values, which preserves objects shared between them."""
 
     def __init__(self, twins: Mapping[int, Any]) -> None:
-        """``twins`` as for `rebound`. What an object is replaced by may be itself: then nothing in it is."""
+        """``twins`` as for `rebound`. An object may be its own replacement; then nothing inside it is replaced."""
         self._twins = twins
         self._made: dict[int, Any] = {}
         self._changes: dict[int, bool] = {}
-        self._alive: list[Any] = []  # so that no other object gets an id that is noted
+        self._alive: list[Any] = []  # so that no other object gets a recorded id
 
     def __call__(self, value: Any) -> Any:
         """``value`` with objects in it replaced."""
@@ -85,11 +85,11 @@ class Rebinding:
             return value
         if id(value) not in self._made:
             made = self._remade(value)
-            self._made.setdefault(id(value), made)  # a cycle through a tuple has made it meanwhile
+            self._made.setdefault(id(value), made)  # a cycle through a tuple may have created it meanwhile
         return self._made[id(value)]
 
     def _search(self, value: Any) -> None:
-        """Note for everything in ``value`` whether a replaced object can be reached from it."""
+        """Record for everything in ``value`` whether it leads to a replaced object."""
         holders: dict[int, list[int]] = {}
         changing: list[int] = []
         met = list(reached([value], self._is_known))
@@ -120,7 +120,7 @@ class Rebinding:
         )
 
     def _remade(self, value: Any) -> Any:
-        """A value that changes, made anew. What can be part of a cycle is noted before it is filled."""
+        """Rebuild a value that changes. Objects that can be part of a cycle are registered before they are filled."""
         cls = type(value)
         if cls is types.FunctionType:
             return self._remade_function(value)
@@ -170,7 +170,7 @@ class Rebinding:
             cells.append(self._made.get(id(cell), cell))
         made = types.FunctionType(value.__code__, value.__globals__, value.__name__, None, tuple(cells) or None)
         self._made[id(value)] = made
-        for cell in empty:  # only now: the function may be in a cell of its own
+        for cell in empty:  # only now, as the function may be in one of its own cells
             self._made[id(cell)].cell_contents = self(cell.cell_contents)
         for name in functools.WRAPPER_ASSIGNMENTS:
             setattr(made, name, getattr(value, name))
@@ -183,17 +183,17 @@ class Rebinding:
 
 
 def handle_on(handle: RemovableHandle, twins: Mapping[int, Any]) -> RemovableHandle:
-    """A handle of the same hook in the twins of its dicts; one that removes nothing where they have none."""
+    """A handle of the same hook in the twins of its dicts; a handle that removes nothing if there are none."""
     first, *more = (ref() for ref in (handle.hooks_dict_ref, *handle.extra_dict_ref))
     made = RemovableHandle.__new__(RemovableHandle)
-    # Without the dicts that are gone or do not hold the hook: torch cannot copy a handle of dicts that are gone.
+    # Without dicts that are deleted or do not contain the hook, as torch cannot copy a handle of deleted dicts.
     extra = tuple(twins[id(d)] for d in more if d is not None and handle.id in d and id(d) in twins)
     made.__setstate__((None if first is None else twins.get(id(first)), handle.id, extra))
     return made
 
 
 def _referent(value: Any) -> Any:
-    """What ``value`` refers to without keeping it alive, if it is such a reference."""
+    """The target of ``value`` if it is a weak reference."""
     cls = type(value)
     if cls is weakref.ref:
         return value()
@@ -206,7 +206,7 @@ def _referent(value: Any) -> Any:
 
 
 def _parts(value: Any) -> Iterable[Any]:
-    """The objects that ``value`` holds, where those can be replaced."""
+    """The replaceable objects in ``value``."""
     cls = type(value)
     if cls in _ATOMS or isinstance(value, nn.Module | torch.Tensor | type | types.ModuleType):
         return ()
@@ -239,7 +239,7 @@ def _is_tuple(value: Any) -> bool:
 
 
 def _is_plain(cls: type) -> bool:
-    """Whether all of an object is its ``__dict__``: of a class of the user's that does not say how to copy it."""
+    """Whether ``__dict__`` is all of an object's state: its class is the user's and does not customise copying."""
     if cls is types.SimpleNamespace:
         return True
     return (
