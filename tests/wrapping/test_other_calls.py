@@ -54,6 +54,14 @@ class TrainsOnLabels(_Layers):
         return {"out": out, "loss": (out - labels).square().mean() + spread}
 
 
+class BranchesInTraining(_Layers):
+    def forward(self, x: torch.Tensor, m: bool = False) -> torch.Tensor:
+        y = self.first(x)
+        if self.training and m:
+            y = y.softmax(-1)
+        return self.last(y)
+
+
 CASES: list[tuple[type[nn.Module], dict[str, Any]]] = [
     (BranchesOnLength, {"x": noise(2, 7, 8)}),
     (BranchesOnArgument, {"x": noise(2, 6, 8), "center": True}),
@@ -176,6 +184,13 @@ def test_calls_of_another_length_are_rewritten_too() -> None:
     assert not gated.limits
     for given in ({"x": noise(2, 9, 8)}, {"x": noise(4, 7, 8), "flat": True}):
         assert apart(gated(**given), result.model(**given)) < 1e-12
+
+
+def test_what_another_call_does_in_training_is_followed() -> None:
+    gated = gated_of(BranchesInTraining(), other_calls=[{"x": noise(2, 6, 8), "m": True}])
+    result = prunegate.compact(gated)
+    given = {"x": noise(3, 5, 8), "m": True}
+    assert apart(gated.train()(**given), result.model.train()(**given)) < 1e-12
 
 
 def test_other_calls_are_in_the_file(tmp_path: Path) -> None:

@@ -148,11 +148,11 @@ class Trace:
         if self._handles_sizes() or self._unused() or any(training) or self.untaken:
             self._follow_variations(copied, inputs, training)
         for number in range(len(inputs.others)):
-            self._follow_other(copied, inputs, number, training)
+            self._follow_other(copied, inputs, number)
         if self.untaken:
             self.untaken = untaken_branches(copied, self._ran, self._lines)
 
-    def _follow_other(self, copied: nn.Module, inputs: ExampleInputs, number: int, own: OwnTraining) -> None:
+    def _follow_other(self, copied: nn.Module, inputs: ExampleInputs, number: int) -> None:
         """Follow another call that the user gave, as it is and at another size."""
         known = set(self.tape.sized)
         try:
@@ -163,6 +163,7 @@ class Trace:
         if not known.issuperset(self.runs[-1].tape.sized):
             sizes = [replace(v, doubled=True, other=number) for v in other_sizes(inputs.others[number])]
             self._tried(copied, inputs, [*sizes, doubled], training=False)
+        own = self._own_training(copied, inputs.others[number])
         if any(own) and self._tried(copied, inputs, [doubled, Variation(other=number)], training=True) is None:
             self.not_followed += ((f"training mode at other_calls[{number}]", self._reason),)
 
