@@ -273,7 +273,9 @@ class _Reader:
             return self.task.module if node.id == self._self else UNKNOWN
         if isinstance(node, ast.Attribute):
             holder = self.held(node.value)
-            return UNKNOWN if holder is UNKNOWN else getattr(holder, node.attr, UNKNOWN)
+            if holder is UNKNOWN or isinstance(inspect.getattr_static(type(holder), node.attr, None), property):
+                return UNKNOWN  # a property may compute, or raise, anything
+            return getattr(holder, node.attr, UNKNOWN)
         return UNKNOWN
 
     def call(self, node: ast.Call, condition: str | None) -> None:
