@@ -229,7 +229,7 @@ class ConditionsOnConfiguration(_Layers):
 
     def __init__(self) -> None:
         super().__init__()
-        self.norm_first = False
+        self.norm_first, self.blocks = False, nn.ModuleList([nn.ReLU(), nn.Tanh()])
 
     def forward(self, x: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
         if self.norm_first:
@@ -237,6 +237,8 @@ class ConditionsOnConfiguration(_Layers):
         y = self.first(x)
         if mask is not None and mask.sum(-1).min() > 1:
             y = y * mask[..., None].cumsum(1)
+        for block in self.blocks:
+            y = block(y) if mask is None else block(y) * mask[..., None]
         if self.norm_first:
             y = y.softmax(-1)
         if y.device.type == "cuda":

@@ -312,11 +312,16 @@ class _Reader:
             if known is not UNKNOWN:
                 return is_of(known, "torch") and name in MIXING
             values = [value for target, value in self._flows if isinstance(target, ast.Name) and target.id == name]
-            return any(isinstance(value, _CHOICES) for value in values)
+            return any(isinstance(value, _CHOICES) and not self._holds_layers(value) for value in values)
         # What a call or a lookup gives, but of a table in the file or as another object of a class.
         inner = function.func if isinstance(function, ast.Call) else getattr(function, "value", None)
         is_known = isinstance(inner, ast.Name) and (inner.id == "type" or inner.id in self.task.function.__globals__)
         return not is_known or (isinstance(inner, ast.Name) and inner.id == "getattr")
+
+    def _holds_layers(self, node: ast.expr) -> bool:
+        """Whether it is a layer, or a container of layers: these are read themselves."""
+        attributes = (inner for inner in ast.walk(node) if isinstance(inner, ast.Attribute))
+        return any(isinstance(self.held(inner), nn.Module) for inner in attributes)
 
     def _python_module(self, function: ast.expr) -> ModuleType | None:
         root = function
