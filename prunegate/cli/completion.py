@@ -46,10 +46,10 @@ def completion_script(parser: argparse.ArgumentParser, shell: str) -> str:
     commands = dict(_commands(parser, ""))
     known = [f'            "{_parent(path)} {path.split()[-1]}") command="{path}" ;;' for path in commands if path]
     choices, words = [], []
-    for path, result in commands.items():
+    for path, command in commands.items():
         options: list[str] = []
         positional: list[str] = []
-        for action in result._actions:
+        for action in command._actions:
             options += action.option_strings
             if isinstance(action, argparse._SubParsersAction):
                 positional += list(action.choices)

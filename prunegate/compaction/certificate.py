@@ -102,9 +102,9 @@ def certify(
     return Certificate(double, single, tuple(comparison.checked), tuple(comparison.skipped))
 
 
-def _differs(result: Difference, dtype: torch.dtype, allowed: float) -> str:
+def _differs(difference: Difference, dtype: torch.dtype, allowed: float) -> str:
     return (
-        f"compaction: the compact model differs from the gated one by {result.max_rel:.2g} "
+        f"compaction: the compact model differs from the gated one by {difference.max_rel:.2g} "
         f"(relative, {str(dtype).removeprefix('torch.')}), expected at most {allowed:.0e}. "
         "No compact model is returned that computes something else. Please report the model. Until then, "
         "exclude the channel groups of its unusual layers with wrap(..., exclude=[...])."

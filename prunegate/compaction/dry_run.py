@@ -24,8 +24,8 @@ from prunegate.compaction.precision import Widely, converted, outputs_of, random
 from prunegate.compaction.surgery import cut
 from prunegate.gates import GateSites
 from prunegate.groups import Analysis, ExampleInputs, FakeTensors, Pin, Trace, copy_with, the_same
-from prunegate.groups.following.running import single_draws
-from prunegate.groups.torch_workarounds.kernels import decomposed_attention, exact_arithmetic
+from prunegate.groups.following.running import running_unfollowed
+from prunegate.groups.torch_workarounds.kernels import exact_arithmetic
 
 logger = logging.getLogger(__name__)
 
@@ -106,9 +106,9 @@ class DryRun:
         """Check training mode, gradients and other sizes, if code other than torch's own functions affects them."""
         keep, _ = _halves(self.analysis, frozenset(chosen))
         runs = self._runs(keep)
-        plain = self.fix_ups.is_plain and not (self.inputs.others or self.trace.untaken or self.trace.not_followed)
-        plain = plain and not trains_otherwise(self.trace)
-        if plain and not has_own_backward(self.model, runs):
+        trace = self.trace
+        is_unusual = bool(self.inputs.others or trace.untaken or trace.not_followed) or trains_otherwise(trace)
+        if self.fix_ups.is_plain and not is_unusual and not has_own_backward(self.model, runs):
             return None
         if self._randomised is None:
             self._randomised = randomised_copy(self.model, self.inputs)
@@ -135,9 +135,7 @@ def shape_fault_of(model: nn.Module, runs: CutRuns, fix_ups: FixUps) -> Fault | 
     passed = 0
     fixed_up: nn.Module | None = None
     for sizes in runs.at_given_sizes() if fix_ups.replays else runs.runs:
-        # The fused kernel of torch's encoder layers checks nothing on tensors without data.
-        draws = single_draws(sizes.variation.dropped)
-        with decomposed_attention(), fake_tensors.running_unfollowed(), torch.no_grad(), draws:
+        with running_unfollowed(fake_tensors, sizes.variation.dropped):
             if fixed_up is None:
                 fixed_up = fake_tensors.of_model(model).eval()
                 cut(fixed_up, Plan.of(sizes.analysis, sizes.keep))

@@ -7,14 +7,12 @@ in their runs: each has its own inputs, the same seed, and its buffers and plain
 from __future__ import annotations
 
 import math
-import random
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-import numpy as np
 import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
@@ -24,6 +22,7 @@ from prunegate.gates import without_dropout
 from prunegate.groups import ExampleInputs, function_name
 from prunegate.groups.following.outputs import names_of_state, tensors_in
 from prunegate.groups.torch_workarounds.kernels import exact_arithmetic
+from prunegate.seeding import seeded
 
 # For a parameter, the kept positions of each of its cut axes.
 Kept: TypeAlias = Mapping[str, Mapping[int, Mask]]
@@ -82,19 +81,6 @@ class Found:
     buffers: Mapping[str, torch.Tensor]
 
 
-@contextmanager
-def _seeded() -> Iterator[None]:
-    """Python's and NumPy's numbers are drawn anew from a seed, and go on afterwards as if nothing had been drawn."""
-    before, before_numpy = random.getstate(), np.random.get_state()
-    random.seed(0)
-    np.random.seed(0)
-    try:
-        yield
-    finally:
-        random.setstate(before)
-        np.random.set_state(before_numpy)
-
-
 def run(side: Side, inputs: ExampleInputs, training: bool = False, gradients: bool = False) -> Found:
     """Run a model on its own copy of the inputs, with deterministic random operations."""
     inputs = inputs.copied()
@@ -115,9 +101,9 @@ def run(side: Side, inputs: ExampleInputs, training: bool = False, gradients: bo
             exact_arithmetic(device),
             Steady() if training else nullcontext(),
             without_dropout(),
-            _seeded(),
+            seeded(0),
         ):
-            torch.manual_seed(0)
+            torch.manual_seed(0)  # on other devices too
             outputs = tensors_in(side.model(*inputs.args, **inputs.kwargs), state, inputs.outputs)
             result = _gradients(outputs, wanted) if gradients else {}
     finally:

@@ -170,8 +170,8 @@ def _run(
         with _hooks(model, sizes, check, running, passed, later), torch.no_grad(), draws:
             given = inputs.copied()  # other models run on the same inputs, which must not change
             call(*given.args, **given.kwargs)
-    except _FaultError as result:
-        fault = result.fault
+    except _FaultError as raised:
+        fault = raised.fault
     except Exception as error:  # a foreign forward may raise anything
         fault = Fault(running[-1], f"{type(error).__name__}: {first_line(error)}", passed[0])
     for (blamed, position, _), wrong in zip(later, _told([one for _, _, one in later]), strict=True):

@@ -215,11 +215,11 @@ def _better(
     """The first fix-ups with which the model's own code runs past the fault, if any."""
     for option in _options(fix_ups, fault, model, sizes):
         try:
-            result = fault_of(option)
+            remaining = fault_of(option)
         except (CannotBeReplayedError, CompactionError) as error:  # an attribute that only looks like a size
             logger.debug("%s: %s", fault.module, error)
             continue
-        if result is None or result.position > fault.position:
+        if remaining is None or remaining.position > fault.position:
             return option
     return None
 
@@ -246,8 +246,8 @@ def settle(
         impossible = False
         try:
             fault = fault_of(fix_ups)
-        except CannotBeReplayedError as result:
-            fault, impossible = result.fault, True
+        except CannotBeReplayedError as refusal:
+            fault, impossible = refusal.fault, True
             if fault.module in seen:  # the original fault is more informative than why it cannot be replayed
                 fault = replace(fault, error=f"{seen[fault.module]}, and cannot be replayed: {fault.error}")
         if fault is None:

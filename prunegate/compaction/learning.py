@@ -132,26 +132,26 @@ class _Learner(Watch):
             places[key.place, key.repetition].append(_as_it_is(name, shape, given, self._at))
             return func(*args, **kwargs)
         try:
-            results = needed(call, self._sizes, args, kwargs)
+            wanted = needed(call, self._sizes, args, kwargs)
             cut = _cut_dims(call, self._sizes)
             observed = Observed(
-                name, shape, cut, given, tuple(numbers_in((results.args, results.kwargs))), results.sections,
-                results.positions, results.dim, results.heads, self._at,
+                name, shape, cut, given, tuple(numbers_in((wanted.args, wanted.kwargs))), wanted.sections,
+                wanted.positions, wanted.dim, wanted.heads, self._at,
             )  # fmt: skip
         except CannotRewriteError as error:
             self.failed = error
             raise
         places[key.place, key.repetition].append(observed)
-        if results.sections is not None:
+        if wanted.sections is not None:
             tensor = first_tensor(args, kwargs)
             assert tensor is not None
-            return torch.split(tensor, list(results.sections), results.dim)
-        if results.heads is not None:
-            return attend_with(results.heads, *args, **kwargs)
-        result = func(*results.args, **results.kwargs)
-        if results.positions is not None:
-            chosen = torch.tensor(results.positions, dtype=torch.int64, device=result.device)
-            result = result.index_select(results.dim, chosen)
+            return torch.split(tensor, list(wanted.sections), wanted.dim)
+        if wanted.heads is not None:
+            return attend_with(wanted.heads, *args, **kwargs)
+        result = func(*wanted.args, **wanted.kwargs)
+        if wanted.positions is not None:
+            chosen = torch.tensor(wanted.positions, dtype=torch.int64, device=result.device)
+            result = result.index_select(wanted.dim, chosen)
         self._compare(name, call, result)
         return result
 

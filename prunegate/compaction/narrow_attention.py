@@ -71,11 +71,11 @@ def heads_left(known: Heads, masks: Mapping[str, Mapping[int, Mask]]) -> Heads |
     """The heads that masks keep; None if they are not whole heads of equal width."""
     count = len(known.kept)
     rows = {part: _rows(masks, part, count, known) for part in "qkv"}
-    if any(result is None for result in rows.values()):
+    if any(kept_rows is None for kept_rows in rows.values()):
         return None
     kept: Any = np.asarray(rows["q"]).any(axis=1)
-    widths = {part: set(result[kept].sum(axis=1).tolist()) for part, result in rows.items()}  # type: ignore[index]
-    alike = all((result.any(axis=1) == kept).all() for result in rows.values())  # type: ignore[union-attr]
+    widths = {part: set(kept_rows[kept].sum(axis=1).tolist()) for part, kept_rows in rows.items()}  # type: ignore[index]
+    alike = all((kept_rows.any(axis=1) == kept).all() for kept_rows in rows.values())  # type: ignore[union-attr]
     if not alike or any(len(some) != 1 for some in widths.values()) or widths["q"] != widths["k"]:
         return None
     left = tuple(head for head, stays in zip(known.kept, kept, strict=True) if stays)

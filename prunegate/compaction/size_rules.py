@@ -90,36 +90,36 @@ def _product(shape: Sequence[int] | None, first: int, last: int) -> int:
     return product
 
 
-def _agree(pattern: Sequence[Size] | None, results: Sequence[Number] | None) -> bool:
-    if pattern is None or results is None:
-        return pattern is None and results is None
-    if len(pattern) != len(results):
+def _agree(pattern: Sequence[Size] | None, numbers: Sequence[Number] | None) -> bool:
+    if pattern is None or numbers is None:
+        return pattern is None and numbers is None
+    if len(pattern) != len(numbers):
         return False
     # Compilers do not support strict zip, and both have the same length.
-    return all([wanted is None or wanted == size for wanted, size in zip(pattern, results)])  # noqa: B905, C419
+    return all([wanted is None or wanted == size for wanted, size in zip(pattern, numbers)])  # noqa: B905, C419
 
 
 def numbers_in(tree: Any) -> list[Any]:
     """All numbers in an argument tree, in order, those of slices among them."""
-    results: list[Any] = []
-    _collect(tree, results)
-    return results
+    numbers: list[Any] = []
+    _collect(tree, numbers)
+    return numbers
 
 
-def _collect(tree: Any, results: list[Any]) -> None:
+def _collect(tree: Any, numbers: list[Any]) -> None:
     if isinstance(tree, bool):
         return
     if isinstance(tree, _NUMBERS):
-        results.append(tree)
+        numbers.append(tree)
     elif isinstance(tree, (tuple, list)):
         for entry in tree:
-            _collect(entry, results)
+            _collect(entry, numbers)
     elif isinstance(tree, dict):
         for entry in tree.values():
-            _collect(entry, results)
+            _collect(entry, numbers)
     elif isinstance(tree, slice):
         for entry in (tree.start, tree.stop, tree.step):
-            _collect(entry, results)
+            _collect(entry, numbers)
 
 
 _NUMBERS = (int, float, torch.SymInt)
@@ -200,7 +200,7 @@ def rule_of(seen: Sequence[Observed]) -> SizeRule:
     if first.shape is not None:
         # A size observed once may depend on the batch, unless channels were cut from it.
         sizes = zip(*(one.shape or () for one in seen), strict=True)
-        shape = tuple(_common(result) if first.cut[dim] or not alone else None for dim, result in enumerate(sizes))
+        shape = tuple(_common(some) if first.cut[dim] or not alone else None for dim, some in enumerate(sizes))
     given, numbers = [], []
     for place in range(len(first.given)):
         pairs = [(one.given[place], one.needed[place]) for one in seen]
@@ -214,8 +214,8 @@ def rule_of(seen: Sequence[Observed]) -> SizeRule:
     return SizeRule(first.function, shape, tuple(given), change)
 
 
-def _common(results: Sequence[Number]) -> Size:
-    return results[0] if len(set(results)) == 1 else None
+def _common(numbers: Sequence[Number]) -> Size:
+    return numbers[0] if len(set(numbers)) == 1 else None
 
 
 def _number(pairs: Sequence[tuple[Number, Number]]) -> tuple[Size, Number | Fraction | None]:

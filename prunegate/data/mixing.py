@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from prunegate.data.batches import Batch
-from prunegate.data.randomness import MIXING, seeded
+from prunegate.data.randomness import MIXING
 from prunegate.data.settings import MixupSettings
+from prunegate.seeding import seeded
 
 
 def mixed(batch: Batch, settings: MixupSettings, num_classes: int | None, *place: int) -> Batch:

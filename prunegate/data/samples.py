@@ -13,9 +13,10 @@ from torch.utils._pytree import tree_map
 from torch.utils.data import Dataset, default_collate
 
 from prunegate.data.batches import Batch
-from prunegate.data.randomness import SAMPLE, seeded
+from prunegate.data.randomness import SAMPLE
 from prunegate.data.unreadable import READING_ERRORS, Unreadable, file_of, whole_images_only
 from prunegate.errors import DataError
+from prunegate.seeding import seeded
 
 
 @dataclass(frozen=True)
@@ -207,4 +208,4 @@ def collated(samples: Sequence[Sample]) -> Collated:
         _labels([sample.label for sample in read]),
         torch.tensor([sample.number for sample in read], dtype=torch.int64),
     )
-    return Collated(batch, tuple(result for sample in samples for result in sample.unreadable))
+    return Collated(batch, tuple(one for sample in samples for one in sample.unreadable))

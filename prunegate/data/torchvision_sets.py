@@ -49,24 +49,24 @@ def open_torchvision(settings: DataSettings) -> Source:
         DataError: As `check_torchvision`, or the class raises an error, mostly because its files are missing.
     """
     check_torchvision(settings)
-    result = _class_of(settings.name)
-    if _part_parameter(result, settings.name) == "train":
-        return opened(_made(result, settings, train=True), _made(result, settings, train=False), settings.name)
-    train = _made(result, settings, split=settings.train_split or "train")
+    dataset = _class_of(settings.name)
+    if _part_parameter(dataset, settings.name) == "train":
+        return opened(_made(dataset, settings, train=True), _made(dataset, settings, train=False), settings.name)
+    train = _made(dataset, settings, split=settings.train_split or "train")
     if settings.test_split is not None:
-        return opened(train, _made(result, settings, split=settings.test_split), settings.name)
+        return opened(train, _made(dataset, settings, split=settings.test_split), settings.name)
     try:
-        test = _made(result, settings, split=_TEST_SPLITS[0])
+        test = _made(dataset, settings, split=_TEST_SPLITS[0])
     except DataError as error:
         if not isinstance(error.__cause__, ValueError):  # the error of classes for an unknown split
             raise
-        test = _made(result, settings, split=_TEST_SPLITS[1])
+        test = _made(dataset, settings, split=_TEST_SPLITS[1])
     return opened(train, test, settings.name)
 
 
-def _made(result: type, settings: DataSettings, **part: Any) -> Any:
+def _made(dataset: type, settings: DataSettings, **part: Any) -> Any:
     try:
-        return result(root=settings.folder, **part, **settings.arguments)
+        return dataset(root=settings.folder, **part, **settings.arguments)
     except Exception as error:  # missing files or packages, or invalid arguments, differently in each class
         raise DataError(
             f"data.name: {settings.name} with {part}: {type(error).__name__}: {str(error).rstrip('. ')}. Check "
@@ -86,10 +86,10 @@ def _class_of(name: str) -> type:
     return made
 
 
-def _parameters(result: type) -> list[str]:
+def _parameters(dataset: type) -> list[str]:
     """All parameters by name, including those of base classes that get ``**kwargs``."""
     names: list[str] = []
-    for each in inspect.getmro(result):
+    for each in inspect.getmro(dataset):
         if "__init__" not in vars(each):
             continue
         parameters = list(inspect.signature(vars(each)["__init__"]).parameters.values())[1:]
@@ -99,9 +99,9 @@ def _parameters(result: type) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def _part_parameter(result: type, name: str) -> Literal["train", "split"]:
+def _part_parameter(dataset: type, name: str) -> Literal["train", "split"]:
     # `train` first: EMNIST's `split` selects letters, and the `train` of its base class selects the part.
-    parameters = _parameters(result)
+    parameters = _parameters(dataset)
     if "root" in parameters and "train" in parameters:
         return "train"
     if "root" in parameters and "split" in parameters:

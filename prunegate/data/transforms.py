@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from PIL import Image
 
-from prunegate.data.randomness import CHECK, seeded
+from prunegate.data.randomness import CHECK
 from prunegate.errors import DataError, nearest
+from prunegate.seeding import seeded
 
 Transform = Callable[[Image.Image], torch.Tensor]
 

@@ -43,13 +43,13 @@ class UnreadableFiles:
         self.limit = limit
         self.files: dict[str, str] = {}
 
-    def note(self, results: Iterable[Unreadable]) -> None:
+    def note(self, unreadable: Iterable[Unreadable]) -> None:
         """Log the new ones.
 
         Raises:
             DataError: There are more than the limit.
         """
-        for file, reason in results:
+        for file, reason in unreadable:
             if file not in self.files:
                 self.files[file] = reason
                 logger.warning("%s: cannot be read and is skipped: %s", file, reason)

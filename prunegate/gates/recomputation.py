@@ -96,10 +96,11 @@ def _with_noise(function: Callable[..., Any]) -> Callable[..., Any]:
     def run(*args: Any, **kwargs: Any) -> Any:
         if torch._C._current_graph_task_id() == -1:  # the forward itself
             return function(*args, **kwargs)
-        present = [(source, source.get_state()) for source in (result() for result, _ in states) if source is not None]
+        alive = (source for source in (referring() for referring, _ in states) if source is not None)
+        present = [(source, source.get_state()) for source in alive]
         try:
-            for result, state in states:
-                source = result()
+            for referring, state in states:
+                source = referring()
                 if source is not None:
                     source.set_state(state)
             return function(*args, **kwargs)

@@ -42,9 +42,9 @@ class GateSites(nn.Module):
             aliases.setdefault(id(tensor), []).append(name)
         names = [aliases[id(stored[name])] for name in analysis.sites]
         axes = [
-            (number, axis, result[axis])
-            for number, result in enumerate(analysis.sites.values())
-            for axis in sorted(result)
+            (number, axis, units[axis])
+            for number, units in enumerate(analysis.sites.values())
+            for axis in sorted(units)
         ]
         calls = install_call_sites(model, analysis.masked_calls)
         resume_in_recomputation()

@@ -48,19 +48,19 @@ class RunState:
         return {"version": VERSION, **{field.name: getattr(self, field.name) for field in fields(self)}}
 
     @classmethod
-    def from_dict(cls, result: Any) -> RunState:
+    def from_dict(cls, data: Any) -> RunState:
         """The inverse of `as_dict`.
 
         Raises:
             ValueError: It is something else, or has another version.
         """
-        version = result.get("version") if isinstance(result, dict) else None
+        version = data.get("version") if isinstance(data, dict) else None
         if version != VERSION:
             raise ValueError(f"found version {version} of a run's state, expected {VERSION}")
         names = [field.name for field in fields(cls)]
-        if missing := [name for name in names if name not in result]:
+        if missing := [name for name in names if name not in data]:
             raise ValueError(f"has no {', '.join(missing)}")
-        return cls(**{name: result[name] for name in names})
+        return cls(**{name: data[name] for name in names})
 
 
 def place(stage: str, budget: int) -> tuple[int, int]:

@@ -63,15 +63,15 @@ def measure_latency(
     latencies: list[Latency] = []
     for until in (seconds * (round_ + 1) for round_ in range(_PATIENCE)):
         while len(times[0]) < least_repetitions or time.perf_counter() - began < until:
-            for model, result in zip(models, times, strict=True):
+            for model, own_times in zip(models, times, strict=True):
                 start = time.perf_counter()
                 model(x)
                 if device.type == "cuda":
                     torch.cuda.synchronize(device)
-                result.append((time.perf_counter() - start) * 1e3)
+                own_times.append((time.perf_counter() - start) * 1e3)
             if len(times[0]) >= _MOST_REPETITIONS:
                 break
-        latencies = [_latency(batch_size, result) for result in times]
+        latencies = [_latency(batch_size, own_times) for own_times in times]
         if all(latency.is_steady for latency in latencies) or len(times[0]) >= _MOST_REPETITIONS:
             break
     for model, mode in zip(models, modes, strict=True):

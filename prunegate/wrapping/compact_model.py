@@ -238,7 +238,7 @@ def _origin(
     if before is not None:
         return dataclasses.replace(before, steps=(*before.steps, step))
     class_name = f"{type(skeleton).__module__}.{type(skeleton).__qualname__}"
-    dense_costs = {metric: result["dense"] for metric, result in costs.items()}
+    dense_costs = {metric: cost["dense"] for metric, cost in costs.items()}
     return checkpoint.Origin((step,), class_name, None, skeleton, dense_costs)
 
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 from PIL import Image
 
-from prunegate.data.randomness import seeded
 from prunegate.data.transforms import make_transforms
 from prunegate.errors import DataError
+from prunegate.seeding import seeded
 
 
 def picture(mode: str = "RGB") -> Image.Image:

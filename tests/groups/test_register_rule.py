@@ -234,6 +234,23 @@ def test_a_mistake_in_a_rule_is_told_as_the_rules(rule: Callable[[Call], Any], s
     assert "help(prunegate.register_rule)" in str(raised.value)
 
 
+def test_a_mistake_in_a_rule_that_another_call_meets_is_told_as_the_rules() -> None:
+    class Chooses(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last, self.activation = nn.Linear(6, 16), nn.Linear(16, 3), Activation(16)
+
+        def forward(self, x: torch.Tensor, activate: bool = False) -> torch.Tensor:
+            y = self.first(x)
+            out: torch.Tensor = self.last(self.activation(y) if activate else y)
+            return out
+
+    prunegate.register_rule(Activation, lambda call: [(), ()])
+    x = torch.randn(4, 6)
+    with pytest.raises(prunegate.RuleError, match="returned 2 entries"):
+        prunegate.wrap(Chooses(), x, other_calls=[{"x": x, "activate": True}])
+
+
 def test_a_rule_of_torch_that_does_not_fit_is_named() -> None:
     prunegate.register_rule("prunegate_test::shifted_relu", like="cat")
     with pytest.raises(

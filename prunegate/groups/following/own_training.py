@@ -7,6 +7,7 @@ where in the code: if nothing but noise and dropping is new, training says nothi
 from __future__ import annotations
 
 import inspect
+import logging
 from collections import Counter
 from collections.abc import Callable
 from functools import lru_cache
@@ -18,9 +19,16 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from prunegate.groups.following.code_places import line_in_code
+from prunegate.groups.following.inputs import ExampleInputs
 from prunegate.groups.following.lines_run import Functions, as_called
 from prunegate.groups.following.maskable import function_name
+from prunegate.groups.following.running import running_unfollowed
 from prunegate.groups.following.source_code import is_of
+from prunegate.groups.torch_workarounds.copies import copy_with, the_same
+from prunegate.groups.torch_workarounds.draws import Dropped, ScalarDraws
+from prunegate.groups.torch_workarounds.fake_tensors import FakeTensors
+
+logger = logging.getLogger(__name__)
 
 # New in training, these work on each entry by itself.
 _HARMLESS = frozenset(
@@ -44,7 +52,7 @@ class OwnTraining(NamedTuple):
     skips: bool = False
 
 
-class Recorder(TorchFunctionMode):
+class _Recorder(TorchFunctionMode):
     """Notes which functions a run calls, and where.
 
     Args:
@@ -78,16 +86,46 @@ class Recorder(TorchFunctionMode):
         return all(size == 1 for size in result.shape[1:]) and result.shape[:1].numel() in (1, self._samples)
 
 
-def may_differ_in_training(model: nn.Module) -> bool:
+def own_training(model: nn.Module, inputs: ExampleInputs, usual: Functions, fake_tensors: FakeTensors) -> OwnTraining:
+    """What training does beyond a run in eval mode, as quick runs in training mode show.
+
+    Args:
+        model: Its tensors are ``fake_tensors``.
+        usual: What the run in eval mode called.
+    """
+    if not _may_differ_in_training(model):
+        return OwnTraining()
+    kept = _recorded(model, inputs, usual, fake_tensors, "none")
+    if kept is None:
+        return OwnTraining(does_more=True)
+    recorder, draws = kept
+    ways: tuple[Dropped, ...] = ("even", "odd") if draws else ()
+    others = [_recorded(model, inputs, usual, fake_tensors, way) for way in ways]
+    return OwnTraining(recorder.more, any(other is None or other[0].calls != recorder.calls for other in others))
+
+
+def _recorded(
+    model: nn.Module, inputs: ExampleInputs, usual: Functions, fake_tensors: FakeTensors, dropped: Dropped
+) -> tuple[_Recorder, int] | None:
+    """What a run in training mode calls, and how many single numbers it draws; None if the run fails."""
+    inputs = inputs.alone() if inputs.batch_size() > 1 else inputs.alone().doubled()
+    inputs = inputs.map(fake_tensors.of)
+    recorder, draws = _Recorder(usual, inputs.batch_size()), ScalarDraws(dropped)
+    try:
+        with running_unfollowed(fake_tensors), draws, recorder:
+            copy_with(model, the_same).train()(*inputs.args, **inputs.kwargs)
+    except Exception as error:  # a foreign forward may raise anything
+        logger.info("a run in training mode failed: %s", error)
+        return None
+    return recorder, draws.count
+
+
+def _may_differ_in_training(model: nn.Module) -> bool:
     """Whether code of the model, other than torch's own layers, looks at which mode it is in, as far as that shows."""
     classes: set[Any] = {type(module) for module in model.modules()}
     if any(map(_looks_at_training, classes)):
         return True
-    for module in model.modules():
-        hooks = (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
-        if hooks or "forward" in vars(module):
-            return True
-    return False
+    return any(m._forward_hooks or m._forward_pre_hooks or "forward" in vars(m) for m in model.modules())
 
 
 @lru_cache(maxsize=4096)
@@ -107,7 +145,8 @@ def _names_training(member: Any) -> bool:
         if isinstance(one, property):
             pending += [one.fget, one.fset]
             continue
-        function = inspect.unwrap(getattr(one, "__func__", one)) if callable(getattr(one, "__func__", one)) else None
+        one = getattr(one, "__func__", one)  # of a static or class method
+        function = inspect.unwrap(one) if callable(one) else None
         if not isinstance(function, FunctionType) or is_of(function, "torch.") or id(function) in known:
             continue
         known.add(id(function))

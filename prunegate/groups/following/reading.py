@@ -11,30 +11,17 @@ from dataclasses import dataclass, field
 from types import FunctionType, ModuleType
 from typing import Any, NamedTuple
 
-import torch
 from torch import nn
 
+from prunegate.groups.following.expressions import UNKNOWN, Expressions
 from prunegate.groups.following.lines_run import Line, LinesRun
 from prunegate.groups.following.mixing import MIXING, is_mixing
 from prunegate.groups.following.source_code import (
     definition,
-    first_argument,
-    flows_of,
     is_of,
     leaves,
-    names_in,
     own_forward,
     picks_channels,
-)
-
-_SIZES = frozenset({"shape", "ndim"})
-_SIZE_CALLS = frozenset({"size", "dim", "numel", "ndimension", "nelement"})
-# Results of these functions may change if their arguments, such as sizes, may.
-_PLAIN_CALLS = frozenset("abs all any bool divmod float int len list max min range round sum tuple".split())
-# The storage of a tensor may change between calls too, but that does not affect what is computed.
-_STORAGE = frozenset(
-    """device dtype is_cuda is_meta is_nested is_quantized is_sparse layout requires_grad is_complex
-    is_contiguous is_floating_point""".split()
 )
 
 
@@ -95,7 +82,7 @@ class Search:
         condition: str | None = None,
     ) -> None:
         """Read one more function; see `_Task`."""
-        function = inspect.unwrap(function)
+        function = inspect.unwrap(function) if callable(function) else None
         if not isinstance(function, FunctionType) or is_of(function, "torch."):
             return
         if (function.__module__ or "").partition(".")[0] in sys.stdlib_module_names:
@@ -107,11 +94,8 @@ class Search:
 
     def add_forward(self, path: str, module: nn.Module, changing: frozenset[str], carrying: frozenset[str]) -> None:
         """Read the forward that a module's author wrote, or that was put in its place."""
-        own = vars(module).get("forward")
-        if isinstance(own, FunctionType):
-            self.add(own, path, None, changing, carrying)
-        elif not is_of(type(module), "torch."):
-            self.add(own_forward(module), path, module, changing, carrying)
+        forward, is_method = own_forward(module)
+        self.add(forward, path, module if is_method else None, changing, carrying)
 
     def run(self) -> None:
         first, known = list(self._tasks), -1
@@ -129,33 +113,13 @@ class Search:
                 _Reader(self, task, tree).body(tree.body, task.condition)
 
 
-class _Reader:
+class _Reader(Expressions):
     """Reads one function: what of it changes from call to call, and what is called below such conditions."""
 
     def __init__(self, search: Search, task: _Task, tree: ast.FunctionDef) -> None:
+        super().__init__(tree, task.module, task.function, task.changing, task.carrying, search.changing)
         self.search, self.task = search, task
-        self.changing, self.carrying = set(task.changing), set(task.carrying)
         self._file = task.function.__code__.co_filename
-        self._self = first_argument(tree) if task.module is not None else None
-        nodes = list(ast.walk(tree))
-        self._flows = flows = [flow for node in nodes for flow in flows_of(node)]
-        # What functions within the function are given is not known.
-        inner = (node.args for node in nodes if isinstance(node, (ast.FunctionDef, ast.Lambda)) and node is not tree)
-        self.carrying.update(argument.arg for arguments in inner for argument in arguments.args)
-        for names, test in ((self.changing, self.changes), (self.carrying, self.carries)):
-            before = -1
-            while len(names) > before:
-                before = len(names)
-                for target, value in flows:
-                    if test(value):
-                        names |= names_in(target) - {self._self}
-        for target, value in flows:
-            if isinstance(target, ast.Attribute) and self.is_own(target) and self.changes(value):
-                search.changing.add(target.attr)
-
-    def is_own(self, node: ast.Attribute) -> bool:
-        """Whether it is an attribute of the module."""
-        return isinstance(node.value, ast.Name) and node.value.id == self._self
 
     def body(self, statements: Sequence[ast.stmt], condition: str | None) -> None:
         """Read statements that run under a condition; None if the runs have covered them."""
@@ -225,59 +189,6 @@ class _Reader:
     def _below(self, test: ast.expr, condition: str | None) -> str | None:
         return ast.unparse(test) if self.decides(test) else condition
 
-    def decides(self, test: ast.expr) -> bool:
-        """Whether a condition may be met in one call and not in another: by sizes, arguments or values of tensors."""
-        return self.changes(test) or any(map(self._looks_at_values, ast.walk(test)))
-
-    def _looks_at_values(self, node: ast.AST) -> bool:
-        function = node.func if isinstance(node, ast.Call) else None
-        return (
-            isinstance(function, ast.Attribute)
-            and function.attr not in _STORAGE | _SIZE_CALLS
-            and self.held(function) is UNKNOWN
-            and self.carries(function.value)
-        )
-
-    def changes(self, node: ast.AST) -> bool:
-        """Whether an expression may have a different value in another call of the same model."""
-        if isinstance(node, ast.Name):
-            return node.id in self.changing
-        if isinstance(node, ast.Attribute):
-            if self.is_own(node):
-                return node.attr in self.search.changing
-            return node.attr in _SIZES or (node.attr not in _STORAGE and self.changes(node.value))
-        if isinstance(node, ast.Call):
-            function = node.func
-            if isinstance(function, ast.Attribute):
-                of_name = isinstance(function.value, ast.Name) and self.changes(function)
-                return function.attr in _SIZE_CALLS or (function.attr not in _STORAGE and of_name)
-            return isinstance(function, ast.Name) and function.id in _PLAIN_CALLS and any(map(self.changes, node.args))
-        return any(map(self.changes, ast.iter_child_nodes(node)))
-
-    def carries(self, node: ast.AST) -> bool:
-        """Whether an expression may hold removable channels, as layer outputs do; the model's inputs do not."""
-        if isinstance(node, ast.Name):
-            return node.id in self.carrying
-        if isinstance(node, ast.Attribute):
-            if node.attr in _SIZES or node.attr in _STORAGE:
-                return False
-            held = self.held(node)
-            return isinstance(held, (nn.Module, torch.Tensor)) if held is not UNKNOWN else self.carries(node.value)
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in _SIZE_CALLS:
-            return False
-        return any(map(self.carries, ast.iter_child_nodes(node)))
-
-    def held(self, node: ast.expr) -> Any:
-        """The value of ``self.a.b``, if the expression has this form."""
-        if isinstance(node, ast.Name):
-            return self.task.module if node.id == self._self else UNKNOWN
-        if isinstance(node, ast.Attribute):
-            holder = self.held(node.value)
-            if holder is UNKNOWN or isinstance(inspect.getattr_static(type(holder), node.attr, None), property):
-                return UNKNOWN  # a property may compute, or raise, anything
-            return getattr(holder, node.attr, UNKNOWN)
-        return UNKNOWN
-
     def call(self, node: ast.Call, condition: str | None) -> None:
         """Read a call of the model's own code, which is then read as well, or of torch."""
         name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
@@ -305,34 +216,22 @@ class _Reader:
                 return never_ran or is_mixing(held)
             if held is not UNKNOWN:
                 return callable(held)
-            module = self._python_module(function)
+            module = self.python_module(function)
             return name in MIXING and (module is None or module.__name__.startswith("torch"))
         if isinstance(function, ast.Name):
-            known = self.task.function.__globals__.get(name, getattr(builtins, name, UNKNOWN))
+            known = self.names.get(name, getattr(builtins, name, UNKNOWN))
             if known is not UNKNOWN:
                 return is_of(known, "torch") and name in MIXING
-            values = [value for target, value in self._flows if isinstance(target, ast.Name) and target.id == name]
-            return any(isinstance(value, _CHOICES) and not self._holds_layers(value) for value in values)
+            values = [value for target, value in self.flows if isinstance(target, ast.Name) and target.id == name]
+            return any(isinstance(value, _CHOICES) and not self.holds_layers(value) for value in values)
         # What a call or a lookup gives, but of a table in the file or as another object of a class.
         inner = function.func if isinstance(function, ast.Call) else getattr(function, "value", None)
-        is_known = isinstance(inner, ast.Name) and (inner.id == "type" or inner.id in self.task.function.__globals__)
+        is_known = isinstance(inner, ast.Name) and (inner.id == "type" or inner.id in self.names)
         return not is_known or (isinstance(inner, ast.Name) and inner.id == "getattr")
-
-    def _holds_layers(self, node: ast.expr) -> bool:
-        """Whether it is a layer, or a container of layers: these are read themselves."""
-        attributes = (inner for inner in ast.walk(node) if isinstance(inner, ast.Attribute))
-        return any(isinstance(self.held(inner), nn.Module) for inner in attributes)
-
-    def _python_module(self, function: ast.expr) -> ModuleType | None:
-        root = function
-        while isinstance(root, ast.Attribute):
-            root = root.value
-        held = self.task.function.__globals__.get(root.id) if isinstance(root, ast.Name) else None
-        return held if isinstance(held, ModuleType) else None
 
     def attribute(self, node: ast.Attribute, condition: str | None) -> None:
         """Read an attribute: a property, or a function of torch that is called elsewhere."""
-        module = self.task.module
+        module = self.module
         if module is not None and self.is_own(node):
             held = inspect.getattr_static(type(module), node.attr, None)
             if isinstance(held, property):
@@ -340,7 +239,7 @@ class _Reader:
             elif isinstance(held, FunctionType):  # a method that is called elsewhere
                 names = frozenset(inspect.signature(held).parameters)
                 self.search.add(held, self.task.path, module, frozenset(), names, condition)
-        place = self._python_module(node)
+        place = self.python_module(node)
         if node.attr in MIXING and place is not None and place.__name__.startswith("torch"):
             self.note(node, condition, node.attr, always=True)
 
@@ -365,17 +264,17 @@ class _Reader:
 
     def _called(self, function: ast.expr) -> tuple[Callable[..., Any] | None, nn.Module | None]:
         """The Python function that is called, and the module if it is a method; None if it cannot be determined."""
-        module, names = self.task.module, self.task.function.__globals__
+        module, names = self.module, self.names
         held: Any = None
         if isinstance(function, ast.Name):
             held, module = names.get(function.id), None
         elif isinstance(function, ast.Attribute) and isinstance(function.value, ast.Name):
-            if function.value.id == self._self and module is not None:
+            if function.value.id == self.own_name and module is not None:
                 held = inspect.getattr_static(type(module), function.attr, None)
                 child = module._modules.get(function.attr)
                 if child is not None and not is_of(type(child), "torch."):
-                    replaced = vars(child).get("forward")
-                    return (replaced, None) if isinstance(replaced, FunctionType) else (own_forward(child), child)
+                    forward, is_method = own_forward(child)
+                    return forward, child if is_method else None
             else:
                 place, module = names.get(function.value.id), None
                 held = getattr(place, function.attr, None) if isinstance(place, ModuleType) else None
@@ -399,6 +298,5 @@ class _Reader:
         return frozenset(given | {keyword.arg for keyword in node.keywords if keyword.arg and test(keyword.value)})
 
 
-UNKNOWN = object()
 # Expressions that choose or make a function.
 _CHOICES = (ast.Lambda, ast.IfExp, ast.Subscript, ast.Attribute)

@@ -72,6 +72,19 @@ def run_watched(
         yield
 
 
+@contextlib.contextmanager
+def running_unfollowed(fake_tensors: FakeTensors, dropped: Dropped | None = None) -> Iterator[None]:
+    """The modes under which a model only runs, to see whether it does.
+
+    The fused kernel of torch's encoder layers checks nothing on tensors without data, so it is taken apart here too.
+
+    Args:
+        dropped: See `run_watched`.
+    """
+    with decomposed_attention(), fake_tensors.running_unfollowed(), torch.no_grad(), single_draws(dropped):
+        yield
+
+
 def single_draws(dropped: Dropped | None) -> contextlib.AbstractContextManager[Any]:
     """Decides what code decides by a single random number; None leaves it to chance."""
     return contextlib.nullcontext() if dropped is None else ScalarDraws(dropped)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
-from types import CodeType
+from types import CodeType, FunctionType
 from typing import Any
 
 from torch import nn
@@ -16,13 +16,22 @@ def is_of(function: Any, *packages: str) -> bool:
     return (getattr(function, "__module__", None) or "").startswith(packages)
 
 
-def own_forward(module: nn.Module) -> Any:
-    """The forward that the model's author wrote: cut and gated modules may have one around it."""
+def own_forward(module: nn.Module) -> tuple[Any, bool]:
+    """The forward of a module as its author wrote it, and whether it is a method of its class.
+
+    One that was put on the instance takes its place; cut and gated modules may have one around it. None for torch's own
+    layers.
+    """
+    replaced = vars(module).get("forward")
+    if isinstance(replaced, FunctionType):
+        return replaced, False
+    if is_of(type(module), "torch."):
+        return None, False
     for cls in type(module).__mro__:
         forward = vars(cls).get("forward")
         if forward is not None and not is_of(forward, "prunegate.compaction.", "prunegate.gates."):
-            return forward
-    return None
+            return forward, True
+    return None, False
 
 
 def flows_of(node: ast.AST) -> Iterator[tuple[ast.AST, ast.AST]]:

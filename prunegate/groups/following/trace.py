@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import numpy as np
-import torch
 from torch import nn
 
 from prunegate.errors import RuleError, TraceError
@@ -18,8 +17,8 @@ from prunegate.groups.following.input_sizes import Variation, other_sizes
 from prunegate.groups.following.inputs import ExampleInputs
 from prunegate.groups.following.lines_run import LinesRun
 from prunegate.groups.following.outputs import names_of_state, tensors_in
-from prunegate.groups.following.own_training import OwnTraining, Recorder, may_differ_in_training
-from prunegate.groups.following.running import no_collection, run_watched, single_draws, stored_tensors
+from prunegate.groups.following.own_training import OwnTraining, own_training
+from prunegate.groups.following.running import no_collection, run_watched, running_unfollowed, stored_tensors
 from prunegate.groups.following.size_calls import OF_LAYERS
 from prunegate.groups.following.tape import Source, Tape
 from prunegate.groups.following.tracer import Tracer
@@ -32,9 +31,8 @@ from prunegate.groups.solving.constraints import Constraints, Pin
 from prunegate.groups.solving.solve import solve
 from prunegate.groups.solving.united import united_by, ways_of
 from prunegate.groups.torch_workarounds.copies import copy_with, the_same
-from prunegate.groups.torch_workarounds.draws import Dropped, ScalarDraws
+from prunegate.groups.torch_workarounds.draws import Dropped
 from prunegate.groups.torch_workarounds.fake_tensors import KINDS, FakeTensors, Kind
-from prunegate.groups.torch_workarounds.kernels import decomposed_attention
 
 logger = logging.getLogger(__name__)
 
@@ -83,7 +81,7 @@ class Trace:
         self.runs: list[Run] = []
         self.not_followed: tuple[tuple[str, str], ...] = ()
         self.untaken: tuple[UntakenBranch, ...] = ()
-        results: dict[str, Any] = {}
+        on_meta: dict[str, Any] = {}
         for kind in KINDS:
             self.constraints = Constraints()
             self._values = Values(self.constraints)
@@ -98,16 +96,16 @@ class Trace:
                 if kind == "real" or isinstance(reason, RuleError):
                     raise
                 logger.info("following the run on %s tensors failed: %s", kind, reason)
-                if results:
+                if on_meta:
                     break
             else:
-                if results and len(self.not_followed) < len(results["not_followed"]):
-                    results = {}
-                if results or not (kind == "meta" and (self.tape.lacks_literals() or self.not_followed)):
+                if on_meta and len(self.not_followed) < len(on_meta["not_followed"]):
+                    on_meta = {}
+                if on_meta or not (kind == "meta" and (self.tape.lacks_literals() or self.not_followed)):
                     break
                 # Other runs may need tensors with a device; if they do not, this is faster.
-                results = {} if self.tape.lacks_literals() else dict(vars(self))
-        vars(self).update(results)
+                on_meta = {} if self.tape.lacks_literals() else dict(vars(self))
+        vars(self).update(on_meta)
         for run in self.runs:
             run.tape.close()
         self._united = united_by(self.constraints)
@@ -143,7 +141,7 @@ class Trace:
             self._values.add_leaf(tensor, kind, name)
         # State that a run leaves in the model must not reach the next run.
         self._run(copy_with(copied, the_same), inputs, Variation(), training=False)
-        training = self._own_training(copied, inputs)
+        training = own_training(copied, inputs, self._lines.functions, self._fake_tensors)
         self.untaken = untaken_branches(copied, self._ran, self._lines)
         if self._handles_sizes() or self._unused() or any(training) or self.untaken:
             self._follow_variations(copied, inputs, training)
@@ -157,13 +155,15 @@ class Trace:
         known = set(self.tape.sized)
         try:
             self._run(copy_with(copied, the_same), inputs, Variation(other=number), training=False)
+        except RuleError:
+            raise
         except TraceError as error:
             raise TraceError(f"other_calls[{number}]: {error}") from error
         doubled = Variation(doubled=True, other=number)
         if not known.issuperset(self.runs[-1].tape.sized):
             sizes = [replace(v, doubled=True, other=number) for v in other_sizes(inputs.others[number])]
             self._tried(copied, inputs, [*sizes, doubled], training=False)
-        own = self._own_training(copied, inputs.others[number])
+        own = own_training(copied, inputs.others[number], self._lines.functions, self._fake_tensors)
         if any(own) and self._tried(copied, inputs, [doubled, Variation(other=number)], training=True) is None:
             self.not_followed += ((f"training mode at other_calls[{number}]", self._reason),)
 
@@ -215,37 +215,10 @@ class Trace:
         """Check that torch's real kernels accept these sizes, as tracing checks less."""
         inputs = inputs.map(self._fake_tensors.of)
         try:
-            draws = single_draws("none" if training else None)
-            with self._fake_tensors.running_unfollowed(), decomposed_attention(), torch.no_grad(), draws:
+            with running_unfollowed(self._fake_tensors, "none" if training else None):
                 model.train(training)(*inputs.args, **inputs.kwargs)
         except Exception as error:  # a foreign forward may raise anything
             raise TraceError(f"the model does not accept them: {type(error).__name__}: {error}") from error
-
-    def _own_training(self, model: nn.Module, inputs: ExampleInputs) -> OwnTraining:
-        """What training does beyond what the first run did, as runs that are not followed show."""
-        if not may_differ_in_training(model):
-            return OwnTraining()
-        kept = self._recorded(model, inputs, "none")
-        if kept is None:
-            return OwnTraining(does_more=True)
-        usual, draws = kept
-        ways: tuple[Dropped, ...] = ("even", "odd") if draws else ()
-        others = [self._recorded(model, inputs, way) for way in ways]
-        return OwnTraining(usual.more, any(other is None or other[0].calls != usual.calls for other in others))
-
-    def _recorded(self, model: nn.Module, inputs: ExampleInputs, dropped: Dropped) -> tuple[Recorder, int] | None:
-        """What a run in training mode calls, and how many single numbers it draws."""
-        inputs = inputs.alone() if inputs.batch_size() > 1 else inputs.alone().doubled()
-        inputs = inputs.map(self._fake_tensors.of)
-        recorder, draws = Recorder(self._lines.functions, inputs.batch_size()), ScalarDraws(dropped)
-        fake_tensors = self._fake_tensors.running_unfollowed()
-        try:
-            with fake_tensors, decomposed_attention(), torch.no_grad(), draws, recorder:
-                copy_with(model, the_same).train()(*inputs.args, **inputs.kwargs)
-        except Exception as error:  # a foreign forward may raise anything
-            logger.info("a run in training mode failed: %s", error)
-            return None
-        return recorder, draws.count
 
     def _handles_sizes(self) -> bool:
         """Whether the model's code passes sizes to functions that are not layers."""

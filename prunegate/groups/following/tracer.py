@@ -104,9 +104,9 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         shapes = {id(t): tuple(t.shape) for t in inputs}
         self._add(outputs, rule(Call(name, None, arguments, inputs, outputs, shapes, values, self.watch)))
 
-    def _add(self, outputs: Sequence[torch.Tensor], results: Sequence[Labels] | None) -> None:
+    def _add(self, outputs: Sequence[torch.Tensor], labelled: Sequence[Labels] | None) -> None:
         """Record the results of a module or function that is treated as a whole."""
-        for tensor, labels in zip(outputs, results or [()] * len(outputs), strict=True):
+        for tensor, labels in zip(outputs, labelled or [()] * len(outputs), strict=True):
             if self.values is not None:
                 self.values.set(tensor, labels)
             if self.tape is not None:
@@ -131,8 +131,8 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         values.use(inputs)
         labels = signature.rule(call)
         origin = values.origin(inputs[0]) if signature.moves and inputs else None
-        for tensor, result in zip(outputs, labels, strict=True):
-            values.set(tensor, result, origin)
+        for tensor, own in zip(outputs, labels, strict=True):
+            values.set(tensor, own, origin)
 
 
 def _tensors(arguments: Iterable[Any]) -> list[torch.Tensor]:

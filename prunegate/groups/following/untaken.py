@@ -76,10 +76,8 @@ def untaken_branches(model: nn.Module, ran: Collection[str], lines: LinesRun) ->
 
 
 def _arguments(module: nn.Module) -> list[str]:
-    replaced = vars(module).get("forward")
+    forward, is_method = own_forward(module)
     try:
-        if replaced is not None:
-            return list(inspect.signature(replaced).parameters)
-        return list(inspect.signature(own_forward(module)).parameters)[1:]
+        return list(inspect.signature(forward).parameters)[is_method:]
     except (TypeError, ValueError):  # a forward that is not Python code
         return []

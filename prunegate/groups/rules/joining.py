@@ -20,9 +20,9 @@ def _cat(call: Call) -> list[Labels]:
     beside = [tuple(x for x in call.labels_of(t) if x is not mine) for t, mine in zip(parts, across, strict=True)]
     # For a label over the joined and another dimension, the other dimensions have to agree.
     others = {d for label in across if label is not None for d in varying(label) if d != dim}
-    clear = [tuple(x for x in results if not others.intersection(varying(x))) for results in beside]
-    for results, left in zip(beside, clear, strict=True):
-        for label in results:
+    clear = [tuple(x for x in own if not others.intersection(varying(x))) for own in beside]
+    for own, left in zip(beside, clear, strict=True):
+        for label in own:
             if not any(label is x for x in left):
                 call.pin(label, "joined with channels that are arranged differently")
 

@@ -65,7 +65,7 @@ def _over_last_dims(call: Call) -> list[Labels]:
         elif len(inside) > 1:
             free += call.clear_of([label], inside, _STATISTICS)
         else:  # normalised within each unit, for example over a head's width
-            own = [align(ids, x.dim()) for results, _ in vectors for ids in results]
+            own = [align(ids, x.dim()) for vector, _ in vectors for ids in vector]
             choose_within(call, label, inside[0], lambda places: call.mask(places, repeated=True), own)
             vectors = []
             free.append(label)

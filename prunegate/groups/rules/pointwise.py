@@ -30,15 +30,15 @@ def unite_operands(
     if quick is not None:
         return quick
     shapes = [(1,) * (ndim - len(shape)) + shape for _, shape in operands]
-    labels = [[align(label, ndim) for label in results] for results, _ in operands]
+    labels = [[align(label, ndim) for label in own] for own, _ in operands]
     if has_tables:
         _set_tables_aside(call, labels)
-    covered = [{d for label in results for d in varying(label)} for results in labels]
+    covered = [{d for label in own for d in varying(label)} for own in labels]
     spanned = [{d for d, size in enumerate(shape) if size > 1} for shape in shapes]
 
     left: list[tuple[set[int], Ids]] = []
-    for results in labels:
-        for label in results:
+    for own in labels:
+        for label in own:
             dims = set(varying(label))
             bare = dims & set().union(*(spanned[j] - covered[j] for j in range(len(operands))))
             if bare == dims:
@@ -135,15 +135,15 @@ def _set_tables_aside(call: Call, labels: list[list[Ids]]) -> None:
     A rotary table, or a scale, over the width of heads is combined with all heads: if its entries were treated as
     channels, every head would have to lose the same positions. Without it, whole heads are removed.
     """
-    wide = [set(varying(label)) for result in labels for label in result]
-    for result in labels:
-        for label in list(result):
+    wide = [set(varying(label)) for own in labels for label in own]
+    for own in labels:
+        for label in list(own):
             dims = set(varying(label))
             wider = [other for other in wide if dims < other]
             # With two dimensions there is a choice; with more, the dimension of a vector's entries is ambiguous.
             if wider and call.constraints.is_table(label, with_vectors=max(map(len, wider)) > 2):
                 call.pin(label, "a table or scale that several sets of channels share")
-                result[:] = [x for x in result if x is not label]
+                own[:] = [x for x in own if x is not label]
 
 
 def pointwise(call: Call) -> list[Labels]:

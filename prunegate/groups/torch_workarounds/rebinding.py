@@ -43,11 +43,11 @@ def rebound(value: Any, twins: Mapping[int, Any]) -> Any:
 def refers_to(value: Any, ids: Container[int]) -> bool:
     """Whether ``value`` is one of the objects with these ids, or `rebound` finds one of them in it."""
 
-    def is_one(result: Any) -> bool:
-        referent = _referent(result)
-        return id(result) in ids or (referent is not None and id(referent) in ids)
+    def is_one(one: Any) -> bool:
+        referent = _referent(one)
+        return id(one) in ids or (referent is not None and id(referent) in ids)
 
-    return any(is_one(result) for result in reached([value], is_one))
+    return any(is_one(one) for one in reached([value], is_one))
 
 
 def reached(values: Iterable[Any], is_end: Callable[[Any], bool]) -> Iterator[Any]:
