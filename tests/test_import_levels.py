@@ -22,6 +22,7 @@ LEVELS = {
     "cifar_resnet": 0,
     "own_code": 1,
     "without_data": 0,
+    "measuring": 1,
     "weight_files": 1,
     "groups": 1,
     "builders": 1,

@@ -14,8 +14,9 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from prunegate.measuring import STEADY_SPREAD
 from prunegate.modes import eval_mode
-from prunegate.report.latency import STEADY_SPREAD, Latency, measure_latency
+from prunegate.report.latency import Latency, measure_latency
 from prunegate.report.metric import ACCURACY, metric_text
 
 

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 
-import numpy as np
 import torch
 from torch import nn
 
-# Times are steady if their interquartile range is at most this share of the median.
-STEADY_SPREAD = 0.2
-# Unsteady times are measured for up to this many times as long.
-_PATIENCE = 3
-_MOST_REPETITIONS = 1000
+from prunegate.measuring import STEADY_SPREAD, time_in_turn
+from prunegate.modes import eval_mode
 
 
 @dataclass(frozen=True)
@@ -34,7 +31,6 @@ class Latency:
         return f"{self.median_ms:.2f} ± {self.spread_ms / 2:.2f} ms"
 
 
-@torch.no_grad()
 def measure_latency(
     models: Sequence[nn.Module],
     shape: Sequence[int],
@@ -53,32 +49,10 @@ def measure_latency(
     """
     device = next(iter(models[0].parameters())).device
     x = torch.randn(batch_size, *shape, device=device)
-    modes = [model.training for model in models]
-    times: list[list[float]] = [[] for _ in models]
-    for model in models:
-        model.eval()
-        for _ in range(3):
-            model(x)
-    began = time.perf_counter()
-    latencies: list[Latency] = []
-    for until in (seconds * (round_ + 1) for round_ in range(_PATIENCE)):
-        while len(times[0]) < least_repetitions or time.perf_counter() - began < until:
-            for model, own_times in zip(models, times, strict=True):
-                start = time.perf_counter()
-                model(x)
-                if device.type == "cuda":
-                    torch.cuda.synchronize(device)
-                own_times.append((time.perf_counter() - start) * 1e3)
-            if len(times[0]) >= _MOST_REPETITIONS:
-                break
-        latencies = [_latency(batch_size, own_times) for own_times in times]
-        if all(latency.is_steady for latency in latencies) or len(times[0]) >= _MOST_REPETITIONS:
-            break
-    for model, mode in zip(models, modes, strict=True):
-        model.train(mode)
-    return latencies
-
-
-def _latency(batch_size: int, times: Sequence[float]) -> Latency:
-    low, median, high = np.percentile(times, [25, 50, 75])
-    return Latency(batch_size, float(median), float(high - low))
+    with ExitStack() as stack:
+        for model in models:
+            stack.enter_context(eval_mode(model))
+        timings = time_in_turn(
+            [partial(model, x) for model in models], seconds, device=device, least_samples=least_repetitions
+        )
+    return [Latency(batch_size, timing.median_ms, timing.spread_ms) for timing in timings]
