@@ -36,9 +36,10 @@ LEVELS = {
     "training": 6,
     "report": 6,
     "exporting": 6,
-    "recipe": 7,
-    "integrations": 7,
-    "cli": 8,
+    "latency": 7,
+    "recipe": 8,
+    "integrations": 8,
+    "cli": 9,
 }
 # The faces of the library, which gather names from everywhere.
 FACES = {"__init__", "__main__"}
