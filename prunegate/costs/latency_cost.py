@@ -240,7 +240,7 @@ def _interpolated(at: torch.Tensor, widths: torch.Tensor, times: torch.Tensor) -
     right = torch.searchsorted(widths, at.detach()[..., None].contiguous()).clamp(1, points - 1)
     low = widths.gather(2, right - 1)[..., 0]
     high = widths.gather(2, right)[..., 0]
-    # Widths below the smallest that was measured cost as much as that. None is above the largest, which is the dense one;
+    # Widths below the smallest that was measured cost as much as that. None is above the largest, the dense one, and
     # torch 2.14 gives no gradient where a value equals a bound of clamp.
     share = ((at - low) / (high - low)).clamp(min=0.0)
     cell = torch.arange(len(at), device=at.device)

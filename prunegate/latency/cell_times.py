@@ -45,7 +45,8 @@ class CellTimes:
         self.block = _BLOCK.get(device.type, 16)
         entries = min(max(weight_bytes, 4 << 20), 256 << 20) // dtype.itemsize
         # Of both signs, as comparisons of equal numbers are predicted and cost nothing.
-        self._pool = torch.randn(entries, device=device, dtype=torch.float32).to(dtype)
+        generator = torch.Generator(device).manual_seed(0)  # measuring takes nothing from a run's own random numbers
+        self._pool = torch.randn(entries, device=device, generator=generator).to(dtype)
 
     def surface(self, cell: Cell) -> Surface | None:
         """The cell's times over its widths; None if it cannot run by itself."""
@@ -99,7 +100,7 @@ class CellTimes:
         """The distance of widths that are measured: a block of the kernels, or less on narrow layers."""
         if factor.size >= 3 * self.block:
             return self.block
-        return max(1, 2 ** int(np.log2(max(factor.size, 1))) // 8)
+        return max(1, (1 << (factor.size.bit_length() - 1)) // 8)
 
     def _profile(self, cell: Cell, place: int, at: Callable[..., tuple[tuple[int, ...], float]]) -> Profile | None:
         """How the time grows between two whole blocks in the middle of the grid."""

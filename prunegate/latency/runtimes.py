@@ -12,6 +12,7 @@ from torch import nn
 
 from prunegate.groups import ExampleInputs
 from prunegate.latency.settings import LatencySettings
+from prunegate.seeding import seeded
 
 
 def at_batch_size(inputs: ExampleInputs, count: int) -> ExampleInputs:
@@ -63,7 +64,8 @@ def conditions(num_threads: int) -> Iterator[None]:
     torch.set_num_threads(num_threads)
     flushes = torch.set_flush_denormal(True)
     try:
-        yield
+        with seeded(0):  # a model's own random draws are not a run's
+            yield
     finally:
         torch.set_num_threads(before)
         if flushes:

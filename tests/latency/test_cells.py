@@ -66,7 +66,7 @@ def test_equal_operations_have_one_signature() -> None:
 
 
 def test_attention_is_one_call_with_torchs_own_kernel() -> None:
-    trace, cells = traced(timm.create_model("test_vit"), torch.randn(1, 3, 160, 160))
+    _, cells = traced(timm.create_model("test_vit"), torch.randn(1, 3, 160, 160))
     calls = [cell for cell in cells if not isinstance(cell.operation, int)]
     assert calls
     assert all(cell.operation.target is F.scaled_dot_product_attention for cell in calls)

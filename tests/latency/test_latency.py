@@ -194,7 +194,7 @@ def test_plain_model_is_refused() -> None:
 
 
 def test_wrong_round_to_is_refused() -> None:
-    with pytest.raises(prunegate.TraceError, match="round_to: found 'best', expected a whole number .* or 'auto'"):
+    with pytest.raises(prunegate.TraceError, match=r"round_to: found 'best', expected a whole number .* or 'auto'"):
         wrapped(round_to="best")
 
 
