@@ -38,7 +38,8 @@ LEVELS = {
     "exporting": 6,
     "recipe": 7,
     "integrations": 7,
-    "cli": 8,
+    "bench": 8,
+    "cli": 9,
 }
 # The faces of the library, which gather names from everywhere.
 FACES = {"__init__", "__main__"}
