@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -36,6 +37,7 @@ def bench_figure(bench: Bench) -> Figure:
     """A panel for each batch size: settings and models by line, latency from left to right."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
 
     sizes = bench.settings.batch_sizes
     lines = len(bench.at(sizes[0]))
@@ -48,15 +50,16 @@ def bench_figure(bench: Bench) -> Figure:
     for axes, batch_size in zip(panels, sizes, strict=True):
         _panel(axes, bench, batch_size)
     panels[-1].set_xlabel("ms per call: median and interquartile range; hollow: noisy")
-    handles = {
-        label: handle for axes in panels for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
-    }
-    figure.legend(handles.values(), handles.keys(), loc="outside lower left", ncols=1, frameon=False, fontsize=9)
+    handles = [
+        Line2D([], [], linestyle="", marker=marker, color=colour, markersize=7, label=model.name.replace("$", r"\$"))
+        for model, (marker, colour) in zip(bench.models, cycle(_LOOKS), strict=False)
+    ]
+    figure.legend(handles=handles, loc="outside lower left", ncols=1, frameon=False, fontsize=9)
     return figure
 
 
 def _panel(axes: Axes, bench: Bench, batch_size: int) -> None:
-    looks = {model.name: _LOOKS[i % len(_LOOKS)] for i, model in enumerate(bench.models)}
+    looks = {model.name: look for model, look in zip(bench.models, cycle(_LOOKS), strict=False)}
     place, heading, ticks = 0.0, None, []
     rows = bench.at(batch_size)
     for row in rows:
@@ -73,7 +76,7 @@ def _panel(axes: Axes, bench: Bench, batch_size: int) -> None:
             spread = [[timing.median_ms - timing.low_ms], [timing.high_ms - timing.median_ms]]
             axes.errorbar(
                 timing.median_ms, place, xerr=spread, fmt=marker, color=colour, capsize=3, markersize=7,
-                markerfacecolor=colour if timing.is_steady else "none", label=row.model,
+                markerfacecolor=colour if timing.is_steady else "none",
             )  # fmt: skip
             axes.annotate(f"{timing.median_ms:.3g}", (timing.high_ms, place), xytext=(9, 0),
                           textcoords="offset points", va="center", fontsize=8)  # fmt: skip

@@ -46,7 +46,7 @@ class Preparer:
 
     def __init__(self, folder: Path, device: str) -> None:
         self._folder, self._device = folder, device
-        self._files: dict[tuple[str, str, int | None], Path | ExportError] = {}
+        self._files: dict[tuple[str, int | None], Path | ExportError] = {}
 
     def prepare(self, name: str, model: nn.Module, inputs: ExampleInputs, setting: Setting) -> Prepared:
         """A model's call on inputs in one setting; the model is not modified.
@@ -77,13 +77,14 @@ class Preparer:
             raise BenchError("onnxruntime: chooses layouts by itself; see the row with contiguous inputs")
         if self._device != "cpu":
             raise BenchError("onnxruntime: is measured on the CPU only; use --device cpu")
-        if setting.precision == "bfloat16":
-            raise BenchError("onnxruntime: takes no bfloat16 inputs from numpy; use float32 or float16")
+        if setting.precision != "float32":
+            raise BenchError("onnxruntime: is measured in float32 only, which its kernels on the CPU compute in")
         if importlib.util.find_spec("onnxruntime") is None:
             raise BenchError("onnxruntime: is not installed; pip install 'prunegate[onnx]'")
         import onnxruntime
 
-        path = self._exported(name, model, inputs, setting.precision)
+        inputs = converted(inputs, torch.float32, "cpu", False)
+        path = self._exported(name, model, inputs)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads, options.inter_op_num_threads = setting.threads, 1
         options.log_severity_level = 3
@@ -91,28 +92,20 @@ class Preparer:
         options.add_session_config_entry("session.force_spinning_stop", "1")
         session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         names = [entry.name for entry in session.get_inputs()]
-        tensors = converted(inputs, PRECISIONS[setting.precision], "cpu", False)
-        given: dict[str, Any] = dict(zip(names, tensors.tensors(), strict=False))
-        if len(names) != len(tensors.tensors()):  # the model ignores some
-            given = {name: tensors.kwargs[name] for name in names}
+        given: dict[str, Any] = dict(zip(names, inputs.tensors(), strict=False))
+        if len(names) != len(inputs.tensors()):  # the model ignores some
+            given = {name: inputs.kwargs[name] for name in names}
         feed = {name: tensor.numpy() for name, tensor in given.items()}
         return Prepared(lambda: session.run(None, feed), path.stat().st_size)
 
-    def _exported(self, name: str, model: nn.Module, inputs: ExampleInputs, precision: str) -> Path:
+    def _exported(self, name: str, model: nn.Module, inputs: ExampleInputs) -> Path:
         """The ONNX file for any batch size, or else for that of the inputs."""
         for batch_size in (None, inputs.batch_size()):
-            key = name, precision, batch_size
+            key = name, batch_size
             if key not in self._files:
-                dtype = PRECISIONS[precision]
-                path = self._folder / f"{len(self._files)}.onnx"
+                path, single = self._folder / f"{len(self._files)}.onnx", copy_with(model).eval().float().cpu()
                 try:
-                    export_model(
-                        copy_with(model).eval().to("cpu", dtype),
-                        converted(inputs, dtype, "cpu", False),
-                        path,
-                        "onnx",
-                        dynamic_batch=batch_size is None,
-                    )
+                    export_model(single, inputs, path, "onnx", dynamic_batch=batch_size is None)
                     self._files[key] = path
                 except ExportError as error:
                     self._files[key] = error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import groupby
 
 from rich.box import SIMPLE_HEAD
 from rich.console import RenderableType
@@ -58,14 +59,16 @@ def _times(bench: Bench, batch_size: int, reasons: list[str]) -> Table:
         table.add_column(column, justify="right", no_wrap=True)
     rows = bench.at(batch_size)
     fastest = min((r for r in rows if r.timing), key=lambda r: r.timing.median_ms if r.timing else 0.0, default=None)
-    heading = ""
-    for row in rows:
-        setting = setting_text(bench, row)
-        if setting != heading:
-            heading = setting
-            table.add_row(Text(heading, style="italic"))
-        name = Text(f"{'  ' if heading else ''}{row.model}")
-        table.add_row(name, *_cells(bench, row, reasons), style="bold" if row is fastest else None)
+    for setting, together in groupby(rows, key=lambda row: setting_text(bench, row)):
+        own = list(together)
+        if setting and all(row.timing is None and row.reason == own[0].reason for row in own):
+            table.add_row(Text(setting, style="italic"), *_cells(bench, own[0], reasons))
+            continue
+        if setting:
+            table.add_row(Text(setting, style="italic"))
+        for row in own:
+            name = Text(f"{'  ' if setting else ''}{row.model}")
+            table.add_row(name, *_cells(bench, row, reasons), style="bold" if row is fastest else None)
     return table
 
 

@@ -65,3 +65,11 @@ def test_no_line_is_wider_than_the_terminal_and_no_number_is_cut(bench: Bench, w
     assert all(len(line) <= width for line in text.splitlines())
     assert "…" not in text
     assert "1,600 (20)" in text
+
+
+def test_a_setting_in_which_nothing_runs_takes_one_line() -> None:
+    times: dict[tuple[str, int], Timing | str] = {("dense", 1): timing(10), ("small", 1): timing(4)}
+    bench = made_bench(times, runtimes={"fused": dict.fromkeys(times, "nothing to fuse")})
+    lines = [line.split() for line in shown(bench).splitlines()]
+    assert ["fused", "not", "run", "(1)"] in lines
+    assert ["(1)", "nothing", "to", "fuse"] in lines

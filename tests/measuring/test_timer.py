@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from itertools import cycle
 
 import pytest
@@ -96,3 +97,36 @@ def test_nothing_to_time_gives_nothing_and_gradients_are_off() -> None:
     modes: list[bool] = []
     time_in_turn([lambda: modes.append(torch.is_grad_enabled())], 0.0, least_samples=1)
     assert not any(modes)
+
+
+class Event:
+    """As `torch.cuda.Event`, on a machine of our own."""
+
+    machine: Machine
+
+    def __init__(self, enable_timing: bool) -> None:
+        assert enable_timing
+
+    def record(self) -> None:
+        self.machine.calls.append("record")
+        self.at = self.machine.now
+
+    def synchronize(self) -> None:
+        self.machine.calls.append("wait")
+
+    def elapsed_time(self, end: Event) -> float:
+        return (end.at - self.at) * 1e3
+
+
+def test_events_measure_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    machine = Machine()
+    monkeypatch.setattr(Event, "machine", machine, raising=False)
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: machine.calls.append("idle"))
+    (timing,) = time_in_turn(
+        [machine.call("a", [2.0])], 0.0, device="cuda", least_samples=1, warm_up=1, calls_per_sample=2,
+        clock=machine.clock,
+    )  # fmt: skip
+    assert machine.calls == ["a", "idle", "record", "a", "a", "record", "wait"]
+    assert timing == Timing(2000.0, 2000.0, 2000.0, 1)
