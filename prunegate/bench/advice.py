@@ -139,10 +139,10 @@ def _is_steady(row: Row) -> bool:
 
 
 def _is_faster(row: Row, other: Row) -> bool:
-    """Whether it is faster by more than the noise: the interquartile ranges do not overlap."""
+    """Whether it is faster by more than the noise: the confidence intervals of the medians do not overlap."""
     assert row.timing is not None
     assert other.timing is not None
-    return row.timing.high_ms < other.timing.low_ms
+    return row.timing.median_interval_ms[1] < other.timing.median_interval_ms[0]
 
 
 def _times(compact: Row, dense: Row) -> str:

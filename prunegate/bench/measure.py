@@ -116,6 +116,7 @@ class Bench:
             "median_ms": timing and timing.median_ms,
             "quartiles_ms": timing and [timing.low_ms, timing.high_ms],
             "interquartile_range_ms": timing and timing.spread_ms,
+            "median_interval_ms": timing and list(timing.median_interval_ms),
             "samples": timing and timing.samples,
             "is_steady": timing and timing.is_steady,
             "samples_per_second": row.samples_per_second,

@@ -92,6 +92,14 @@ def test_a_spread_of_a_fifth_is_steady_and_more_is_not() -> None:
     assert not Timing(9.0, 10.0, 11.1, 15).is_steady
 
 
+def test_the_median_is_known_better_with_more_samples() -> None:
+    few, many = Timing.of([1.0, 2.0, 3.0, 4.0, 5.0]), Timing.of([1.0, 2.0, 3.0, 4.0, 5.0] * 40)
+    assert few.median_interval_ms == (1.0, 5.0)
+    assert many.median_interval_ms == (3.0, 3.0)
+    assert few.spread_ms == many.spread_ms
+    assert Timing(9.0, 10.0, 11.0, 15).median_interval_ms == (9.0, 11.0)
+
+
 def test_nothing_to_time_gives_nothing_and_gradients_are_off() -> None:
     assert time_in_turn([]) == []
     modes: list[bool] = []
