@@ -10,7 +10,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -152,8 +152,8 @@ def run_bench(
                     torch.set_num_threads(threads)
                     where = f"batch {batch_size}, {threads} thread{'s' if threads > 1 else ''}: "
                     group = list(settings.settings(threads))
-                    rows += _group(contenders, batch, group, settings, preparer, _prefixed(where, progress))
-                    torch._dynamo.reset()
+                    with _compiling("compiled" in settings.runtimes):
+                        rows += _group(contenders, batch, group, settings, preparer, _prefixed(where, progress))
         finally:
             torch.set_num_threads(threads_before)
     sizes = tuple(
@@ -206,7 +206,7 @@ def _group(
         untimed=int(fastest < _SHORT_SECONDS),
     )
     for place, timing in zip(runners, timings, strict=True):
-        rows[place] = Row(**{**vars(rows[place]), "timing": timing})
+        rows[place] = replace(rows[place], timing=timing)
     return rows
 
 
@@ -231,7 +231,7 @@ def _warm(row: Row, prepared: Prepared, settings: BenchSettings) -> _Runner:
     activations = None
     if settings.device == "cuda" or prepared.in_dispatcher:
         activations = peak_activation_bytes(prepared.call, settings.device)
-    row = Row(**{**vars(row), "weight_bytes": prepared.weight_bytes, "activation_bytes": activations})
+    row = replace(row, weight_bytes=prepared.weight_bytes, activation_bytes=activations)
     return _Runner(row, prepared, seconds)
 
 
@@ -257,12 +257,10 @@ def _quietly() -> Iterator[None]:
     """Suppress messages of compilers and exporters; what fails becomes a row's reason."""
     noisy = [logging.getLogger(name) for name in ("torch._dynamo", "torch._inductor", "torch.utils.cpp_extension")]
     levels = [(each, each.level) for each in noisy]
-    limit = {name: _MANY for name in ("recompile_limit", "accumulated_recompile_limit") if hasattr(_dynamo(), name)}
     try:
         for each in noisy:
             each.setLevel(logging.ERROR)
-        # Dense and compact models share their code; beyond the limit, torch would run the later ones eagerly.
-        with warnings.catch_warnings(), _dynamo().patch(**limit):
+        with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
@@ -270,13 +268,25 @@ def _quietly() -> Iterator[None]:
             each.setLevel(level)
 
 
-_MANY = 10_000
-
-
-def _dynamo() -> Any:
+@contextlib.contextmanager
+def _compiling(used: bool) -> Iterator[None]:
+    """For models that are compiled in the block, which are forgotten afterwards."""
+    if not used:
+        yield  # without importing the compiler, which takes seconds
+        return
     import torch._dynamo
 
-    return torch._dynamo.config
+    config: Any = torch._dynamo.config
+    # Dense and compact models share their code; beyond the limit, torch would run the later ones eagerly.
+    limits = {name: _MANY for name in ("recompile_limit", "accumulated_recompile_limit") if hasattr(config, name)}
+    try:
+        with config.patch(**limits):
+            yield
+    finally:
+        torch._dynamo.reset()
+
+
+_MANY = 10_000
 
 
 def _machine(device: str) -> dict[str, Any]:

@@ -62,8 +62,8 @@ class Gathering:
         """Add a compact file and its dense model, all models of a run, or a dense model by its name.
 
         Raises:
-            BenchError: There is no such file, run or model.
-            CheckpointError: A file cannot be read or needs ``maker``.
+            BenchError: There is no such file, run or model, or a file needs ``maker``.
+            CheckpointError: A file cannot be read.
             ModelNameError: The model cannot be built.
         """
         path = Path(text)
@@ -90,27 +90,29 @@ class Gathering:
     # ---------------------------------------------------------------------------------------------
 
     def _add_run(self, folder: Path) -> None:
-        files = sorted(folder.glob("compact*.safetensors"), key=_fraction, reverse=True)
-        if not files:
+        files = [*sorted(folder.glob("compact-*.safetensors"), key=_fraction, reverse=True), folder / CHECKPOINT]
+        if not files[-1].is_file():
             raise BenchError(
                 f"{folder}: contains no {CHECKPOINT}, expected the folder of a finished run. Run a recipe first: "
                 "prunegate run recipes/quickstart.yaml."
             )
-        recipe = folder / RECIPE
-        # A recipe that names the user's own code is the user's own; a checkpoint never names code.
-        builder = dense_builder(load_recipe(recipe).model) if recipe.is_file() and self.maker is None else None
         weights = folder / DENSE
         for file in files:
-            self._add_file(
-                file, builder, weights if weights.is_file() else None, f"{folder.resolve().name}/{file.stem}"
-            )
+            name = f"{folder.resolve().name}/{file.stem}"
+            self._add_file(file, folder / RECIPE, weights if weights.is_file() else None, name)
 
-    def _add_file(self, path: Path, builder: AnyBuilder | None, weights: Path | None, name: str) -> None:
+    def _add_file(self, path: Path, recipe: Path | None, weights: Path | None, name: str) -> None:
         document = read_document(path)
-        origin = document.builder or builder or self.maker
-        maker = origin.build if isinstance(origin, OwnBuilder) else None
-        model = load(path, model=maker)  # refuses a class of the user's own without a maker
-        assert origin is not None
+        origin = document.builder or self.maker
+        if origin is None and recipe is not None and recipe.is_file():
+            # A recipe that names the user's own code is the user's own; a checkpoint never names code.
+            origin = dense_builder(load_recipe(recipe).model)
+        if origin is None:
+            raise BenchError(
+                f"{path}: holds a {document.class_name}, a class of your own, and code is never loaded from a file. "
+                "Use --model module:function, which makes the dense model."
+            )
+        model = load(path, model=origin.build if isinstance(origin, OwnBuilder) else None)
         dense = self._add_dense(origin, weights, str(path))
         self._append(Contender(name, str(path), model, dense.name, _stored_inputs(document)))
 
@@ -158,9 +160,9 @@ class Gathering:
 
 
 def _fraction(path: Path) -> float:
-    """Sorts the files of a run: ``compact-0.5`` by its number, ``compact``, the smallest, last."""
+    """Sorts the files of a run: ``compact-0.5`` by its number."""
     try:
-        return float(path.stem.partition("-")[2] or 0)
+        return float(path.stem.partition("-")[2])
     except ValueError:
         return 0.0
 

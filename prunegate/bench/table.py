@@ -16,8 +16,8 @@ from prunegate.measuring import STEADY_SPREAD
 
 _NOISE = f"~ noisy: the interquartile range is more than {STEADY_SPREAD:.0%} of the median."
 _MEMORY = (
-    "Activations: the most bytes of tensors alive at once in one call, besides weights and inputs; {}. MACs are per "
-    "sample."
+    "act.: activations, the most bytes of tensors alive at once in one call, besides weights and inputs; {}. MACs are "
+    "per sample."
 )
 _COUNTED = {
     "cpu": "counted by operation, without the kernels' scratch memory",

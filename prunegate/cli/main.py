@@ -194,11 +194,11 @@ def _parser() -> argparse.ArgumentParser:
         "bench",
         parents=[common],
         help="measure time and memory of dense and compact models on this machine",
-        description="Measure models in turn, side by side: a compact file with its dense model, all models of a run, "
-        "or a model by name. Prints times, memory, and what to use on this machine.",
-        epilog="Lists are separated by commas, and every combination is measured. What cannot be run is listed with "
-        "the reason.\nexit codes: 0 measured, also if some rows could not be run; 2 a mistake in the arguments or "
-        "files; 130 interrupted",
+        description="Measure models in turn, side by side: a compact file with its dense model,\n"
+        "all models of a run, or a model by name. Prints times, memory, and what to\nuse on this machine.",
+        epilog="Lists are separated by commas, and every combination is measured. What cannot be\n"
+        "run is listed with the reason.\n\nexit codes:\n  0 measured, also if some rows could not be run\n"
+        "  2 a mistake in the arguments or files (see the message)\n  130 interrupted",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     bench.add_argument(

@@ -13,7 +13,7 @@ import prunegate
 from prunegate.bench import Contender, Gathering
 from prunegate.bench.inputs import described
 from prunegate.builders import Builder
-from prunegate.errors import BenchError, CheckpointError, PrunegateError
+from prunegate.errors import BenchError, PrunegateError
 from prunegate.own_code import OwnBuilder
 from tests.bench.made import Net
 from tests.conftest import random_masks, randomise
@@ -95,7 +95,7 @@ def test_a_run_of_an_own_model_is_built_by_its_recipe(own_file: Path, tmp_path: 
 
 
 def test_a_file_of_an_own_model_needs_the_code_that_makes_it(own_file: Path) -> None:
-    with pytest.raises(CheckpointError, match="Code is never loaded from a file"):
+    with pytest.raises(BenchError, match="code is never loaded from a file"):
         gathered([own_file])
     models, _, _ = gathered([own_file], Gathering(OWN))
     assert [type(one.model) for one in models] == [Net, Net]
