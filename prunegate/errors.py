@@ -59,6 +59,10 @@ class ExportError(PrunegateError):
     """A model that another format cannot represent, or an exported file whose outputs differ."""
 
 
+class BenchError(PrunegateError):
+    """A setting of a benchmark that is invalid, or that a model cannot be run in."""
+
+
 class ModelNameError(PrunegateError):
     """A model name or its arguments that no builder knows."""
 

@@ -39,7 +39,8 @@ LEVELS = {
     "latency": 7,
     "recipe": 8,
     "integrations": 8,
-    "cli": 9,
+    "bench": 9,
+    "cli": 10,
 }
 # The faces of the library, which gather names from everywhere.
 FACES = {"__init__", "__main__"}

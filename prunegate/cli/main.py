@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from prunegate.cli.bench import bench_command
 from prunegate.cli.completion import SHELLS, completion_command
 from prunegate.cli.export import export_command
 from prunegate.cli.inspect import inspect_command
@@ -32,6 +33,7 @@ _EXAMPLES = """examples:
   prunegate export runs/quickstart --out small.onnx
   prunegate show small.safetensors
   prunegate verify small.safetensors
+  prunegate bench small.safetensors --runtimes eager,compiled,onnxruntime
   eval "$(prunegate completion bash)"
 
 exit codes:
@@ -187,6 +189,52 @@ def _parser() -> argparse.ArgumentParser:
     _add_model(verify)
     verify.add_argument("--json", action="store_true", help="print JSON instead of lines")
     verify.set_defaults(command=verify_command)
+
+    bench = commands.add_parser(
+        "bench",
+        parents=[common],
+        help="measure time and memory of dense and compact models on this machine",
+        description="Measure models in turn, side by side: a compact file with its dense model,\n"
+        "all models of a run, or a model by name. Prints times, memory, and what to\nuse on this machine.",
+        epilog="Lists are separated by commas, and every combination is measured. What cannot be\n"
+        "run is listed with the reason.\n\nexit codes:\n  0 measured, also if some rows could not be run\n"
+        "  2 a mistake in the arguments or files (see the message)\n  130 interrupted",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    bench.add_argument(
+        "source", metavar="FILE|RUN|MODEL", help="a compact file, the folder of a run, or a model as inspect takes it"
+    )
+    bench.add_argument(
+        "--against", nargs="+", action="extend", default=[], metavar="FILE|RUN|MODEL", help="more models to measure"
+    )
+    bench.add_argument("--batch-sizes", default="1,16", metavar="N,...", help="by default 1,16")
+    bench.add_argument("--threads", metavar="N,...", help="threads on the CPU; by default torch's present number")
+    bench.add_argument(
+        "--layouts", default="contiguous", metavar="NAME,...", help="of contiguous (default), channels_last"
+    )
+    bench.add_argument(
+        "--precisions",
+        default="float32",
+        metavar="NAME,...",
+        help="of float32 (default), bfloat16, float16; weights and inputs are converted",
+    )
+    bench.add_argument(
+        "--runtimes",
+        default="eager",
+        metavar="NAME,...",
+        help="of eager (default), compiled (torch.compile), onnxruntime, fused (BatchNorm folded by torch)",
+    )
+    bench.add_argument("--device", choices=["cpu", "cuda"], help="by default cuda if there is one")
+    bench.add_argument(
+        "--seconds", type=float, default=1.0, metavar="S", help="for each row, by default 1; up to thrice if noisy"
+    )
+    bench.add_argument("--arg", action="append", default=[], metavar="KEY=VALUE", help="argument of models by name")
+    _add_input_size(bench, "that of the first file, or the model's own")
+    _add_model(bench)
+    bench.add_argument("--json", action="store_true", help="print JSON instead of tables")
+    bench.add_argument("--out", type=Path, metavar="FOLDER", help="write bench.json and bench.png into it")
+    bench.add_argument("--force", action="store_true", help="overwrite these files if they exist")
+    bench.set_defaults(command=bench_command)
 
     completion = commands.add_parser(
         "completion",

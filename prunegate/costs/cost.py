@@ -8,8 +8,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-# Budgets and costs are named by these: counts per sample, a count, and milliseconds per call.
-METRICS = ("macs", "params", "latency_ms")
+# Budgets and costs are named by these: MACs per sample, parameters, milliseconds and megabytes per call.
+METRICS = ("macs", "params", "latency_ms", "memory_mb")
+# The costs that are whole numbers.
+COUNTS = ("macs", "params")
 
 
 class Cost(Protocol):

@@ -213,6 +213,11 @@ class Latency:
         self.cost = self.cost.calibrated(self.dense_ms * share / dense, self.dense_ms * (1.0 - share))
 
     @property
+    def batch_size(self) -> int:
+        """Samples in one call."""
+        return self.settings.batch_size
+
+    @property
     def blocks(self) -> list[int]:
         """For each channel group, the multiple of units that runs fastest; see `prunegate.latency.blocks`."""
         if self._blocks is None:

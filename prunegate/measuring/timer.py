@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -20,22 +21,40 @@ Clock = Callable[[], float]
 
 @dataclass(frozen=True)
 class Timing:
-    """Time of one call in milliseconds: the quartiles over ``samples`` measurements."""
+    """Time of one call in milliseconds: the quartiles over ``samples`` measurements.
+
+    Attributes:
+        times_ms: The measurements, in order; the n-th ones of calls that took turns belong together.
+    """
 
     low_ms: float
     median_ms: float
     high_ms: float
     samples: int
+    times_ms: tuple[float, ...] = field(default=(), repr=False, compare=False)
 
     @classmethod
     def of(cls, times_ms: Sequence[float]) -> Timing:
         low, median, high = np.percentile(times_ms, [25, 50, 75])
-        return cls(float(low), float(median), float(high), len(times_ms))
+        return cls(float(low), float(median), float(high), len(times_ms), tuple(times_ms))
 
     @property
     def spread_ms(self) -> float:
         """The interquartile range."""
         return self.high_ms - self.low_ms
+
+    @property
+    def median_interval_ms(self) -> tuple[float, float]:
+        """The 95% confidence interval of the median, from order statistics; the quartiles if times are unknown.
+
+        It shrinks with more samples, where the interquartile range does not.
+        """
+        count = len(self.times_ms)
+        if not count:
+            return self.low_ms, self.high_ms
+        ordered, reach = sorted(self.times_ms), 0.98 * math.sqrt(count)  # half of 1.96 standard deviations' ranks
+        low, high = math.floor(count / 2 - reach), math.ceil(count / 2 + reach)
+        return ordered[max(low, 0)], ordered[min(high, count - 1)]
 
     @property
     def is_steady(self) -> bool:

@@ -16,8 +16,8 @@ from prunegate.report import RunStart
 from prunegate.training import Processes
 from prunegate.wrapping import GatedModel
 
-_NAMES = {"macs": "MACs", "params": "parameters", "latency_ms": "latency"}
-_UNITS = {**_NAMES, "latency_ms": "ms"}
+_NAMES = {"macs": "MACs", "params": "parameters", "latency_ms": "latency", "memory_mb": "memory"}
+_UNITS = {**_NAMES, "latency_ms": "ms", "memory_mb": "MB"}
 
 
 def run_start(

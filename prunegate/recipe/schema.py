@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
 
+from prunegate.costs import COUNTS
 from prunegate.data.settings import DataSettings
 from prunegate.latency import LatencySettings
 from prunegate.settings import Settings
@@ -72,7 +73,7 @@ class GatesSettings(Settings):
     )
 
 
-Metric = Literal["macs", "params", "latency_ms"]
+Metric = Literal["macs", "params", "latency_ms", "memory_mb"]
 
 
 def _falling(fractions: list[float]) -> list[float]:
@@ -93,7 +94,8 @@ class BudgetSettings(Settings):
         Discriminator(lambda value: "(several)" if isinstance(value, list) else "(one)"),
     ] = Field(0.5, description="share of the dense cost that may remain; a decreasing list gives nested models")
     limit: Annotated[int | float, Field(gt=0)] | None = Field(
-        None, description="absolute instead of fraction: MACs per sample, parameters, or milliseconds that may remain"
+        None,
+        description="absolute instead of fraction: MACs per sample, parameters, milliseconds, or megabytes that may remain",
     )
 
     also: dict[Metric, Fraction] = Field(
@@ -110,7 +112,7 @@ class BudgetSettings(Settings):
 
     @model_validator(mode="after")
     def _of_whole_counts(self) -> BudgetSettings:
-        if self.limit is not None and self.metric != "latency_ms" and self.limit != int(self.limit):
+        if self.limit is not None and self.metric in COUNTS and self.limit != int(self.limit):
             raise ValueError(f"found a limit of {self.limit} {self.metric}, expected a whole number")
         return self
 
@@ -134,7 +136,7 @@ class BudgetSettings(Settings):
         """The same budget with its limit expressed as a fraction of the dense cost."""
         if self.limit is None:
             return self
-        half = 0.0 if self.metric == "latency_ms" else 0.5  # so that rounding down gives the limit itself
+        half = 0.5 if self.metric in COUNTS else 0.0  # so that rounding down gives the limit itself
         fraction = min(1.0, (self.limit + half) / dense_cost)
         return self.model_copy(update={"fraction": fraction, "limit": None})
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from prunegate.costs import METRICS
+from prunegate.costs import COUNTS, METRICS
 from prunegate.errors import BudgetError, DivergedError
 from prunegate.numbers import is_number
 from prunegate.training.watch import TrainingWatch
@@ -40,9 +40,9 @@ class Budget:
     follow it gradually.
 
     Args:
-        metric: ``"macs"``, ``"params"``, or ``"latency_ms"`` after `prunegate.measure_latency`.
+        metric: ``"macs"``, ``"params"``, ``"memory_mb"``, or ``"latency_ms"`` after `prunegate.measure_latency`.
         fraction: Target as a fraction of the dense cost, in (0, 1].
-        limit: Absolute target instead: MACs per sample, parameters, or milliseconds per call.
+        limit: Absolute target instead: MACs per sample, parameters, or milliseconds or megabytes per call.
         ramp_steps: Optimisation steps over which the target is lowered to the limit.
         ramp_from: Initial target as a fraction of the dense cost, in (0, 1].
         margin: How far the expected cost is kept below the target, as a fraction of it, so that hardening does not have
@@ -130,7 +130,7 @@ class Budget:
         else:
             assert self.fraction is not None
             limit = self.fraction * dense_cost
-        return limit if self.metric == "latency_ms" else math.floor(limit)
+        return math.floor(limit) if self.metric in COUNTS else limit
 
     def target(self, gated: GatedModel) -> float:
         """The current, ramped target in units of the metric."""

@@ -11,10 +11,11 @@ from torch import nn
 
 from prunegate.compaction import FixUps, Limit, limits_of
 from prunegate.compaction.plan import Mask
-from prunegate.costs import METRICS, Cost, CostModel, keep_within
+from prunegate.costs import COUNTS, METRICS, Cost, CostModel, MemoryCost, keep_within
 from prunegate.errors import BudgetError, DivergedError, nearest
 from prunegate.gates import Gates, GateSites, remove_call_sites, standardised_magnitudes
 from prunegate.groups import Analysis, ChannelGroup, ExampleInputs, PinnedGroup, Trace, copy_with, the_same
+from prunegate.groups.solving.allocations import tensors_of_run
 from prunegate.groups.torch_workarounds.kernels import has_fused_layers, unfused_layers
 from prunegate.numbers import is_number
 from prunegate.wrapping.explain import Explanation, explain
@@ -35,6 +36,9 @@ class MeasuresLatency(Protocol):
 
     @property
     def cost(self) -> Cost: ...
+
+    @property
+    def batch_size(self) -> int: ...
 
     @property
     def blocks(self) -> list[int]: ...
@@ -79,6 +83,7 @@ class GatedModel(nn.Module):
         self.fix_ups = fix_ups
         self._other_reach = dict(other_reach or {})
         self._costs: dict[str, CostModel] = cost_models(analysis)
+        self._memories: dict[int, MemoryCost] = {}  # by batch size
         self.latency: MeasuresLatency | None = None
         device = next(iter(model.parameters())).device
         if device.type != "meta":  # masks and costs also work for a model without weights
@@ -178,12 +183,26 @@ class GatedModel(nn.Module):
         """The cost of that name as a function of masks."""
         if metric == "latency_ms":
             return self._measured().cost
+        if metric == "memory_mb":
+            return self._memory()
         if metric not in self._costs:
             raise BudgetError(
                 f"metric: found {metric!r}, expected one of {', '.join(METRICS)}. "
                 f"Nearest: {', '.join(nearest(metric, METRICS)) or 'none'}."
             )
         return self._costs[metric]
+
+    def _memory(self) -> MemoryCost:
+        """Megabytes of weights and activations, at the batch size of the measured latency, or for one sample."""
+        batch_size = 1 if self.latency is None else self.latency.batch_size
+        if batch_size not in self._memories:
+            tensors = tensors_of_run(self.trace.tape, self.analysis)
+            share = batch_size / self.analysis.batch_size
+            size = next(iter(self.model.parameters())).element_size()
+            self._memories[batch_size] = MemoryCost(
+                self.analysis.parameters, tensors, self.analysis.num_units, share, size
+            )
+        return self._memories[batch_size]
 
     def _measured(self) -> MeasuresLatency:
         if self.latency is None:
@@ -196,7 +215,9 @@ class GatedModel(nn.Module):
     def expected_cost(self, metric: str = "macs", logits: torch.Tensor | None = None) -> torch.Tensor:
         """The cost at the current keep probabilities, or at those of the given logits: 0-d, differentiable.
 
-        MACs are per sample; ``"latency_ms"`` is in milliseconds per call, after `prunegate.measure_latency`.
+        MACs are per sample. ``"latency_ms"``, after `prunegate.measure_latency`, is in milliseconds per call of its
+        batch size. ``"memory_mb"`` is the megabytes of the weights and the peak of the activations in such a call, or
+        for one sample.
         """
         return self.cost(metric).expected(self.gates.keep_probability(logits))
 
@@ -305,7 +326,7 @@ class GatedModel(nn.Module):
             return budget.metric, budget.limit_for(self.dense_cost(budget.metric))
         if isinstance(budget, tuple) and len(budget) == 2 and isinstance(budget[0], str) and is_number(budget[1]):
             metric, limit = budget
-            if 0 < limit <= 1 and metric != "latency_ms":
+            if 0 < limit <= 1 and metric in COUNTS:
                 raise BudgetError(
                     f"harden: found {limit} {metric}, expected an absolute limit such as {self.dense_cost(metric):,}, "
                     f"the dense cost. For a share of it, call harden(Budget({metric!r}, {limit}))."

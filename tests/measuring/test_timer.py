@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from itertools import cycle
 
 import pytest
@@ -91,8 +92,49 @@ def test_a_spread_of_a_fifth_is_steady_and_more_is_not() -> None:
     assert not Timing(9.0, 10.0, 11.1, 15).is_steady
 
 
+def test_the_median_is_known_better_with_more_samples() -> None:
+    few, many = Timing.of([1.0, 2.0, 3.0, 4.0, 5.0]), Timing.of([1.0, 2.0, 3.0, 4.0, 5.0] * 40)
+    assert few.median_interval_ms == (1.0, 5.0)
+    assert many.median_interval_ms == (3.0, 3.0)
+    assert few.spread_ms == many.spread_ms
+    assert Timing(9.0, 10.0, 11.0, 15).median_interval_ms == (9.0, 11.0)
+
+
 def test_nothing_to_time_gives_nothing_and_gradients_are_off() -> None:
     assert time_in_turn([]) == []
     modes: list[bool] = []
     time_in_turn([lambda: modes.append(torch.is_grad_enabled())], 0.0, least_samples=1)
     assert not any(modes)
+
+
+class Event:
+    """As `torch.cuda.Event`, on a machine of our own."""
+
+    machine: Machine
+
+    def __init__(self, enable_timing: bool) -> None:
+        assert enable_timing
+
+    def record(self) -> None:
+        self.machine.calls.append("record")
+        self.at = self.machine.now
+
+    def synchronize(self) -> None:
+        self.machine.calls.append("wait")
+
+    def elapsed_time(self, end: Event) -> float:
+        return (end.at - self.at) * 1e3
+
+
+def test_events_measure_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    machine = Machine()
+    monkeypatch.setattr(Event, "machine", machine, raising=False)
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: machine.calls.append("idle"))
+    (timing,) = time_in_turn(
+        [machine.call("a", [2.0])], 0.0, device="cuda", least_samples=1, warm_up=1, calls_per_sample=2,
+        clock=machine.clock,
+    )  # fmt: skip
+    assert machine.calls == ["a", "idle", "record", "a", "a", "record", "wait"]
+    assert timing == Timing(2000.0, 2000.0, 2000.0, 1)
