@@ -95,7 +95,7 @@ class BudgetSettings(Settings):
     ] = Field(0.5, description="share of the dense cost that may remain; a decreasing list gives nested models")
     limit: Annotated[int | float, Field(gt=0)] | None = Field(
         None,
-        description="absolute instead of fraction: MACs per sample, parameters, milliseconds, or megabytes that may remain",
+        description="absolute instead of fraction: MACs per sample, parameters, milliseconds or megabytes that remain",
     )
 
     also: dict[Metric, Fraction] = Field(
