@@ -36,11 +36,12 @@ LEVELS = {
     "training": 6,
     "report": 6,
     "exporting": 6,
-    "latency": 7,
-    "recipe": 8,
-    "integrations": 8,
-    "bench": 9,
-    "cli": 10,
+    "runtimes": 7,
+    "latency": 8,
+    "recipe": 9,
+    "integrations": 9,
+    "bench": 10,
+    "cli": 11,
 }
 # The faces of the library, which gather names from everywhere.
 FACES = {"__init__", "__main__"}

@@ -6,20 +6,16 @@ from prunegate.bench.advice import Advice, advise
 from prunegate.bench.figure import draw_bench
 from prunegate.bench.measure import Bench, Row, run_bench
 from prunegate.bench.models import Contender, Gathering
-from prunegate.bench.settings import LAYOUTS, PRECISIONS, RUNTIMES, BenchSettings, Setting
+from prunegate.bench.settings import BenchSettings
 from prunegate.bench.table import bench_tables
 
 __all__ = [
-    "LAYOUTS",
-    "PRECISIONS",
-    "RUNTIMES",
     "Advice",
     "Bench",
     "BenchSettings",
     "Contender",
     "Gathering",
     "Row",
-    "Setting",
     "advise",
     "bench_tables",
     "draw_bench",

@@ -16,14 +16,13 @@ from typing import Any
 
 import torch
 
-from prunegate.bench.inputs import described, of_batch
 from prunegate.bench.models import Contender
-from prunegate.bench.runtimes import Prepared, Preparer
-from prunegate.bench.settings import BenchSettings, Setting
+from prunegate.bench.settings import BenchSettings
 from prunegate.errors import BenchError, PrunegateError, first_line
 from prunegate.groups import ExampleInputs
 from prunegate.measuring import Timing, peak_activation_bytes, time_in_turn
 from prunegate.report import counted_macs
+from prunegate.runtimes import Prepared, Preparer, Setting, described, of_batch
 from prunegate.version import __version__
 
 _LEAST_SAMPLES = 5

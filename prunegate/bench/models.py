@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from prunegate.bench.inputs import described
 from prunegate.builders import Builder, input_shape
 from prunegate.checkpoint import Document, load, read_document
 from prunegate.errors import BenchError, ModelNameError
@@ -19,6 +18,7 @@ from prunegate.own_code import OwnBuilder, is_own
 from prunegate.recipe import load_recipe
 from prunegate.recipe.folder import CHECKPOINT, DENSE, RECIPE
 from prunegate.recipe.load import dense_builder
+from prunegate.runtimes import described
 from prunegate.weight_files import load_weights
 
 AnyBuilder = Builder | OwnBuilder

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
+import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,18 +15,20 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from pydantic import ValidationError
+from torch import nn
 
 from prunegate.costs.latency_cost import LatencyCost, Surface, TimedCell
-from prunegate.errors import BudgetError
+from prunegate.errors import BenchError, BudgetError, ExportError
 from prunegate.groups import Analysis, Tape, Trace
 from prunegate.groups.solving.partition import Ids
 from prunegate.latency.blocks import blocks_of
 from prunegate.latency.cache import Cache, described, environment, surface_of
 from prunegate.latency.cell_times import CellTimes
 from prunegate.latency.cells import Cell, cells_of
-from prunegate.latency.runtimes import at_batch_size, call_of, clock_of, conditions, converted_copy
+from prunegate.latency.conditions import clock_of, conditions
 from prunegate.latency.settings import LatencySettings, Precision, Runtime
 from prunegate.measuring import Timing, time_in_turn
+from prunegate.runtimes import Preparer, Setting, of_batch
 from prunegate.wrapping import GatedModel, candidate, gated_model
 
 logger = logging.getLogger(__name__)
@@ -171,7 +174,7 @@ class Latency:
         gated = self._gated
         if gated.example_inputs.batch_size() == self.settings.batch_size:
             return gated.trace.tape, gated.analysis, np.arange(gated.analysis.num_units)
-        inputs = at_batch_size(gated.example_inputs, self.settings.batch_size)
+        inputs = of_batch(gated.example_inputs.alone(), self.settings.batch_size)
         trace = Trace(gated.dense_copy(share_weights=True).eval(), inputs)
         whole_heads = gated.fix_ups.whole_heads
         analysis = trace.analysis(whole_heads=None if whole_heads is None else frozenset(whole_heads))
@@ -273,9 +276,27 @@ class Latency:
     def _dense_call(self) -> Callable[[], object]:
         """A call of the dense model, ready to be timed."""
         if self._dense is None:
-            dense = converted_copy(self._gated.dense_copy())
-            self._dense = call_of(dense, self._gated.example_inputs, self.settings, self.device)
+            self._dense = self.call_of(self._gated.dense_copy())
         return self._dense
+
+    def call_of(self, model: nn.Module) -> Callable[[], object]:
+        """A call of a model on one batch as the settings describe it, ready to be timed; the model is not modified.
+
+        Raises:
+            BudgetError: It cannot be run so.
+        """
+        s = self.settings
+        inputs = of_batch(self._gated.example_inputs.alone(), s.batch_size)
+        try:
+            with tempfile.TemporaryDirectory() as folder:
+                preparer = Preparer(Path(folder), str(self.device))
+                setting = Setting(self.num_threads, "contiguous", s.precision, s.runtime)
+                return preparer.prepare("", model, inputs, setting).call
+        except (BenchError, ExportError) as error:
+            raise BudgetError(
+                f"latency: the model cannot be run as {s.runtime} in {s.precision} on {self.device}: {error} Choose "
+                "another runtime."
+            ) from error
 
     def predicted(self, keep: Mask) -> float:
         """The predicted milliseconds under hard masks, shape (units,)."""
@@ -286,7 +307,7 @@ class Latency:
         """Build the compact candidate of a mask, and time it in turn with the dense model."""
         model = candidate(self._gated, keep)
         with conditions(self.num_threads):
-            call = call_of(model, self._gated.example_inputs, self.settings, self.device)
+            call = self.call_of(model)
             ours, dense = time_in_turn([call, self._dense_call()], seconds, device=self.device, clock=self._clock)
         return Measured(ours, dense)
 

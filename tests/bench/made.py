@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from prunegate.bench import Bench, BenchSettings, Contender, Row, Setting
+from prunegate.bench import Bench, BenchSettings, Contender, Row
 from prunegate.bench.measure import ModelSize
 from prunegate.measuring import Timing
+from prunegate.runtimes import Setting
 
 EAGER = Setting(1, "contiguous", "float32", "eager")
 

@@ -11,10 +11,10 @@ import yaml
 
 import prunegate
 from prunegate.bench import Contender, Gathering
-from prunegate.bench.inputs import described
 from prunegate.builders import Builder
 from prunegate.errors import BenchError, PrunegateError
 from prunegate.own_code import OwnBuilder
+from prunegate.runtimes import described
 from tests.bench.made import Net
 from tests.conftest import random_masks, randomise
 

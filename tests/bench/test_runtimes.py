@@ -13,11 +13,10 @@ from torch import nn
 
 from prunegate.bench import RUNTIMES, Setting
 from prunegate.bench import runtimes as module
-from prunegate.bench.inputs import of_batch
-from prunegate.bench.runtimes import Preparer
 from prunegate.errors import BenchError, PrunegateError
 from prunegate.exporting import export_model
 from prunegate.groups import ExampleInputs
+from prunegate.runtimes import Preparer, of_batch
 from tests.bench.made import Branching, Net
 from tests.conftest import randomise
 

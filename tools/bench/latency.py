@@ -34,7 +34,7 @@ sys.path[:0] = [str(CHECKOUT), str(CHECKOUT / "tools")]
 
 import prunegate  # noqa: E402
 from prunegate.latency import Latency, random_subnetwork  # noqa: E402
-from prunegate.latency.runtimes import call_of, conditions  # noqa: E402
+from prunegate.latency.conditions import conditions  # noqa: E402
 from prunegate.measuring import time_in_turn  # noqa: E402
 
 MODELS = ("resnet50", "mobilenet_v2", "efficientnet_b0", "convnext_tiny", "vit_small_patch16_224")
@@ -156,7 +156,7 @@ def peer(model: nn.Module, x: torch.Tensor, latency: Latency, gated: prunegate.G
             low = ratio
     assert best is not None
     with conditions(latency.num_threads):
-        call = call_of(best, gated.example_inputs, latency.settings, latency.device)
+        call = latency.call_of(best)
         ours, dense = time_in_turn([call, latency._dense_call()], 2.0, device=latency.device, clock=latency._clock)
     return {"latency": ours.median_ms / dense.median_ms, "macs": share(best, x) / share(model, x)}
 

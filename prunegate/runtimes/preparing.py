@@ -11,13 +11,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from prunegate.bench.inputs import converted, have_layout
-from prunegate.bench.settings import PRECISIONS, Setting
 from prunegate.compaction import gap, outputs_of
 from prunegate.errors import BenchError, ExportError, first_line
 from prunegate.exporting import export_model
 from prunegate.groups import ExampleInputs, copy_with
 from prunegate.measuring import weight_bytes
+from prunegate.runtimes.inputs import converted, have_layout
+from prunegate.runtimes.setting import PRECISIONS, Setting
 
 # Largest relative difference of a fused model's outputs from the original's, in float32.
 _TOLERANCE = 1e-3
