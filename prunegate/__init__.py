@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from prunegate.builders import Builder
     from prunegate.checkpoint import load, load_plan
     from prunegate.groups import register_rule
+    from prunegate.latency import Latency, measure_latency
     from prunegate.training import Budget, GateSteps, TauSchedule, recover
     from prunegate.wrapping import Compaction, GatedModel, compact, wrap
 
@@ -56,6 +57,7 @@ __all__ = [
     "ExportError",
     "GateSteps",
     "GatedModel",
+    "Latency",
     "LimitError",
     "LoopError",
     "MaskError",
@@ -75,6 +77,7 @@ __all__ = [
     "compact",
     "load",
     "load_plan",
+    "measure_latency",
     "recover",
     "register_rule",
     "report",
@@ -88,10 +91,12 @@ _HOMES = {
     "Compaction": "prunegate.wrapping",
     "GateSteps": "prunegate.training",
     "GatedModel": "prunegate.wrapping",
+    "Latency": "prunegate.latency",
     "TauSchedule": "prunegate.training",
     "compact": "prunegate.wrapping",
     "load": "prunegate.checkpoint",
     "load_plan": "prunegate.checkpoint",
+    "measure_latency": "prunegate.latency",
     "recover": "prunegate.training",
     "register_rule": "prunegate.groups",
     "wrap": "prunegate.wrapping",

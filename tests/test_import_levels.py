@@ -36,10 +36,11 @@ LEVELS = {
     "training": 6,
     "report": 6,
     "exporting": 6,
-    "recipe": 7,
-    "integrations": 7,
-    "bench": 8,
-    "cli": 9,
+    "latency": 7,
+    "recipe": 8,
+    "integrations": 8,
+    "bench": 9,
+    "cli": 10,
 }
 # The faces of the library, which gather names from everywhere.
 FACES = {"__init__", "__main__"}

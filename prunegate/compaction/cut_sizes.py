@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
-
-import numpy as np
+from typing import Any
 
 from prunegate.compaction.plan import Mask
-from prunegate.errors import CompactionError
 from prunegate.groups import Analysis, ExampleInputs, Tape, Trace
 from prunegate.groups.following.input_sizes import Variation
-from prunegate.groups.solving.labels import Shape, collapse, varying
+from prunegate.groups.solving.kept_positions import KeptByDim, kept_positions
+from prunegate.groups.solving.labels import Shape
 from prunegate.groups.torch_workarounds.fake_tensors import Kind
-
-KeptByDim: TypeAlias = tuple["Mask | None", ...]
 
 
 @dataclass
@@ -47,28 +43,7 @@ class CutSizes:
         return result
 
     def _find(self, number: int) -> KeptByDim:
-        shape = self.tape.shapes[number]
-        result: list[Mask | None] = [None] * len(shape)
-        for label in self.tape.labels[number]:
-            units = self.analysis.units_of[label]
-            if (units < 0).all():
-                continue
-            stays = collapse(((units < 0) | self.keep[units]).astype(np.int64)).astype(bool)
-            dims = varying(stays)
-            if not stays.any():  # nothing is kept, whatever dimension its units are along
-                dim = (varying(collapse(units)) or varying(label))[0]
-                result[dim] = np.zeros(shape[dim], dtype=bool)
-                continue
-            if len(dims) > 1:
-                raise CompactionError(
-                    "compaction: the units of a tensor of the run are not whole slices of it. This is a bug in "
-                    "prunegate's tracing. Please report the model."
-                )
-            for dim in dims:
-                mask = stays.reshape(-1)
-                before = result[dim]
-                result[dim] = mask if before is None else mask & before
-        return tuple(result)
+        return kept_positions(self.tape.shapes[number], self.tape.labels[number], self.analysis.units_of, self.keep)
 
     def shape(self, number: int) -> Shape:
         """The tensor's shape after the cut, at the traced batch."""

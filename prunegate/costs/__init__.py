@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from prunegate.costs.cost import COUNTS, METRICS, Cost
 from prunegate.costs.loop_nests import CostModel
+from prunegate.costs.memory_cost import MemoryCost
 from prunegate.costs.projection import keep_within
 
-__all__ = ["CostModel", "keep_within"]
+__all__ = ["COUNTS", "METRICS", "Cost", "CostModel", "MemoryCost", "keep_within"]

@@ -84,6 +84,10 @@ class CostModel:
         Returns:
             0-d tensor, float64 (float32 if the device has no float64), differentiable.
         """
+        return self.expected_by_nest(keep_probability).sum() / self._divisor
+
+    def expected_by_nest(self, keep_probability: torch.Tensor) -> torch.Tensor:
+        """The expected cost of every nest, shape (nests,), before division."""
         dtype = torch.float32 if keep_probability.device.type == "mps" else torch.float64
         constants, factors, fixed, axis, unit, count = self._on(keep_probability.device, dtype)
         kept = keep_probability.to(dtype)[unit] * count
@@ -91,7 +95,7 @@ class CostModel:
         cost = constants
         for column in factors.unbind(1):
             cost = cost * sizes[column]
-        return cost.sum() / self._divisor
+        return cost
 
     def _on(self, device: torch.device, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
         key = (device, dtype)

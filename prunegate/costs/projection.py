@@ -7,13 +7,13 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from prunegate.costs.loop_nests import CostModel
+from prunegate.costs.cost import Cost
 
 Mask = npt.NDArray[np.bool_]
 
 
 def keep_within(
-    limits: Sequence[tuple[CostModel, int]],
+    limits: Sequence[tuple[Cost, float]],
     preference: npt.NDArray[np.float64],
     groups: Sequence[slice],
     round_to: int | Sequence[int] = 1,

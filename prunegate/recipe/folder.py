@@ -27,6 +27,7 @@ LOCK = ".lock"
 RECIPE = "recipe.yaml"
 SUMMARY = "summary.json"
 REPORT = "report.png"
+LATENCY = "latency.json"
 
 
 def checkpoint_of(fraction: float) -> str:

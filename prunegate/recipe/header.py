@@ -16,7 +16,8 @@ from prunegate.report import RunStart
 from prunegate.training import Processes
 from prunegate.wrapping import GatedModel
 
-_NAMES = {"macs": "MACs", "params": "parameters"}
+_NAMES = {"macs": "MACs", "params": "parameters", "latency_ms": "latency", "memory_mb": "memory"}
+_UNITS = {**_NAMES, "latency_ms": "ms", "memory_mb": "MB"}
 
 
 def run_start(
@@ -81,7 +82,7 @@ def _data(recipe: Recipe, data: Data) -> str:
 def _budget(recipe: Recipe) -> str:
     budget = recipe.budget
     if budget.limit is not None:
-        told = f"{budget.limit:,} {_NAMES[budget.metric]}"
+        told = f"{budget.limit:,} {_UNITS[budget.metric]}"
     else:
         told = f"{_shares(budget.fractions)} of the {_NAMES[budget.metric]}"
     return told + "".join(f", {share:g} of the {_NAMES[metric]}" for metric, share in budget.also.items())

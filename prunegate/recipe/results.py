@@ -79,6 +79,8 @@ class Results:
                 f"{files.checkpoint_of(outcome.fraction)}: {costs['compact'] / costs['dense']:.4f} of the MACs, "
                 f"{self._metric} {metric_text(outcome.accuracy, self._metric)}"
             )
+        if slow := comparison.not_faster():
+            self.listener.note(f"not faster: {slow}")
         self.listener.finished(comparison, last.certificate, str(self.out.path))
         # The last file; it marks the run as finished.
         self.out.write(files.SUMMARY, json.dumps(self._summary(comparison, larger, last), indent=2))
@@ -101,6 +103,7 @@ class Results:
             "accuracy_after_hardening": last.hardened,
             "comparison": comparison.as_dict(),
             "certificate": last.certificate,
+            **({"latency_ms": last.costs["latency_ms"]} if "latency_ms" in last.costs else {}),
             "larger": [
                 {
                     "file": files.checkpoint_of(outcome.fraction),

@@ -21,6 +21,7 @@ from prunegate.recipe.listener import Listener, Listeners, Logger, RunSummary
 from prunegate.recipe.load import check_recipe, dense_builder, own_function
 from prunegate.recipe.plans import copies_in_state
 from prunegate.recipe.resuming import refuse_changed, resume_command
+from prunegate.recipe.run_latency import run_latency, with_latency
 from prunegate.recipe.schema import BudgetSettings, Recipe
 from prunegate.recipe.stages import Stages
 from prunegate.recipe.state import RunState
@@ -82,7 +83,10 @@ def run(
     # Wraps the model now, so that it is not refused after an hour of training.
     wrapped = partial(_wrap, recipe, data)
     untrained = wrapped(model)
+    measured = run_latency(recipe, untrained, out, processes, resume, accept_changes) if recipe.needs_latency else None
     _refuse_unreachable(untrained, recipe.budget)
+    if measured is not None:
+        wrapped = partial(with_latency, wrapped, measured)
     stages = Stages(recipe, out, builder, model, untrained, wrapped, data, loss, metric, processes, listeners, stop)
     if processes.count > 1:
         set_seed(recipe.seed + processes.rank)  # each process has its own dropout
@@ -100,6 +104,8 @@ def run(
                 f"own state. Resume with: {resume_command(out.path, len(state.processes))}"
             )
         out.write(files.RECIPE, recipe.dump_yaml())
+        if measured is not None:
+            out.write(files.LATENCY, json.dumps(measured.state_dict()))
         out.write(files.ENVIRONMENT, json.dumps(environment(recipe.seed, processes.count), indent=2))
         out.write(files.METRICS, "".join(json.dumps(line) + "\n" for line in (state.records if state else [])))
         return state
@@ -129,7 +135,7 @@ def _wrap(recipe: Recipe, data: Data, model: nn.Module) -> GatedModel:
         model,
         torch.zeros(2, *data.shape, device=next(iter(model.parameters())).device),
         exclude=recipe.gates.exclude,
-        round_to=recipe.gates.round_to,
+        round_to=recipe.round_to,
         attention=recipe.gates.attention,
     )
 

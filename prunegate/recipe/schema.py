@@ -9,7 +9,9 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
 
+from prunegate.costs import COUNTS
 from prunegate.data.settings import DataSettings
+from prunegate.latency import LatencySettings
 from prunegate.settings import Settings
 
 Fraction = Annotated[float, Field(gt=0.0, le=1.0)]
@@ -48,7 +50,11 @@ class GatesSettings(Settings):
     """The gates."""
 
     exclude: list[str] = Field(default_factory=list, description="patterns of channel groups that get no gate")
-    round_to: Annotated[int, Field(ge=1, le=1024)] = Field(1, description="kept counts are multiples of this")
+    round_to: Annotated[int, Field(ge=1, le=1024)] | Literal["auto"] | None = Field(
+        None,
+        description="kept counts are multiples of this; auto measures which multiple is fastest for each group; by "
+        "default auto for a budget of latency_ms, and 1 otherwise",
+    )
     attention: Literal["finest", "heads"] = Field(
         "finest", description="units of attention: head dimensions if they outnumber the heads, or whole heads"
     )
@@ -67,7 +73,7 @@ class GatesSettings(Settings):
     )
 
 
-Metric = Literal["macs", "params"]
+Metric = Literal["macs", "params", "latency_ms", "memory_mb"]
 
 
 def _falling(fractions: list[float]) -> list[float]:
@@ -87,8 +93,9 @@ class BudgetSettings(Settings):
         | Annotated[list[Fraction], Field(min_length=1), AfterValidator(_falling), Tag("(several)")],
         Discriminator(lambda value: "(several)" if isinstance(value, list) else "(one)"),
     ] = Field(0.5, description="share of the dense cost that may remain; a decreasing list gives nested models")
-    limit: Annotated[int, Field(ge=1)] | None = Field(
-        None, description="absolute instead of fraction: MACs per sample, or parameters, that may remain"
+    limit: Annotated[int | float, Field(gt=0)] | None = Field(
+        None,
+        description="absolute instead of fraction: MACs per sample, parameters, milliseconds or megabytes that remain",
     )
 
     also: dict[Metric, Fraction] = Field(
@@ -104,6 +111,17 @@ class BudgetSettings(Settings):
         return self
 
     @model_validator(mode="after")
+    def _of_whole_counts(self) -> BudgetSettings:
+        if self.limit is not None and self.metric in COUNTS and self.limit != int(self.limit):
+            raise ValueError(f"found a limit of {self.limit} {self.metric}, expected a whole number")
+        return self
+
+    @property
+    def is_timed(self) -> bool:
+        """Whether milliseconds are limited."""
+        return "latency_ms" in (self.metric, *self.also)
+
+    @model_validator(mode="after")
     def _of_other_metrics(self) -> BudgetSettings:
         if self.metric in self.also:
             raise ValueError(f"found {self.metric} as the metric and again in also, expected another metric there")
@@ -114,11 +132,12 @@ class BudgetSettings(Settings):
         """The fractions, from the largest model to the smallest."""
         return tuple(self.fraction) if isinstance(self.fraction, list) else (self.fraction,)
 
-    def of_dense(self, dense_cost: int) -> BudgetSettings:
+    def of_dense(self, dense_cost: float) -> BudgetSettings:
         """The same budget with its limit expressed as a fraction of the dense cost."""
         if self.limit is None:
             return self
-        fraction = min(1.0, (self.limit + 0.5) / dense_cost)
+        half = 0.5 if self.metric in COUNTS else 0.0  # so that rounding down gives the limit itself
+        fraction = min(1.0, (self.limit + half) / dense_cost)
         return self.model_copy(update={"fraction": fraction, "limit": None})
 
     def shares(self, fraction: float) -> dict[Metric, float]:
@@ -305,6 +324,9 @@ class Recipe(Settings):
     budget: BudgetSettings = Field(
         BudgetSettings(), description="how much of the dense cost may remain; a number alone is the fraction"
     )
+    latency: LatencySettings = Field(
+        LatencySettings(), description="how latency is measured, for a budget of latency_ms and for round_to: auto"
+    )
     tau: TauSettings = Field(TauSettings(), description="relaxation temperature")
     optimizer: OptimizerSettings = Field(OptimizerSettings(), description="the weights' optimiser")
     scheduler: SchedulerSettings = Field(
@@ -325,6 +347,16 @@ class Recipe(Settings):
     def folder(self) -> Path:
         """Where the run writes by default."""
         return Path(self.output.folder or f"runs/{self.name}")
+
+    @property
+    def round_to(self) -> int | Literal["auto"]:
+        """What kept counts are multiples of."""
+        return self.gates.round_to or ("auto" if self.budget.is_timed else 1)
+
+    @property
+    def needs_latency(self) -> bool:
+        """Whether the run measures the latency of operations before it trains."""
+        return self.budget.is_timed or self.round_to == "auto"
 
     def dump_yaml(self) -> str:
         """The whole recipe with every default written out."""

@@ -16,6 +16,7 @@ from torch import nn
 from prunegate.builders import Builder
 from prunegate.data import Data, Share
 from prunegate.errors import DivergedError, PrunegateError, RunStoppedError
+from prunegate.latency import Latency
 from prunegate.own_code import OwnBuilder
 from prunegate.recipe import folder as files
 from prunegate.recipe.folder import RunFolder
@@ -77,7 +78,7 @@ class Stages:
         self.results = Results(recipe, out, builder, listener, data.meaning)
         self.share = Share(processes.rank, processes.count)
         self.checkpoints = StepCheckpoints(out.path, recipe.checkpoints)
-        self.dense_macs, self.groups = untrained.dense_cost("macs"), untrained.groups
+        self.dense_macs, self.groups = int(untrained.dense_cost("macs")), untrained.groups
         self.budget = recipe.budget.of_dense(untrained.dense_cost(recipe.budget.metric))
         self.records: list[dict[str, Any]] = []
         self.outcomes: list[Outcome] = []
@@ -137,10 +138,30 @@ class Stages:
         kept = {name: len(units) for name, units in result.plan.kept.items()}
         certificate = result.certificate.as_dict()
         accuracy = self._accuracy(result.model)
-        outcome = Outcome(fraction, self._hardened, accuracy, dict(result.costs), certificate, kept)
+        costs: dict[str, Any] = dict(result.costs)
+        if "latency_ms" in self.budget.shares(fraction):
+            costs["latency_ms"] = self._latency(gated, self.budget.shares(fraction)["latency_ms"])
+        outcome = Outcome(fraction, self._hardened, accuracy, costs, certificate, kept)
         self.results.save(result, outcome)
         self.outcomes.append(outcome)
         return result
+
+    def _latency(self, gated: GatedModel, share: float) -> dict[str, float]:
+        """Dense, asked, predicted and measured milliseconds of the compact model."""
+        latency = gated.latency
+        assert isinstance(latency, Latency)
+        keep = gated.gates.hard_mask().cpu().numpy()
+        told = {
+            "dense": latency.dense_ms,
+            "asked": share * latency.dense_ms,
+            "predicted": latency.predicted(keep),
+            "compact": latency.milliseconds(keep),
+        }
+        self._note(
+            f"{'latency':9} asked {told['asked']:.3g} ms, predicted {told['predicted']:.3g} ms, measured "
+            f"{told['compact']:.3g} ms; dense {told['dense']:.3g} ms"
+        )
+        return told
 
     def _gate_stage(self, gated: GatedModel, fraction: float) -> None:
         recipe, stage = self.recipe, self.recipe.stages.gate

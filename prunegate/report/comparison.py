@@ -19,6 +19,9 @@ from prunegate.modes import eval_mode
 from prunegate.report.latency import Latency, measure_latency
 from prunegate.report.metric import ACCURACY, metric_text
 
+# A compact model this close to the dense one's latency is not faster.
+_NO_FASTER = 0.98
+
 
 @dataclass(frozen=True)
 class ModelFigures:
@@ -76,6 +79,18 @@ class Comparison:
             for i, model in enumerate((dense, compact))
         ]
         return cls(figures[0], figures[1], metric)
+
+    def not_faster(self) -> str | None:
+        """A sentence if the compact model takes as long as the dense one, at some batch size where times are steady."""
+        for was, now in zip(self.dense.latencies, self.compact.latencies, strict=True):
+            if was.is_steady and now.is_steady and now.median_ms >= _NO_FASTER * was.median_ms:
+                return (
+                    f"at batch {was.batch_size} the compact model takes {now.median_ms:.3g} ms and the dense one "
+                    f"{was.median_ms:.3g} ms, although it has {self.compact.macs / self.dense.macs:.2f} of the MACs. "
+                    "Set gates.round_to: auto, which keeps the widths that run fastest here, or budget.metric: "
+                    "latency_ms."
+                )
+        return None
 
     def table(self) -> Table:
         """A table for the terminal."""

@@ -85,7 +85,7 @@ class Recorder:
             )
         kept = {name: int(mask.sum()) for name, mask in self.gated.masks().items()}
         layers = [KeptLayer(group.name, kept[group.name], group.num_units) for group in self.gated.groups]
-        dense = self.gated.dense_cost("macs")
+        dense = int(self.gated.dense_cost("macs"))
         if not title:
             share = self.gated.realised_cost("macs") / max(1, dense)
             title = f"{type(self.gated.model).__name__}: {share:.1%} of the MACs"

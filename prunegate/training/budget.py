@@ -8,12 +8,11 @@ from typing import Any, NamedTuple
 
 import torch
 
+from prunegate.costs import COUNTS, METRICS
 from prunegate.errors import BudgetError, DivergedError
 from prunegate.numbers import is_number
 from prunegate.training.watch import TrainingWatch
 from prunegate.wrapping import GatedModel, gated_model
-
-METRICS = ("macs", "params")
 
 # Training stops if, once the ramp is over, the violation stays above _STUCK_VIOLATION and does not shrink by the share
 # _STUCK_PROGRESS for this many steps.
@@ -41,9 +40,9 @@ class Budget:
     follow it gradually.
 
     Args:
-        metric: ``"macs"`` or ``"params"``.
+        metric: ``"macs"``, ``"params"``, ``"memory_mb"``, or ``"latency_ms"`` after `prunegate.measure_latency`.
         fraction: Target as a fraction of the dense cost, in (0, 1].
-        limit: Absolute target instead: MACs per sample, or parameters.
+        limit: Absolute target instead: MACs per sample, parameters, or milliseconds or megabytes per call.
         ramp_steps: Optimisation steps over which the target is lowered to the limit.
         ramp_from: Initial target as a fraction of the dense cost, in (0, 1].
         margin: How far the expected cost is kept below the target, as a fraction of it, so that hardening does not have
@@ -62,7 +61,7 @@ class Budget:
         metric: str = "macs",
         fraction: float | None = None,
         *,
-        limit: int | None = None,
+        limit: float | None = None,
         ramp_steps: int = 0,
         ramp_from: float = 1.0,
         margin: float = 0.0,
@@ -124,12 +123,14 @@ class Budget:
         """The part of the multiplier that past violations add up to; reading it synchronises with the device."""
         return self._start[0] if self._control is None else float(self._control.integral)
 
-    def limit_for(self, dense_cost: int) -> int:
-        """The absolute limit for a model of this dense cost, rounded down."""
+    def limit_for(self, dense_cost: float) -> float:
+        """The absolute limit for a model of this dense cost; counts are rounded down."""
         if self.limit is not None:
-            return min(int(self.limit), dense_cost)
-        assert self.fraction is not None
-        return math.floor(self.fraction * dense_cost)
+            limit = min(self.limit, dense_cost)
+        else:
+            assert self.fraction is not None
+            limit = self.fraction * dense_cost
+        return math.floor(limit) if self.metric in COUNTS else limit
 
     def target(self, gated: GatedModel) -> float:
         """The current, ramped target in units of the metric."""

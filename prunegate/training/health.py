@@ -36,9 +36,9 @@ class GateHealth:
     undecided_share: float
     flipped_share: float | None
     collapsed: tuple[str, ...]
-    sampled: int
+    sampled: float
     expected: float
-    realised: int
+    realised: float
     target: float
 
     @classmethod

@@ -186,6 +186,27 @@ def compact(gated: GatedModel) -> Compaction:
     return _compact(gated, keep, *_fix_ups_for(gated, keep, safer))
 
 
+@torch.inference_mode(False)
+def candidate(gated: GatedModel, keep: Mask) -> nn.Module:
+    """The compact model of a mask, with the gated model's weights and nothing proved: for measuring it.
+
+    Args:
+        keep: Which units are kept, shape (units,).
+
+    Raises:
+        CompactionError: The model's code cannot run on the remaining channels.
+    """
+    fix_ups, runs = _fix_ups_for(gated, keep, gated.fix_ups)
+    dense = gated.dense_copy(share_weights=True).eval()
+    skeleton = copy_with(dense, on_meta)
+    shared = {id(tensor) for tensor in (*dense.parameters(), *dense.buffers())}
+    cut(dense, Plan.of(gated.analysis, keep))
+    dense = copy_with(dense, lambda tensor: _own(tensor) if id(tensor) in shared else tensor)
+    model = fix_up(dense, runs, fix_ups)
+    set_attributes(model, feature_edits(skeleton, model, gated.example_inputs))
+    return model
+
+
 def _compact(gated: GatedModel, keep: Mask, fix_ups: FixUps, runs: CutRuns) -> Compaction:
     # The copy shares the gated model's weights until they are cut, so a second full set never exists.
     dense = gated.dense_copy(share_weights=True)
@@ -204,7 +225,7 @@ def _compact(gated: GatedModel, keep: Mask, fix_ups: FixUps, runs: CutRuns) -> C
         module.training = training.get(path, module.training)
     certificate = _certified(gated, model, plan, fix_ups)
     costs = {
-        metric: {"dense": gated.dense_cost(metric), "compact": gated.realised_cost(metric)}
+        metric: {"dense": int(gated.dense_cost(metric)), "compact": int(gated.realised_cost(metric))}
         for metric in ("macs", "params")
     }
     origin = _origin(skeleton, plan, fix_ups, gated.example_inputs, costs)

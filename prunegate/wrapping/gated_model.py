@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any, Protocol
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
 from torch import nn
 
 from prunegate.compaction import FixUps, Limit, limits_of
-from prunegate.costs import CostModel, keep_within
+from prunegate.compaction.plan import Mask
+from prunegate.costs import COUNTS, METRICS, Cost, CostModel, MemoryCost, keep_within
 from prunegate.errors import BudgetError, DivergedError, nearest
 from prunegate.gates import Gates, GateSites, remove_call_sites, standardised_magnitudes
 from prunegate.groups import Analysis, ChannelGroup, ExampleInputs, PinnedGroup, Trace, copy_with, the_same
+from prunegate.groups.solving.allocations import tensors_of_run
 from prunegate.groups.torch_workarounds.kernels import has_fused_layers, unfused_layers
 from prunegate.numbers import is_number
 from prunegate.wrapping.explain import Explanation, explain
@@ -26,7 +28,22 @@ class HasLimit(Protocol):
     @property
     def metric(self) -> str: ...
 
-    def limit_for(self, dense_cost: int) -> int: ...
+    def limit_for(self, dense_cost: float) -> float: ...
+
+
+class MeasuresLatency(Protocol):
+    """The part of `prunegate.latency.Latency` that a gated model needs."""
+
+    @property
+    def cost(self) -> Cost: ...
+
+    @property
+    def batch_size(self) -> int: ...
+
+    @property
+    def blocks(self) -> list[int]: ...
+
+    def meet(self, propose: Callable[[float], Mask | None], limit: float) -> Mask | None: ...
 
 
 class GatedModel(nn.Module):
@@ -40,7 +57,8 @@ class GatedModel(nn.Module):
         gates: The logits of all channel groups, `gates[name].logits` for one.
         analysis: What tracing found.
         example_inputs: The inputs it was traced with.
-        round_to: Kept counts are multiples of this when masks are hardened.
+        round_to: Kept counts are multiples of this when masks are hardened; ``"auto"`` for what is fastest here.
+        latency: Predicts and measures milliseconds; None before `prunegate.measure_latency`.
         trace: The traced run that the analysis comes from.
         fix_ups: How the compact model will be made to run.
     """
@@ -51,7 +69,7 @@ class GatedModel(nn.Module):
         trace: Trace,
         analysis: Analysis,
         example_inputs: ExampleInputs,
-        round_to: int,
+        round_to: int | Literal["auto"],
         fix_ups: FixUps,
         other_reach: Mapping[str, Reach] | None = None,
     ) -> None:
@@ -64,7 +82,9 @@ class GatedModel(nn.Module):
         self.trace = trace
         self.fix_ups = fix_ups
         self._other_reach = dict(other_reach or {})
-        self._costs = cost_models(analysis)
+        self._costs: dict[str, CostModel] = cost_models(analysis)
+        self._memories: dict[int, MemoryCost] = {}  # by batch size
+        self.latency: MeasuresLatency | None = None
         device = next(iter(model.parameters())).device
         if device.type != "meta":  # masks and costs also work for a model without weights
             self.gates.to(device)
@@ -159,36 +179,67 @@ class GatedModel(nn.Module):
 
     # Costs -------------------------------------------------------------------------------------
 
-    def _cost(self, metric: str) -> CostModel:
+    def cost(self, metric: str) -> Cost:
+        """The cost of that name as a function of masks."""
+        if metric == "latency_ms":
+            return self._measured().cost
+        if metric == "memory_mb":
+            return self._memory()
         if metric not in self._costs:
             raise BudgetError(
-                f"metric: found {metric!r}, expected one of {', '.join(self._costs)}. "
-                f"Nearest: {', '.join(nearest(metric, self._costs)) or 'none'}."
+                f"metric: found {metric!r}, expected one of {', '.join(METRICS)}. "
+                f"Nearest: {', '.join(nearest(metric, METRICS)) or 'none'}."
             )
         return self._costs[metric]
+
+    def _memory(self) -> MemoryCost:
+        """Megabytes of weights and activations, at the batch size of the measured latency, or for one sample."""
+        batch_size = 1 if self.latency is None else self.latency.batch_size
+        if batch_size not in self._memories:
+            tensors = tensors_of_run(self.trace.tape, self.analysis)
+            share = batch_size / self.analysis.batch_size
+            size = next(iter(self.model.parameters())).element_size()
+            self._memories[batch_size] = MemoryCost(
+                self.analysis.parameters, tensors, self.analysis.num_units, share, size
+            )
+        return self._memories[batch_size]
+
+    def _measured(self) -> MeasuresLatency:
+        if self.latency is None:
+            raise BudgetError(
+                "latency_ms: the latency of this model's operations has not been measured. Call "
+                "prunegate.measure_latency(gated) first, on the machine where the compact model will run."
+            )
+        return self.latency
 
     def expected_cost(self, metric: str = "macs", logits: torch.Tensor | None = None) -> torch.Tensor:
         """The cost at the current keep probabilities, or at those of the given logits: 0-d, differentiable.
 
-        MACs are per sample.
+        MACs are per sample. ``"latency_ms"``, after `prunegate.measure_latency`, is in milliseconds per call of its
+        batch size. ``"memory_mb"`` is the megabytes of the weights and the peak of the activations in such a call, or
+        for one sample.
         """
-        return self._cost(metric).expected(self.gates.keep_probability(logits))
+        return self.cost(metric).expected(self.gates.keep_probability(logits))
 
-    def sampled_cost(self, metric: str = "macs") -> int:
-        """The exact cost of one mask drawn as in training; does not change the noise of the next forward pass."""
-        return self._cost(metric).exact(self.gates.sample().cpu().numpy())
+    def sampled_cost(self, metric: str = "macs") -> float:
+        """The cost of one mask drawn as in training; does not change the noise of the next forward pass."""
+        return self.cost(metric).exact(self.gates.sample().cpu().numpy())
 
-    def realised_cost(self, metric: str = "macs") -> int:
-        """The exact cost under the current hard masks."""
-        return self._cost(metric).exact(self.gates.hard_mask().cpu().numpy())
+    def realised_cost(self, metric: str = "macs") -> float:
+        """The cost under the current hard masks: an exact int, or the predicted milliseconds."""
+        return self.cost(metric).exact(self.gates.hard_mask().cpu().numpy())
 
-    def dense_cost(self, metric: str = "macs") -> int:
-        """The exact cost with nothing removed."""
-        return self._cost(metric).dense()
+    def dense_cost(self, metric: str = "macs") -> float:
+        """The cost with nothing removed: an exact int, or the predicted milliseconds."""
+        return self.cost(metric).dense()
 
-    def least_cost(self, metric: str = "macs") -> int:
+    def least_cost(self, metric: str = "macs") -> float:
         """The lowest cost that hard masks can reach, with the fewest units allowed in every group."""
-        return self._cost(metric).exact(fewest_units(self.analysis, self.round_to))
+        return self.cost(metric).exact(self.narrowest())
+
+    def narrowest(self) -> Mask:
+        """The mask that keeps the fewest units allowed in every group, shape (units,)."""
+        return fewest_units(self.analysis, self.steps())
 
     # Masks -------------------------------------------------------------------------------------
 
@@ -208,10 +259,11 @@ class GatedModel(nn.Module):
         """Draw masks from the logits again."""
         self.gates.release()
 
-    def harden(self, *budgets: HasLimit | tuple[str, int]) -> None:
+    def harden(self, *budgets: HasLimit | tuple[str, float]) -> None:
         """Choose hard masks from the logits that meet all given budgets, and fix them.
 
-        The realised cost is at most each budget's, and no removed unit would still fit. To go on to a tighter budget
+        The realised cost is at most each budget's, and no removed unit would still fit. For latency, compact candidates
+        are built and timed until one meets the budget. To go on to a tighter budget
         with masks nested in these, call `gated.gates.close_removed` and train on.
 
         Args:
@@ -221,6 +273,14 @@ class GatedModel(nn.Module):
             BudgetError: Even the fewest units allowed cost more, or no budget was given.
             DivergedError: Logits are not finite.
         """
+        self.gates.fix(self._by_group(self._closest(*budgets)))
+
+    def _by_group(self, keep: Mask) -> dict[str, torch.Tensor]:
+        hard = torch.from_numpy(keep)
+        return {group.name: hard[group.units] for group in self.analysis.groups}
+
+    def _closest(self, *budgets: HasLimit | tuple[str, float]) -> Mask:
+        """The mask that `harden` fixes."""
         if not budgets:
             raise BudgetError("harden: no budget was given, expected one or more. Call harden(Budget('macs', 0.5)).")
         limits = [self._limit_of(budget) for budget in budgets]
@@ -233,24 +293,40 @@ class GatedModel(nn.Module):
             )
         units = [group.units for group in self.analysis.groups]
         allowed = self.gates.open_units().cpu().numpy()
-        costs = [(self._cost(metric), limit) for metric, limit in limits]
-        steps: int | list[int] = self.round_to
-        if any(group.multiple > 1 for group in self.groups):
-            steps = [group.step(self.round_to) for group in self.groups]
-        keep = keep_within(costs, logits, units, steps, allowed, [g.least for g in self.groups])
+        if self.round_to == "auto":
+            self._measured()
+        steps, least = self.steps(), [group.least for group in self.groups]
+        counted = [(self.cost(metric), limit) for metric, limit in limits if metric != "latency_ms"]
+        timed = min((limit for metric, limit in limits if metric == "latency_ms"), default=None)
+
+        def within(milliseconds: float | None) -> Mask | None:
+            costs = counted if milliseconds is None else [*counted, (self.cost("latency_ms"), milliseconds)]
+            return keep_within(costs, logits, units, steps, allowed, least)
+
+        keep = within(None) if timed is None else self._measured().meet(within, timed)
         if keep is None:
             metric, limit = next((one for one in limits if one[1] < self.least_cost(one[0])), limits[0])
             raise BudgetError(unreachable(self, metric, limit))
-        hard = torch.from_numpy(keep)
-        self.gates.fix({group.name: hard[group.units] for group in self.analysis.groups})
+        return keep
 
-    def _limit_of(self, budget: HasLimit | tuple[str, int]) -> tuple[str, int]:
+    def steps(self) -> int | list[int]:
+        """The step of kept counts: one number for all groups, or one of each."""
+        given = self.round_to
+        if given == "auto":
+            # Before it has been measured, nothing is hardened, and only the least cost is asked for.
+            blocks = [1] * len(self.groups) if self.latency is None else self.latency.blocks
+            return [group.step(block) for group, block in zip(self.groups, blocks, strict=True)]
+        if any(group.multiple > 1 for group in self.groups):
+            return [group.step(given) for group in self.groups]
+        return given
+
+    def _limit_of(self, budget: HasLimit | tuple[str, float]) -> tuple[str, float]:
         """The metric and the absolute limit of one budget."""
         if not isinstance(budget, tuple) and hasattr(budget, "limit_for") and hasattr(budget, "metric"):
             return budget.metric, budget.limit_for(self.dense_cost(budget.metric))
         if isinstance(budget, tuple) and len(budget) == 2 and isinstance(budget[0], str) and is_number(budget[1]):
             metric, limit = budget
-            if 0 < limit <= 1:
+            if 0 < limit <= 1 and metric in COUNTS:
                 raise BudgetError(
                     f"harden: found {limit} {metric}, expected an absolute limit such as {self.dense_cost(metric):,}, "
                     f"the dense cost. For a share of it, call harden(Budget({metric!r}, {limit}))."
@@ -281,12 +357,12 @@ class GatedModel(nn.Module):
 
     def explain(self) -> Explanation:
         """A report: channel groups and their costs, what is not prunable and why, the least reachable cost."""
-        reach = {self.backend: Reach.of(self.analysis, self.round_to), **self._other_reach}
+        reach = {self.backend: Reach.of(self.analysis, self.steps()), **self._other_reach}
         macs, params = self._costs["macs"], self._costs["params"]
-        return explain(self.analysis, macs, params, self.least_cost("macs"), self.backend, reach, self.limits)
+        return explain(self.analysis, macs, params, macs.exact(self.narrowest()), self.backend, reach, self.limits)
 
 
-def unreachable(gated: GatedModel, metric: str, limit: int) -> str:
+def unreachable(gated: GatedModel, metric: str, limit: float) -> str:
     """The message for a budget below what the gates can reach."""
     dense, least = gated.dense_cost(metric), gated.least_cost(metric)
     return (

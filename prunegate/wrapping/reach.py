@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,9 +20,9 @@ class Reach:
     params_share: float
 
     @classmethod
-    def of(cls, analysis: Analysis, round_to: int) -> Reach:
+    def of(cls, analysis: Analysis, steps: int | Sequence[int]) -> Reach:
         """The reach of all gates that an analysis offers."""
-        keep, costs = fewest_units(analysis, round_to), cost_models(analysis)
+        keep, costs = fewest_units(analysis, steps), cost_models(analysis)
         macs, params = (
             1.0 - cost.exact(keep) / cost.dense() if cost.dense() else 0.0 for cost in (costs["macs"], costs["params"])
         )
@@ -36,11 +37,12 @@ def cost_models(analysis: Analysis) -> dict[str, CostModel]:
     }
 
 
-def fewest_units(analysis: Analysis, round_to: int) -> Mask:
-    """A mask that keeps as few units of every group as allowed."""
+def fewest_units(analysis: Analysis, steps: int | Sequence[int]) -> Mask:
+    """A mask that keeps as few units of every group as allowed, in steps of a size for all groups or one of each."""
     keep = np.zeros(analysis.num_units, dtype=bool)
-    for group in analysis.groups:
-        step = group.step(round_to)
+    each = [steps] * len(analysis.groups) if isinstance(steps, int) else steps
+    for group, given in zip(analysis.groups, each, strict=True):
+        step = group.step(given)
         fewest = -(-group.least // step) * step
         keep[group.first_unit : group.first_unit + min(fewest, group.num_units)] = True
     return keep

@@ -7,7 +7,7 @@ import inspect
 import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -33,7 +33,7 @@ def wrap(
     model: nn.Module,
     example_inputs: Any,
     exclude: str | Sequence[str] = (),
-    round_to: int = 1,
+    round_to: int | Literal["auto"] = 1,
     backend: str = "auto",
     attention: str = "finest",
     outputs: Callable[[Any], Any] | Sequence[str] | None = None,
@@ -52,7 +52,8 @@ def wrap(
         exclude: One or several patterns (`fnmatch`) of channel group or tensor names that get no gate, e.g.
             ``"layer4.*"``.
         round_to: Kept counts become multiples of this when masks are hardened. Must be less than the number of units of
-            the largest channel group.
+            the largest channel group. ``"auto"``: for each group the multiple that is fastest on this machine, which
+            `prunegate.measure_latency` finds out.
         backend: How the compact model will be made. ``"module"`` keeps the model's class; modules within it whose code
             cannot run on smaller tensors are replayed from the traced run. ``"graph"`` makes a `torch.fx.GraphModule`.
             ``"auto"`` takes the graph only if it can remove more.
@@ -77,8 +78,8 @@ def wrap(
         raise TraceError(f"backend: found {backend!r}, expected one of {', '.join(BACKENDS)}.")
     if attention not in ATTENTION_UNITS:
         raise TraceError(f"attention: found {attention!r}, expected one of {', '.join(ATTENTION_UNITS)}.")
-    if not isinstance(round_to, int) or isinstance(round_to, bool) or round_to < 1:
-        raise TraceError(f"round_to: found {round_to!r}, expected a whole number of at least 1.")
+    if round_to != "auto" and (not isinstance(round_to, int) or isinstance(round_to, bool) or round_to < 1):
+        raise TraceError(f"round_to: found {round_to!r}, expected a whole number of at least 1, or 'auto'.")
     patterns = _patterns(exclude)
     model = _module(model)
     inputs = _calls(example_inputs, other_calls)
@@ -109,7 +110,7 @@ def wrap(
         _refuse_inputs_that_do_not_fit(model, inputs)
         raise NothingToPruneError(_nothing_left(analysis))
     largest = max(analysis.groups, key=lambda group: group.num_units)
-    if round_to > 1 and largest.num_units <= round_to:
+    if round_to != "auto" and round_to > 1 and largest.num_units <= round_to:
         raise TraceError(
             f"round_to: found {round_to}, expected less than {largest.num_units}, the units of the largest channel "
             f"group ({largest.name}). Kept counts are multiples of it, so nothing could be removed. Use 8 or 16."
@@ -117,7 +118,9 @@ def wrap(
     logger.info("%d channel groups with %d units, %d not prunable", len(analysis.groups), analysis.num_units,
                 len(analysis.pinned))  # fmt: skip
     reach = {
-        other.fix_ups.backend: Reach.of(trace.analysis({**refused, **other.refused}, whole_heads), round_to)
+        other.fix_ups.backend: Reach.of(
+            trace.analysis({**refused, **other.refused}, whole_heads), 1 if round_to == "auto" else round_to
+        )
         for other in others
     }
     return GatedModel(copy_with(model), trace, analysis, inputs, round_to, dry_run.fix_ups, reach)

@@ -1,0 +1,360 @@
+"""The latency of a gated model on the machine at hand: predicted for any mask, and measured."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from pydantic import ValidationError
+
+from prunegate.costs.latency_cost import LatencyCost, Surface, TimedCell
+from prunegate.errors import BudgetError
+from prunegate.groups import Analysis, Tape, Trace
+from prunegate.groups.solving.partition import Ids
+from prunegate.latency.blocks import blocks_of
+from prunegate.latency.cache import Cache, described, environment, surface_of
+from prunegate.latency.cell_times import CellTimes
+from prunegate.latency.cells import Cell, cells_of
+from prunegate.latency.runtimes import at_batch_size, call_of, clock_of, conditions, converted_copy
+from prunegate.latency.settings import LatencySettings, Precision, Runtime
+from prunegate.measuring import Timing, time_in_turn
+from prunegate.wrapping import GatedModel, candidate, gated_model
+
+logger = logging.getLogger(__name__)
+
+Mask = npt.NDArray[np.bool_]
+
+# Random subnetworks on which the sum of the operations' times is calibrated.
+_CALIBRATION = 6
+_SECONDS = 1.0
+# Candidates that are built and timed until one meets the limit, the share of the limit to aim at, and the least share
+# that will do.
+_ATTEMPTS = 8
+_AIM = 0.975
+_LEAST = 0.95
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The latency of one compact candidate beside the dense model's, measured in turn."""
+
+    candidate: Timing
+    dense: Timing
+
+    @property
+    def ratio(self) -> float:
+        """Candidate over dense."""
+        return self.candidate.median_ms / self.dense.median_ms
+
+    @property
+    def is_steady(self) -> bool:
+        return self.candidate.is_steady and self.dense.is_steady
+
+
+class Latency:
+    """Predicts and measures the latency of a gated model's compact candidates.
+
+    Attributes:
+        settings: Of which call, and on what.
+        cost: The prediction, in milliseconds; `GatedModel.expected_cost("latency_ms")` uses it.
+        dense_ms: Latency of the dense model, in milliseconds. All others are measured in turn with the dense model and
+            scaled to this one.
+        measurements: Measured milliseconds by mask, so that no mask is measured twice.
+        correction: Predicted over measured milliseconds near the limit; see `prepare`.
+        environment: What measured times depend on besides the operation.
+    """
+
+    def __init__(
+        self,
+        gated: GatedModel,
+        settings: LatencySettings,
+        surfaces: Mapping[str, Surface],
+        agree: Callable[[Callable[[], float]], float] | None = None,
+    ) -> None:
+        """From measured surfaces, by the signature of their operation; not calibrated.
+
+        Args:
+            agree: Calls its argument in one of several processes, and returns the result in all of them.
+        """
+        self._gated, self.settings, self._agree = gated, settings, agree
+        self.device = torch.device(settings.device or next(gated.model.parameters()).device)
+        self.num_threads = settings.threads or torch.get_num_threads()
+        self.environment = environment(self.device, self.num_threads, settings.precision)
+        self._clock = clock_of(self.device, self.num_threads)
+        self._tape, self._analysis, units = self._run()
+        self._cells = cells_of(self._tape, self._analysis)
+        self._surfaces = {
+            cell.signature: surfaces[cell.signature] for cell in self._cells if cell.signature in surfaces
+        }
+        timed = [
+            TimedCell(self._surfaces[cell.signature], tuple(_of(factor.axis, units) for factor in cell.factors))
+            for cell in self._cells
+            if cell.signature in surfaces
+        ]
+        self.cost = LatencyCost(timed, gated.analysis.num_units)
+        self.dense_ms = math.nan
+        self.correction = 1.0
+        self.measurements: dict[str, float] = {}
+        self._dense: Callable[[], object] | None = None
+        self._blocks: list[int] | None = None
+
+    @classmethod
+    def measure(
+        cls,
+        gated: GatedModel,
+        settings: LatencySettings,
+        cache: Path | None = None,
+        agree: Callable[[Callable[[], float]], float] | None = None,
+    ) -> Latency:
+        """Time the operations that the cache does not know, and calibrate their sum."""
+        bare = cls(gated, settings, {}, agree)
+        with conditions(bare.num_threads):
+            made = cls(gated, settings, bare._measured_surfaces(cache), agree)
+            made._calibrate()
+        return made
+
+    @classmethod
+    def of_state(
+        cls,
+        gated: GatedModel,
+        state: Mapping[str, Any],
+        agree: Callable[[Callable[[], float]], float] | None = None,
+    ) -> Latency:
+        """The reverse of `state_dict`, for the same model."""
+        settings = LatencySettings.model_validate(state["settings"])
+        surfaces = {key: surface_of(value) for key, value in state["surfaces"].items()}
+        made = cls(gated, settings, surfaces, agree)
+        made.dense_ms, made.correction = state["dense_ms"], state["correction"]
+        made.cost = made.cost.calibrated(state["scale"], state["constant"])
+        made.measurements = dict(state["measurements"])
+        return made
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that was measured, JSON-ready."""
+        return {
+            "environment": self.environment,
+            "settings": self.settings.model_dump(),
+            "dense_ms": self.dense_ms,
+            "scale": self.cost.scale,
+            "constant": self.cost.constant,
+            "correction": self.correction,
+            "measurements": self.measurements,
+            "surfaces": {key: described(surface) for key, surface in self._surfaces.items()},
+        }
+
+    def of_model(self, gated: GatedModel) -> Latency:
+        """The same measurements for another gating of the same model."""
+        return Latency.of_state(gated, self.state_dict(), self._agree)
+
+    def __repr__(self) -> str:
+        s = self.settings
+        return (
+            f"Latency({self.dense_ms:.3g} ms dense; batch {s.batch_size}, {self.device}, {self.num_threads} threads, "
+            f"{s.precision}, {s.runtime}; {len(self.cost.cells)} operations timed)"
+        )
+
+    @property
+    def not_timed(self) -> list[str]:
+        """Operations that could not be run by themselves; their time counts as constant."""
+        return [_told(self._tape, cell) for cell in self._cells if cell.signature not in self._surfaces]
+
+    def _run(self) -> tuple[Tape, Analysis, Ids]:
+        """The run at the batch size that counts, and the gated model's unit for each of its units."""
+        gated = self._gated
+        if gated.example_inputs.batch_size() == self.settings.batch_size:
+            return gated.trace.tape, gated.analysis, np.arange(gated.analysis.num_units)
+        inputs = at_batch_size(gated.example_inputs, self.settings.batch_size)
+        trace = Trace(gated.dense_copy(share_weights=True).eval(), inputs)
+        whole_heads = gated.fix_ups.whole_heads
+        analysis = trace.analysis(whole_heads=None if whole_heads is None else frozenset(whole_heads))
+        units = np.full(analysis.num_units, -1, dtype=np.int64)
+        for name, axes in analysis.axes.items():
+            for axis, own in axes.items():
+                given = gated.analysis.axes.get(name, {}).get(axis)
+                if given is not None:
+                    units[own[own >= 0]] = given[own >= 0]
+        return trace.tape, analysis, units
+
+    def _measured_surfaces(self, folder: Path | None) -> dict[str, Surface]:
+        store = Cache(self.environment, folder)
+        surfaces = store.read()
+        missing = {cell.signature: cell for cell in self._cells if cell.signature not in surfaces}
+        if missing:
+            weights = sum(p.numel() for p in self._gated.model.parameters()) * self.settings.dtype.itemsize
+            times = CellTimes(self._tape, self._analysis, self.device, self.settings.dtype, weights, self._clock)
+            measured = {signature: times.surface(cell) for signature, cell in missing.items()}
+            new = {signature: surface for signature, surface in measured.items() if surface is not None}
+            store.add(new)
+            surfaces.update(new)
+        return surfaces
+
+    def _calibrate(self) -> None:
+        """Fit the share of the dense latency that the timed operations explain, on random subnetworks."""
+        self.dense_ms = time_in_turn([self._dense_call()], _SECONDS, device=self.device, clock=self._clock)[0].median_ms
+        generator = np.random.default_rng(0)
+        whole = np.ones(self._gated.analysis.num_units, dtype=bool)
+        dense = self.cost.sum_of_surfaces(whole)
+        explained: list[tuple[float, float]] = []
+        for _ in range(_CALIBRATION):
+            keep = random_subnetwork(self._gated, generator)
+            saved = 1.0 - self.cost.sum_of_surfaces(keep) / dense
+            explained.append((saved, 1.0 - self.measured(keep).ratio))
+        saved, real = np.array(explained).T
+        share = float(np.clip((saved * real).sum() / (saved * saved).sum(), 0.05, 1.2))
+        logger.info("of the dense latency, %.2f is in operations that were timed", share)
+        self.cost = self.cost.calibrated(self.dense_ms * share / dense, self.dense_ms * (1.0 - share))
+
+    @property
+    def batch_size(self) -> int:
+        """Samples in one call."""
+        return self.settings.batch_size
+
+    @property
+    def blocks(self) -> list[int]:
+        """For each channel group, the multiple of units that runs fastest; see `prunegate.latency.blocks`."""
+        if self._blocks is None:
+            self._blocks = blocks_of(self.cost, self._gated.groups)
+        return self._blocks
+
+    def meet(self, propose: Callable[[float], Mask | None], limit: float) -> Mask | None:
+        """The mask whose compact model is the slowest within the limit, among a few that are built and timed.
+
+        Args:
+            propose: Returns the mask for a limit on the predicted milliseconds, or None if there is none.
+            limit: Milliseconds.
+
+        Returns:
+            The mask, or None if no mask meets the limit.
+        """
+        best: tuple[float, Mask] | None = None
+        asked = limit * _AIM * self.correction
+        for _ in range(_ATTEMPTS):
+            keep = propose(asked)
+            if keep is None:
+                break
+            real = self.milliseconds(keep)
+            logger.info("asked for %.3f ms, predicted %.3f ms, measured %.3f ms", limit, self.predicted(keep), real)
+            if real <= limit and (best is None or real > best[0]):
+                best = real, keep
+            if limit * _LEAST <= real <= limit:
+                break
+            asked *= limit * _AIM / real
+        return None if best is None else best[1]
+
+    def _agreed(self, measure: Callable[[], float]) -> float:
+        return measure() if self._agree is None else self._agree(measure)
+
+    def prepare(self, propose: Callable[[float], Mask | None], limit: float) -> bool:
+        """Learn, on masks like those to come, how far predictions near a limit are off; False if none is within it.
+
+        Later calls of `meet` start from there, so that they mostly accept their first candidate, and measuring again
+        after a resumed run hardly ever changes the masks.
+        """
+        keep = self.meet(propose, limit)
+        if keep is not None:
+            self.correction = self.predicted(keep) / self.milliseconds(keep)
+        return keep is not None
+
+    def milliseconds(self, keep: Mask) -> float:
+        """The measured latency of a mask's compact model; measured once."""
+        key = hashlib.sha256(np.packbits(keep).tobytes()).hexdigest()[:24]
+        if key not in self.measurements:
+            self.measurements[key] = self._agreed(lambda: self.measured(keep).ratio * self.dense_ms)
+        return self.measurements[key]
+
+    def _dense_call(self) -> Callable[[], object]:
+        """A call of the dense model, ready to be timed."""
+        if self._dense is None:
+            dense = converted_copy(self._gated.dense_copy())
+            self._dense = call_of(dense, self._gated.example_inputs, self.settings, self.device)
+        return self._dense
+
+    def predicted(self, keep: Mask) -> float:
+        """The predicted milliseconds under hard masks, shape (units,)."""
+        return self.cost.exact(keep)
+
+    @torch.no_grad()
+    def measured(self, keep: Mask, seconds: float = _SECONDS) -> Measured:
+        """Build the compact candidate of a mask, and time it in turn with the dense model."""
+        model = candidate(self._gated, keep)
+        with conditions(self.num_threads):
+            call = call_of(model, self._gated.example_inputs, self.settings, self.device)
+            ours, dense = time_in_turn([call, self._dense_call()], seconds, device=self.device, clock=self._clock)
+        return Measured(ours, dense)
+
+
+def random_subnetwork(gated: GatedModel, generator: np.random.Generator) -> Mask:
+    """A random mask: around one density for the whole model, every group by itself."""
+    keep = np.zeros(gated.analysis.num_units, dtype=bool)
+    density = generator.uniform(0.15, 1.0)
+    for group in gated.groups:
+        share = np.clip(density * generator.uniform(0.6, 1.4), 0.0, 1.0)
+        count = max(group.least, round(group.num_units * share))
+        keep[group.first_unit + generator.permutation(group.num_units)[:count]] = True
+    return keep
+
+
+def _of(axis: Ids, units: Ids) -> Ids:
+    """An axis in the gated model's numbering."""
+    return np.where(axis >= 0, units[axis], -1)
+
+
+def _told(tape: Tape, cell: Cell) -> str:
+    if isinstance(cell.operation, int):
+        return str(tape.operations[cell.operation].func)
+    return str(getattr(cell.operation.target, "__name__", cell.operation.target))
+
+
+@torch.inference_mode(False)
+def measure_latency(
+    gated: GatedModel,
+    batch_size: int = 1,
+    *,
+    device: str | None = None,
+    threads: int | None = None,
+    precision: Precision = "float32",
+    runtime: Runtime = "eager",
+    cache: Path | None = None,
+) -> Latency:
+    """Measure the operations of a gated model on this machine, so that ``"latency_ms"`` becomes one of its costs.
+
+    Each distinct operation is timed over its input and output widths (seconds to a minute; kept for the next time in
+    the user's cache folder), and the sum is calibrated on whole random subnetworks. Do it with trained weights, on an
+    idle machine, and where the compact model will run.
+
+    Args:
+        batch_size: Samples in one call; the example inputs are repeated to as many.
+        device: By default the model's.
+        threads: Threads that torch computes with; by default as many as now.
+        precision: Type of weights and inputs, ``"float32"``, ``"bfloat16"`` or ``"float16"``.
+        runtime: ``"eager"``, ``"compiled"`` or ``"onnxruntime"``. Operations are always timed eagerly; calibration and
+            `GatedModel.harden` measure whole models in this runtime.
+        cache: Folder of measured operations; by default in the user's cache folder.
+
+    Returns:
+        The latency, which is also ``gated.latency``.
+
+    Raises:
+        NotGatedError: ``gated`` is not a gated model.
+        BudgetError: A setting is not among those above.
+    """
+    gated = gated_model(gated, "measure_latency")
+    try:
+        settings = LatencySettings(
+            batch_size=batch_size, device=device, threads=threads, precision=precision, runtime=runtime
+        )
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise BudgetError(
+            f"measure_latency: {first['loc'][0]}: found {first['input']!r}, expected otherwise: {first['msg']}."
+        ) from error
+    gated.latency = latency = Latency.measure(gated, settings, cache)
+    return latency
