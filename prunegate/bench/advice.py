@@ -9,7 +9,7 @@ from prunegate.bench.measure import Bench, Row
 
 _NOT_FASTER = (
     "Fewer MACs save no time where kernels work in fixed widths, or where a call costs more than its arithmetic. Prune "
-    "again with gates.round_to (8, 16 or 32), or with a latency budget."
+    "again with gates.round_to: auto (or 8, 16, 32), or with a latency budget (budget.metric: latency_ms)."
 )
 _NOISY = (
     "Too noisy to tell whether it is faster than the dense model: {}. Measure again on an idle machine, or for longer: "

@@ -76,4 +76,4 @@ def test_help_tells_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         main(["bench", "--help"])
     assert stop.value.code == 0
-    assert "exit codes: 0 measured" in capsys.readouterr().out
+    assert "exit codes:\n  0 measured" in capsys.readouterr().out
