@@ -11,12 +11,11 @@ import pytest
 import torch
 from torch import nn
 
-from prunegate.bench import RUNTIMES, Setting
-from prunegate.bench import runtimes as module
 from prunegate.errors import BenchError, PrunegateError
 from prunegate.exporting import export_model
 from prunegate.groups import ExampleInputs
-from prunegate.runtimes import Preparer, of_batch
+from prunegate.runtimes import RUNTIMES, Preparer, Setting, of_batch
+from prunegate.runtimes import preparing as module
 from tests.bench.made import Branching, Net
 from tests.conftest import randomise
 
