@@ -14,6 +14,11 @@ METRICS = ("macs", "params", "latency_ms", "memory_mb")
 COUNTS = ("macs", "params")
 
 
+def amount(value: float, metric: str) -> str:
+    """A cost as text: whole numbers with commas, milliseconds and megabytes with three figures."""
+    return f"{int(value):,}" if metric in COUNTS else f"{value:.3g}"
+
+
 class Cost(Protocol):
     """A cost as a function of the units that are kept, which grows with them."""
 

@@ -294,8 +294,8 @@ class Latency:
                 return preparer.prepare("", model, inputs, setting).call
         except (BenchError, ExportError) as error:
             raise BudgetError(
-                f"latency: the model cannot be run as {s.runtime} in {s.precision} on {self.device}: {error} Choose "
-                "another runtime."
+                f"latency: the model cannot be run as {s.runtime} in {s.precision} on {self.device}: "
+                f"{str(error).rstrip('.')}. Choose another runtime or precision."
             ) from error
 
     def predicted(self, keep: Mask) -> float:

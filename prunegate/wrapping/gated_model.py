@@ -11,7 +11,7 @@ from torch import nn
 
 from prunegate.compaction import FixUps, Limit, limits_of
 from prunegate.compaction.plan import Mask
-from prunegate.costs import COUNTS, METRICS, Cost, CostModel, MemoryCost, keep_within
+from prunegate.costs import COUNTS, METRICS, Cost, CostModel, MemoryCost, amount, keep_within
 from prunegate.errors import BudgetError, DivergedError, nearest
 from prunegate.gates import Gates, GateSites, remove_call_sites, standardised_magnitudes
 from prunegate.groups import Analysis, ChannelGroup, ExampleInputs, PinnedGroup, Trace, copy_with, the_same
@@ -328,8 +328,8 @@ class GatedModel(nn.Module):
             metric, limit = budget
             if 0 < limit <= 1 and metric in COUNTS:
                 raise BudgetError(
-                    f"harden: found {limit} {metric}, expected an absolute limit such as {self.dense_cost(metric):,}, "
-                    f"the dense cost. For a share of it, call harden(Budget({metric!r}, {limit}))."
+                    f"harden: found {limit} {metric}, expected an absolute limit such as "
+                    f"{amount(self.dense_cost(metric), metric)}, the dense cost. For a share of it, call harden(Budget({metric!r}, {limit}))."
                 )
             return metric, limit
         share = f"{budget}" if is_number(budget) and 0 < budget <= 1 else "0.5"
@@ -366,7 +366,7 @@ def unreachable(gated: GatedModel, metric: str, limit: float) -> str:
     """The message for a budget below what the gates can reach."""
     dense, least = gated.dense_cost(metric), gated.least_cost(metric)
     return (
-        f"budget: found {limit:,} {metric} ({limit / dense:.4f} of the dense {dense:,}), expected at least "
-        f"{least:,} ({least / dense:.4f}). At least {gated.round_to} unit(s) of each channel group are kept, and all "
+        f"budget: found {amount(limit, metric)} {metric} ({limit / dense:.4f} of the dense {amount(dense, metric)}), "
+        f"expected at least {amount(least, metric)} ({least / dense:.4f}). At least {gated.round_to} unit(s) of each channel group are kept, and all "
         "channels that are not prunable. Raise the fraction, or see gated.explain() for what is not prunable."
     )
