@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, unsafe_hash=True)  # never changed; frozen dataclasses are slower to create
 class CodePlace:
     """A position in the model's code: an instruction of the function that starts at a line of a file."""
 

@@ -128,12 +128,15 @@ class _Copier:
         if issubclass(cls, nn.Module) and (cls in _plain or _is_plain(cls)):
             twin = memo[id(value)] = object.__new__(cls)
             made = vars(twin)
+            made.update(vars(value))
+            made.pop("_compiled_call_impl", None)  # in-place `torch.compile`, which copies do not inherit
             for key, entry in vars(value).items():
-                if type(entry) in _ATOMS:
-                    made[key] = entry
-                elif key in _OF_EVERY_MODULE and not entry:  # mostly the many kinds of hooks
-                    made[key] = type(entry)()
-                elif key != "_compiled_call_impl":  # in-place `torch.compile`, which copies do not inherit
+                kind = type(entry)
+                if kind in _ATOMS:
+                    continue
+                if key in _OF_EVERY_MODULE and not entry:  # mostly the many kinds of hooks
+                    made[key] = kind()
+                elif key in made:
                     made[key] = self.copied(entry)
             return twin
         if isinstance(value, torch.Tensor):
