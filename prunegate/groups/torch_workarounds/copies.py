@@ -97,10 +97,17 @@ class _Copier:
     def _change_tensors(self, model: nn.Module) -> None:
         if self._change is None:
             return
-        for _, module in modules_by_path(model):
-            for tensor in (*module._parameters.values(), *module._buffers.values()):
-                if tensor is not None and id(tensor) not in self.memo:
-                    self.memo[id(tensor)] = self._change(tensor)
+        memo, known, pending = self.memo, set[int](), [model]
+        while pending:
+            module = pending.pop()
+            if id(module) in known:
+                continue
+            known.add(id(module))
+            pending += [child for child in reversed(module._modules.values()) if child is not None]
+            for stored in (module._parameters, module._buffers):
+                for tensor in stored.values():
+                    if tensor is not None and id(tensor) not in memo:
+                        memo[id(tensor)] = self._change(tensor)
 
     def copied(self, value: Any) -> Any:
         """Like `copy.deepcopy`, except that functions, weak references and hook handles are not changed."""
