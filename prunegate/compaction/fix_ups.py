@@ -24,6 +24,7 @@ from prunegate.compaction.size_rules import CannotRewriteError
 from prunegate.compaction.surgery import set_attributes
 from prunegate.compaction.writer import CannotReplayError
 from prunegate.errors import CompactionError
+from prunegate.groups import values_in
 from prunegate.groups.torch_workarounds.kernels import without_misled_kernels
 
 logger = logging.getLogger(__name__)
@@ -207,6 +208,26 @@ def _options(fix_ups: FixUps, fault: Fault, model: nn.Module, sizes: CutSizes) -
         yield option
         for attributes in candidates(model, sizes, path, left):  # code may both pass sizes on and check them
             yield replace(option, attributes=(*left, *attributes))
+    silent = _silent_in(sizes, path)
+    if not silent <= set(fix_ups.resized):
+        resized = tuple(dict.fromkeys((*fix_ups.resized, *sorted(silent))))
+        yield replace(
+            fix_ups, resized=resized, attributes=tuple(a for a in fix_ups.attributes if a.module not in silent)
+        )
+
+
+def _silent_in(sizes: CutSizes, path: str) -> set[str]:
+    """The modules below ``path`` that compute but return no tensor.
+
+    They write what they make into their arguments or into attributes, so their faults show in a module around them.
+    """
+    prefix = f"{path}." if path else ""
+    computing: dict[str, bool] = {}
+    for span in sizes.tape.spans:
+        if isinstance(span.target, str) and span.target.startswith(prefix) and span.target != path:
+            silent = span.last > span.first and not values_in(span.result)
+            computing[span.target] = silent and computing.get(span.target, True)
+    return {name for name, silent in computing.items() if silent}
 
 
 def _better(

@@ -102,7 +102,8 @@ def _shape(dense: _Dense, args: Any, kwargs: Any) -> Needed:
         return Needed(args, kwargs)
     moved = _moved(dense, args, kwargs)
     told = [
-        given if given == -1 or moved.get(size) == given else size for given, size in zip(numbers, shape, strict=False)
+        given if given == -1 or (mask is None and moved.get(size) == given) else size
+        for given, size, mask in zip(numbers, shape, dense.sizes.kept(dense.result), strict=False)
     ]
     args, kwargs = with_numbers((args, kwargs), iter([*told, *numbers[len(shape) :]]))
     return Needed(args, kwargs)

@@ -170,6 +170,57 @@ class ReturnsEarly(DropsLayers):
         return self.b(self.layers[1](self.layers[0](y)).relu())
 
 
+class Deep(nn.Module):
+    """A module that looks at the mode among many that do not, so that it is tried by itself."""
+
+    def __init__(self, special: nn.Module) -> None:
+        super().__init__()
+        layers = [layer for _ in range(4) for layer in (nn.Linear(12, 12), nn.ReLU())]
+        self.body = nn.Sequential(nn.Linear(5, 12), special, *layers, nn.Linear(12, 3))
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return self.body(x)
+
+
+class DropPath(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return drop_path(x, 0.2, self.training)
+
+
+class Dropout(nn.Module):
+    """Hands the mode on, also through a function of its own."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return handed_on(nn.functional.dropout(x, 0.2, self.training), training=self.training)
+
+
+def handed_on(x: torch.Tensor, training: bool) -> torch.Tensor:
+    return nn.functional.dropout(x, p=0.1, training=training)
+
+
+class Centre(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return centred(x, on=self.training)
+
+
+class Normalise(nn.Module):
+    """Looks at the mode in a function that it hands the mode on to."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return normalised(x, training=self.training)
+
+
+def normalised(x: torch.Tensor, training: bool) -> torch.Tensor:
+    return nn.functional.dropout(nn.functional.normalize(x, dim=-1) if training else x, 0.1, training)
+
+
+class DropsAll(nn.Module):
+    """One number decides about all of it."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x if self.training and torch.rand(()) < 0.3 else x.relu()
+
+
 @pytest.mark.parametrize("kind", [DropsLayers, DropsLayersByName, DropsLayersByPython])
 def test_channels_around_a_layer_that_is_dropped_at_random_go_together(kind: type[DropsLayers]) -> None:
     model = kind()
@@ -202,3 +253,15 @@ def test_what_has_to_do_with_channels_is_followed_and_exact(kind: type[Net]) -> 
     assert follows_training(model)
     if kind is not HoldsANumber:  # whose noise has another form for fewer channels
         assert_exact(model, noise(2, 6, 5), (noise(3, 6, 5),))
+
+
+@pytest.mark.parametrize("special", [DropPath, Dropout])
+def test_a_module_that_only_drops_is_not_followed_wherever_it_is(special: type[nn.Module]) -> None:
+    assert not follows_training(Deep(special()))
+
+
+@pytest.mark.parametrize("special", [Centre, Normalise, DropsAll])
+def test_a_module_that_does_more_is_followed_wherever_it_is(special: type[nn.Module]) -> None:
+    model = Deep(special())
+    assert follows_training(model)
+    assert_exact(model, noise(2, 6, 5), (noise(3, 6, 5),))

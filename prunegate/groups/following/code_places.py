@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, unsafe_hash=True)  # never changed; frozen dataclasses are slower to create
 class CodePlace:
     """A position in the model's code: an instruction of the function that starts at a line of a file."""
 
@@ -22,7 +22,16 @@ class CodePlace:
 
 def place_in_code(func: Any) -> CodePlace:
     """The position of the call of ``func`` that a function mode is handling, skipping code that only forwards it."""
-    frame = _caller(func, sys._getframe(2))
+    return place_of(_caller(func, sys._getframe(2)))
+
+
+def frame_of_call(func: Any) -> FrameType:
+    """The frame that makes this call; what follows from it is quicker to find together."""
+    return _caller(func, sys._getframe(2))
+
+
+def place_of(frame: FrameType) -> CodePlace:
+    """The position that a frame is at."""
     code = frame.f_code
     return CodePlace(code.co_filename, code.co_firstlineno, code.co_name, frame.f_lasti)
 
@@ -33,20 +42,16 @@ def line_in_code(func: Any) -> tuple[str, int]:
     return frame.f_code.co_filename, frame.f_lineno
 
 
-def lines_in_code(func: Any) -> list[tuple[str, int]]:
-    """The same, and the files and lines of all that led there since the running module was called."""
-    return _lines_within(_caller(func, sys._getframe(2)))
-
-
 def lines_of_call() -> list[tuple[str, int]]:
-    """The same for the call of a module that is about to start."""
+    """The files and lines that led to the call of a module that is about to start; see `lines_of`."""
     frame = sys._getframe(2)
     while frame.f_back is not None and frame.f_globals.get("__name__") in _CALLING:
         frame = frame.f_back
-    return _lines_within(frame)
+    return lines_of(frame)
 
 
-def _lines_within(frame: FrameType | None) -> list[tuple[str, int]]:
+def lines_of(frame: FrameType | None) -> list[tuple[str, int]]:
+    """The file and line that a frame is at, and those of all that led there since the running module was called."""
     results = []
     while frame is not None and frame.f_code is not _CALL_OF_A_MODULE:
         results.append((frame.f_code.co_filename, frame.f_lineno))

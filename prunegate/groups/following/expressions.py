@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import ast
 import inspect
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
+from functools import lru_cache
 from types import ModuleType
 from typing import Any
 
@@ -23,6 +24,15 @@ _STORAGE = frozenset(
     is_contiguous is_floating_point""".split()
 )
 UNKNOWN = object()
+
+
+@lru_cache(maxsize=1024)
+def _flows_and_arguments(tree: ast.FunctionDef) -> tuple[Sequence[tuple[ast.AST, ast.AST]], frozenset[str]]:
+    """Which variable gets which expression in a function, and the arguments of the functions within it."""
+    nodes = list(ast.walk(tree))
+    inner = (node.args for node in nodes if isinstance(node, (ast.FunctionDef, ast.Lambda)) and node is not tree)
+    names = frozenset(argument.arg for arguments in inner for argument in arguments.args)
+    return tuple(flow for node in nodes for flow in flows_of(node)), names
 
 
 class Expressions:
@@ -51,11 +61,8 @@ class Expressions:
         self.module, self.names, self.changing_attributes = module, function.__globals__, changing_attributes
         self.own_name = first_argument(tree) if module is not None else None
         self._changing, self._carrying = set(changing), set(carrying)
-        nodes = list(ast.walk(tree))
-        self.flows = [flow for node in nodes for flow in flows_of(node)]
-        # What functions within the function are given is not known.
-        inner = (node.args for node in nodes if isinstance(node, (ast.FunctionDef, ast.Lambda)) and node is not tree)
-        self._carrying.update(argument.arg for arguments in inner for argument in arguments.args)
+        self.flows, given_within = _flows_and_arguments(tree)
+        self._carrying.update(given_within)  # what functions within the function are given is not known
         for names, test in ((self._changing, self.changes), (self._carrying, self.carries)):
             before = -1
             while len(names) > before:

@@ -27,7 +27,7 @@ OF_LAYERS = SCALED | frozenset(
 )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, unsafe_hash=True)  # never changed; frozen dataclasses are slower to create
 class SizeCallKey:
     """One call in a run: the module call it is part of, its position, and that it is the n-th call there."""
 

@@ -141,7 +141,7 @@ class Trace:
             self._values.add_leaf(tensor, kind, name)
         # State that a run leaves in the model must not reach the next run.
         self._run(copy_with(copied, the_same), inputs, Variation(), training=False)
-        training = own_training(copied, inputs, self._lines.functions, self._fake_tensors)
+        training = own_training(copied, inputs, self._lines.functions, self._fake_tensors, self.tape, self._ran)
         self.untaken = untaken_branches(copied, self._ran, self._lines)
         if self._handles_sizes() or self._unused() or any(training) or self.untaken:
             self._follow_variations(copied, inputs, training)

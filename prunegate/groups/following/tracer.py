@@ -58,7 +58,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self, func: torch._ops.OpOverload, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
-        inputs = _tensors((*args, *kwargs.values()))
+        inputs = _tensors((*args, *kwargs.values()) if kwargs else args)
         shapes = {id(t): tuple(t.shape) for t in inputs}
         known = None if self.watch.is_opaque else self.values
         referred: tuple[Any, Any] | None = None
@@ -66,13 +66,13 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
             if known is not None:
                 for tensor in inputs:
                     self.tape.label(tensor, known.labels)
-            referred = self.tape.refer(args), self.tape.refer(kwargs)
+            referred = self.tape.refer(args), self.tape.refer(kwargs) if kwargs else {}
         result = quick.run(func, args, kwargs)
         outputs = [result] if isinstance(result, torch.Tensor) else _tensors((result,))
         if outputs and known is not None:
             self._note(known, func, args, kwargs, inputs, outputs, shapes)
         if outputs and self.tape is not None and referred is not None:
-            results = tuple(self.tape.add(t, known.labels(t) if known is not None else ()) for t in outputs)
+            results = tuple([self.tape.add(t, known.labels(t) if known is not None else ()) for t in outputs])
             self.tape.operations.append(
                 Operation(func, referred[0], referred[1], results, isinstance(result, list | tuple))
             )
@@ -126,7 +126,9 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
             values.set(outputs[0], ())
             return
         signature = _signature(func)
-        arguments = {**signature.defaults, **dict(zip(signature.arguments, args, strict=False)), **kwargs}
+        arguments = signature.defaults.copy()
+        arguments.update(zip(signature.arguments, args, strict=False))
+        arguments.update(kwargs)
         call = Call(signature.name, func, arguments, inputs, outputs, shapes, values, self.watch)
         values.use(inputs)
         labels = signature.rule(call)

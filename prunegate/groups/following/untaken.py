@@ -10,8 +10,9 @@ built (``self.pre_norm``) do not count, as they do not change between calls.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from torch import nn
@@ -19,6 +20,7 @@ from torch import nn
 from prunegate.groups.following.lines_run import LinesRun
 from prunegate.groups.following.reading import Search, Unrun
 from prunegate.groups.following.source_code import own_forward
+from prunegate.groups.torch_workarounds.copies import modules_by_path
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,7 @@ def untaken_branches(model: nn.Module, ran: Collection[str], lines: LinesRun) ->
     Args:
         ran: Paths of the modules that ran.
     """
-    modules = {path: model.get_submodule(path) for path in ran}
+    modules = {path: module for path, module in modules_by_path(model) if path in ran}
     search = Search(lines, frozenset(map(id, modules.values())))
     of_model = _arguments(model)
     for path, module in modules.items():
@@ -75,9 +77,14 @@ def untaken_branches(model: nn.Module, ran: Collection[str], lines: LinesRun) ->
     return tuple(results)
 
 
-def _arguments(module: nn.Module) -> list[str]:
+def _arguments(module: nn.Module) -> Sequence[str]:
     forward, is_method = own_forward(module)
+    return () if forward is None else _parameters(forward)[is_method:]
+
+
+@lru_cache(maxsize=1024)
+def _parameters(function: Any) -> tuple[str, ...]:
     try:
-        return list(inspect.signature(forward).parameters)[is_method:]
+        return tuple(inspect.signature(function).parameters)
     except (TypeError, ValueError):  # a forward that is not Python code
-        return []
+        return ()

@@ -85,7 +85,8 @@ class Values:
             for tensor in tensors:
                 for ids, pin in self._not_to_be_used.get(id(tensor), ()):
                     self.constraints.pin(ids, pin)
-        self.used.update(self._origin[id(tensor)] for tensor in tensors if id(tensor) in self._origin)
+        origin = self._origin
+        self.used.update([origin[id(tensor)] for tensor in tensors if id(tensor) in origin])
 
     def set_zeroed(self, output: torch.Tensor) -> None:
         """Record that an operation's output is zero wherever its units are removed; call it before labels are set."""

@@ -18,7 +18,7 @@ from typing import Any
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from prunegate.groups.following.code_places import CodePlace, lines_in_code, lines_of_call, place_in_code
+from prunegate.groups.following.code_places import CodePlace, frame_of_call, lines_of, lines_of_call, place_of
 from prunegate.groups.following.lines_run import LinesRun
 from prunegate.groups.following.maskable import MASKABLE, function_name
 from prunegate.groups.following.size_calls import SIZED, SizeCall, SizeCallKey, is_scaled
@@ -137,27 +137,36 @@ class Watch(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         name = function_name(func)
+        frame = frame_of_call(func)
         if self.lines is not None:
-            self.lines.add_function(name, args, kwargs, lines_in_code(func))
-        if self._tape is not None and not self.is_opaque and (name in SIZED or is_scaled(name, args, kwargs)):
-            return self._sized(self._tape, name, func, args, kwargs)
-        return self._called(name, func, args, kwargs)
+            self.lines.add_function(name, args, kwargs, lines_of(frame))
+        is_sized = self._tape is not None and not self.is_opaque and (name in SIZED or is_scaled(name, args, kwargs))
+        if not is_sized and name not in self._counts and name not in _WHOLE:
+            return func(*args, **kwargs)
+        place = place_of(frame)
+        if is_sized and self._tape is not None:
+            return self._sized(self._tape, name, place, func, args, kwargs)
+        return self._called(name, place, func, args, kwargs)
 
-    def _sized(self, tape: Tape, name: str, func: Callable[..., Any], args: tuple[Any, ...], kwargs: Any) -> Any:
-        key = self.frames[-1].key(place_in_code(func))
+    def _sized(
+        self, tape: Tape, name: str, place: CodePlace, func: Callable[..., Any], args: tuple[Any, ...], kwargs: Any
+    ) -> Any:
+        key = self.frames[-1].key(place)
         call = tape.sized[key] = SizeCall(name, tape.refer(args), tape.refer(kwargs))
-        result = self._called(name, func, args, kwargs)
+        result = self._called(name, place, func, args, kwargs)
         call.result = tape.refer(result)
         return result
 
-    def _called(self, name: str, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _called(
+        self, name: str, place: CodePlace, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
         if name not in self._counts and name not in _WHOLE:
             return func(*args, **kwargs)
         if name in self._counts:
             self._counts[name] += 1
             self._function, self.arguments = name, args
-            self._code = place_in_code(func)
-            self.frames[-1].calls[name, self._code] += 1
+            self._code = place
+            self.frames[-1].calls[name, place] += 1
         span = None
         if self._tape is not None and name in _WHOLE and not self.is_opaque:
             span = Span(func, self._tape.refer(args), self._tape.refer(kwargs), len(self._tape.operations))

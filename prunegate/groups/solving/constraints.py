@@ -61,7 +61,7 @@ class LabelledAxis:
     ndim: int = 1
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)  # never changed, like `LabelledAxis`
 class Contraction:
     """A multiply-accumulate loop nest: ``sizes`` are its loops, ``labels`` broadcast over them.
 
@@ -216,7 +216,7 @@ class Constraints:
                 return
         if left.shape != right.shape:
             left, right = np.broadcast_arrays(left, right)
-        self.ties.append((left.reshape(-1), right.reshape(-1)))
+        self.ties.append(_first_period(left.reshape(-1), right.reshape(-1)))
 
     def _whole_axis(self, label: Ids) -> int | None:
         """The number of the axis whose ids these are: all of them, in order."""
@@ -244,6 +244,24 @@ class Constraints:
         if len(varying(label)) > 1:
             squeezed = np.ascontiguousarray(label.reshape([s for s in label.shape if s > 1]))
             self.grids.setdefault((squeezed.shape, squeezed.tobytes()), squeezed)
+
+
+# Shorter ties are not worth the look.
+_LONG = 1024
+
+
+def _first_period(left: Ids, right: Ids) -> tuple[Ids, Ids]:
+    """The first of the repeated parts of a tie: samples and windows have the same heads again and again."""
+    if left.size < _LONG:
+        return left, right
+    period = int(np.argmax(left[1:] == left[0])) + 1  # 1 if the first is never repeated
+    if left.size % period:
+        return left, right
+    for side in (left, right):
+        parts = side.reshape(-1, period)
+        if not (parts[1:] == parts[0]).all():
+            return left, right
+    return left[:period], right[:period]
 
 
 def _lie_alike(left: Ids, right: Ids) -> bool:

@@ -97,10 +97,17 @@ class _Copier:
     def _change_tensors(self, model: nn.Module) -> None:
         if self._change is None:
             return
-        for _, module in modules_by_path(model):
-            for tensor in (*module._parameters.values(), *module._buffers.values()):
-                if tensor is not None and id(tensor) not in self.memo:
-                    self.memo[id(tensor)] = self._change(tensor)
+        memo, known, pending = self.memo, set[int](), [model]
+        while pending:
+            module = pending.pop()
+            if id(module) in known:
+                continue
+            known.add(id(module))
+            pending += [child for child in reversed(module._modules.values()) if child is not None]
+            for stored in (module._parameters, module._buffers):
+                for tensor in stored.values():
+                    if tensor is not None and id(tensor) not in memo:
+                        memo[id(tensor)] = self._change(tensor)
 
     def copied(self, value: Any) -> Any:
         """Like `copy.deepcopy`, except that functions, weak references and hook handles are not changed."""
@@ -128,12 +135,15 @@ class _Copier:
         if issubclass(cls, nn.Module) and (cls in _plain or _is_plain(cls)):
             twin = memo[id(value)] = object.__new__(cls)
             made = vars(twin)
+            made.update(vars(value))
+            made.pop("_compiled_call_impl", None)  # in-place `torch.compile`, which copies do not inherit
             for key, entry in vars(value).items():
-                if type(entry) in _ATOMS:
-                    made[key] = entry
-                elif key in _OF_EVERY_MODULE and not entry:  # mostly the many kinds of hooks
-                    made[key] = type(entry)()
-                elif key != "_compiled_call_impl":  # in-place `torch.compile`, which copies do not inherit
+                kind = type(entry)
+                if kind in _ATOMS:
+                    continue
+                if key in _OF_EVERY_MODULE and not entry:  # mostly the many kinds of hooks
+                    made[key] = kind()
+                elif key in made:
                     made[key] = self.copied(entry)
             return twin
         if isinstance(value, torch.Tensor):

@@ -58,7 +58,8 @@ class FakeTensors:
     @contextlib.contextmanager
     def running(self) -> Iterator[None]:
         """The context for running such a copy. Failing operations only raise their errors, without torch's reports."""
-        with _quiet(), self._with_empty_caches(), self._mode or contextlib.nullcontext():
+        quiet = contextlib.nullcontext() if self._mode is None else _quiet()
+        with quiet, self._with_empty_caches(), self._mode or contextlib.nullcontext():
             yield
 
     @contextlib.contextmanager

@@ -23,8 +23,11 @@ def run(func: torch._ops.OpOverload, args: Sequence[Any], kwargs: dict[str, Any]
     """Return ``func(*args, **kwargs)``, with a shortcut for frequent operations on meta tensors."""
     if func is _aten.empty.memory_format and 0 in args[0] and kwargs.get("device") == _META:  # used by batch norm
         return torch.empty(args[0], dtype=kwargs.get("dtype"), device=_META)
+    if func is _aten.clone.default and kwargs == {"memory_format": torch.contiguous_format}:
+        x = args[0]
+        return _empty(x, x.shape) if x.is_meta and type(x) in _PLAIN else func(*args, **kwargs)
     form = None if kwargs else _FORMS.get(func)
-    if form is not None and (form is _join or (_is_plain(args[0]) and args[0].is_floating_point())):
+    if form is not None and (form is _join or (_has_form(args[0], func) and args[0].is_floating_point())):
         result = form(args)
         if result is not NotImplemented:
             return result
@@ -38,8 +41,19 @@ class Quickly(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return run(func, args, kwargs or {})
 
 
+_PLAIN = (torch.Tensor, nn.Parameter)
+# Their results are contiguous, whatever their arguments are.
+_OF_ANY_LAYOUT = (_aten.native_layer_norm.default, _aten.roll.default)
+
+
+def _has_form(tensor: torch.Tensor, func: torch._ops.OpOverload) -> bool:
+    if func in _OF_ANY_LAYOUT:
+        return tensor.is_meta and type(tensor) in _PLAIN
+    return _is_plain(tensor)
+
+
 def _is_plain(tensor: torch.Tensor) -> bool:
-    return tensor.is_meta and type(tensor) in (torch.Tensor, nn.Parameter) and tensor.is_contiguous()
+    return tensor.is_meta and type(tensor) in _PLAIN and tensor.is_contiguous()
 
 
 def _empty(like: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
@@ -55,8 +69,34 @@ def _alike(args: Sequence[Any]) -> Any:
     return args[0].detach()
 
 
+def _rolled(args: Sequence[Any]) -> Any:
+    x, shifts, dims = (*args, ())[:3]
+    if len(shifts) != len(dims) or not all(-x.dim() <= dim < x.dim() for dim in dims):
+        return NotImplemented
+    return _empty(x, x.shape)
+
+
+def _compared(args: Sequence[Any]) -> Any:
+    return torch.empty(args[0].shape, dtype=torch.bool, device=_META)
+
+
+def _filled(args: Sequence[Any]) -> Any:
+    x, mask, _ = args
+    if mask.shape != x.shape or mask.dtype is not torch.bool or not _is_plain(mask):
+        return NotImplemented
+    return _empty(x, x.shape)
+
+
+def _added_to(args: Sequence[Any]) -> Any:
+    left, right = args[:2]
+    same = isinstance(right, torch.Tensor) and right.is_meta and (right.shape, right.dtype) == (left.shape, left.dtype)
+    return left if same and len(args) == 2 else NotImplemented
+
+
 def _broadcast(args: Sequence[Any]) -> Any:
     left, right = args[:2]
+    if type(right) in (int, float) and len(args) == 2:
+        return left.detach()
     if not isinstance(right, torch.Tensor) or left.dtype != right.dtype or not _is_plain(right) or len(args) > 2:
         return NotImplemented
     if left.shape == right.shape:
@@ -136,7 +176,7 @@ def _layer_norm(args: Sequence[Any]) -> Any:
     if not over or list(x.shape[-over:]) != list(args[1]) or not _fit(args[2:4], x, x.shape[-over:]):
         return NotImplemented
     statistics = [_empty(x, [*x.shape[: x.dim() - over], *[1] * over]) for _ in range(2)]
-    return x.detach(), *statistics
+    return x.detach() if x.is_contiguous() else _empty(x, x.shape), *statistics
 
 
 def _group_norm(args: Sequence[Any]) -> Any:
@@ -168,7 +208,11 @@ _FORMS: Mapping[Any, Form] = {
     _aten._grouped_mm.default: _by_experts,
     _aten.mean.dim: _mean,
     _aten.cat.default: _join,
-    **dict.fromkeys((_aten.add.Tensor, _aten.mul.Tensor), _broadcast),
+    _aten.roll.default: _rolled,
+    _aten.add_.Tensor: _added_to,
+    _aten.masked_fill.Scalar: _filled,
+    **dict.fromkeys((_aten.eq.Scalar, _aten.ne.Scalar), _compared),
+    **dict.fromkeys((_aten.add.Tensor, _aten.mul.Tensor, _aten.sub.Tensor), _broadcast),
     **dict.fromkeys(
         (
             _aten.hardsigmoid_.default,
