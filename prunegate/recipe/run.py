@@ -12,6 +12,7 @@ import torch
 from accelerate.utils import set_seed
 from torch import nn
 
+from prunegate.costs import amount
 from prunegate.data import Data, load_data
 from prunegate.errors import BudgetError, PrunegateError, RecipeError, RunFolderError
 from prunegate.recipe import folder as files
@@ -145,7 +146,8 @@ def _refuse_unreachable(gated: GatedModel, budget: BudgetSettings) -> None:
     dense = gated.dense_cost(budget.metric)
     if budget.limit is not None and budget.limit >= dense:
         raise BudgetError(
-            f"budget.limit: found {budget.limit:,} {budget.metric}, expected less than {dense:,}, the dense cost. "
+            f"budget.limit: found {amount(budget.limit, budget.metric)} {budget.metric}, expected less than "
+            f"{amount(dense, budget.metric)}, the dense cost. "
             "Nothing would be removed. Lower the limit."
         )
     resolved = budget.of_dense(dense)

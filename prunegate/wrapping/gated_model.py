@@ -365,8 +365,10 @@ class GatedModel(nn.Module):
 def unreachable(gated: GatedModel, metric: str, limit: float) -> str:
     """The message for a budget below what the gates can reach."""
     dense, least = gated.dense_cost(metric), gated.least_cost(metric)
+    told, of_dense, lowest = (amount(value, metric) for value in (limit, dense, least))
+    fewest = "A block" if gated.round_to == "auto" else f"At least {gated.round_to} unit(s)"
     return (
-        f"budget: found {amount(limit, metric)} {metric} ({limit / dense:.4f} of the dense {amount(dense, metric)}), "
-        f"expected at least {amount(least, metric)} ({least / dense:.4f}). At least {gated.round_to} unit(s) of each channel group are kept, and all "
-        "channels that are not prunable. Raise the fraction, or see gated.explain() for what is not prunable."
+        f"budget: found {told} {metric} ({limit / dense:.4f} of the dense {of_dense}), expected at least {lowest} "
+        f"({least / dense:.4f}). {fewest} of each channel group and all channels that are not prunable are kept. Raise "
+        "the fraction, or see gated.explain() for what is not prunable."
     )
