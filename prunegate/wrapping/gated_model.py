@@ -329,7 +329,8 @@ class GatedModel(nn.Module):
             if 0 < limit <= 1 and metric in COUNTS:
                 raise BudgetError(
                     f"harden: found {limit} {metric}, expected an absolute limit such as "
-                    f"{amount(self.dense_cost(metric), metric)}, the dense cost. For a share of it, call harden(Budget({metric!r}, {limit}))."
+                    f"{amount(self.dense_cost(metric), metric)}, the dense cost. For a share of it, call "
+                    f"harden(Budget({metric!r}, {limit}))."
                 )
             return metric, limit
         share = f"{budget}" if is_number(budget) and 0 < budget <= 1 else "0.5"
