@@ -1,16 +1,16 @@
 #!/usr/bin/env bash
-# All that needs a GPU, in one command that ends within 8 minutes on one H100 or H200: the tests that are skipped
-# elsewhere, what gates cost in a step, seconds of wrap, and runs of recipes. From a checkout, with nothing installed
+# All that needs a GPU, in one command that ends within 12 minutes on one H100 or H200: the tests that are skipped
+# elsewhere, what gates cost in a step, seconds of wrap, latencies asked for and met, and runs of recipes. From a checkout, with nothing installed
 # from it:
 #
 #     tools/device.sh [FOLDER_FOR_RESULTS] [PARTS]
 #
-# PARTS are of: tests wrap eager counts compiled recipes cifar; all without any. Wheels that the machine lacks are taken
+# PARTS are of: tests wrap eager counts compiled latency recipes cifar; all without any. Wheels that the machine lacks are taken
 # from .whl, and CIFAR-10's archives from .cifar, if these folders are there. Results are written as they come.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 out=$(realpath -m "${1:-runs/device}")
-parts=${2:-tests wrap eager counts compiled recipes cifar}
+parts=${2:-tests wrap eager counts compiled latency recipes cifar}
 mkdir -p "$out"
 table="$out/table.md"
 export PYTHONPATH="$PWD" PYTHONUNBUFFERED=1 HF_HUB_OFFLINE=1
@@ -69,6 +69,15 @@ if has counts; then
   said counts
   timeout 60 python3 tools/bench/gate_overhead.py --models --out "$table" 2>"$out/counts.log" ||
     { failed=1; tail -5 "$out/counts.log"; }
+fi
+if has latency; then
+  said latency
+  for model in resnet50 vit_small_patch16_224; do
+    timeout 150 python3 tools/bench/latency.py --device cuda --batch-size 64 --precision bfloat16 --subnetworks 12 \
+      --models $model --cache "$out/latency-cache" --out "$out/latency.md" >"$out/latency-$model.log" 2>&1 ||
+      { failed=1; tail -5 "$out/latency-$model.log"; }
+  done
+  [[ -f "$out/latency.md" ]] && tail -n +5 "$out/latency.md" | tee -a "$table"
 fi
 if has recipes; then
   said quickstart

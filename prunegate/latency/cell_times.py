@@ -168,20 +168,25 @@ class CellTimes:
     def _call(self, cell: Cell, sizes: Narrowed, tensors: dict[int, Any]) -> Callable[[], object]:
         for view in cell.views:
             op = self.tape.operations[view]
-            args, kwargs = operands(sizes.arguments(op), tensors, self._root)
+            args, kwargs = self._operands(sizes.arguments(op), tensors)
             made = op.func(*args, **kwargs)
             for number, tensor in zip(op.results, made if op.is_sequence else [made], strict=True):
                 tensors[number] = tensor
         if isinstance(cell.operation, int):
             op = self.tape.operations[cell.operation]
-            args, kwargs = operands(sizes.arguments(op), tensors, self._root)
+            args, kwargs = self._operands(sizes.arguments(op), tensors)
             function: Callable[..., object] = op.func
         else:
             span = cell.operation
             assert callable(span.target)
-            args, kwargs = operands((span.args, span.kwargs), tensors, self._root)
+            args, kwargs = self._operands((span.args, span.kwargs), tensors)
             function = span.target
         return lambda: function(*args, **kwargs)
+
+    def _operands(self, arguments: Any, tensors: dict[int, Any]) -> Any:
+        """Arguments with tensors for their numbers, on the device that is measured instead of the traced one."""
+        args, kwargs = operands(arguments, tensors, self._root)
+        return args, ({**kwargs, "device": self.device} if kwargs.get("device") is not None else kwargs)
 
     def _root(self, number: int) -> int:
         while number in self.tape.same_as:
