@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import yaml
 
 import prunegate
 from prunegate.builders import Builder
+from tests.recipe.short import timed_briefly
 
 TINY: dict[str, Any] = {
     "name": "tiny",
@@ -22,6 +24,12 @@ TINY: dict[str, Any] = {
         "finetune": {"epochs": 1, "learning_rate": 0.1},
     },
 }
+
+
+@pytest.fixture(scope="package", autouse=True)
+def brief_latencies() -> Iterator[None]:
+    with timed_briefly():
+        yield
 
 
 @pytest.fixture
