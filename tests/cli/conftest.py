@@ -12,7 +12,7 @@ import yaml
 
 import prunegate
 from prunegate.builders import Builder
-from tests.recipe.short import timed_briefly
+from tests.recipe.short import timed_briefly, undrawn
 
 TINY: dict[str, Any] = {
     "name": "tiny",
@@ -39,6 +39,13 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("COLUMNS", "200")
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(TINY, sort_keys=False))
     return tmp_path
+
+
+@pytest.fixture
+def no_picture() -> Iterator[None]:
+    """For runs of which something else is looked at."""
+    with undrawn():
+        yield
 
 
 @pytest.fixture(scope="module")
