@@ -174,7 +174,9 @@ def _difference(row: Row) -> str:
 
 
 def _remark(row: Row) -> str:
-    remarks = [*(limit[:240] for limit in row.get("limits", [])), row.get("message", "")[:240]]
+    limits = row.get("limits", [])
+    remarks = [limit[:240] for limit in sorted(limits, key=lambda limit: not holds_sizes([limit]))[:1]]
+    remarks += [f"{len(limits) - 1} more limits"] * (len(limits) > 1) + [row.get("message", "")[:240]]
     if row.get("weights") == "original":
         remarks.append("original weights: random ones overflow")
     return "; ".join(remark for remark in remarks if remark)
