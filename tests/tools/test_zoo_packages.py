@@ -75,6 +75,6 @@ def test_the_table_of_coverage_counts_models_that_run_at_any_size(tmp_path: Path
     (tmp_path / "results-made-auto.jsonl").write_text("".join(json.dumps(one) + "\n" for one in rows))
     part("table").write_table(tmp_path, tmp_path / "RESULTS.md")
     written = (tmp_path / "RESULTS.md").read_text()
-    assert "Limits were noted for 4 models: 2 are ok and run at any size and batch" in written
+    assert "Limits were noted for 4 models: 2 are ok and not held to the size that was traced" in written
     assert "1 of these without any limit. Measured at abc (4)." in written
     assert "a.b: runs only on inputs of the sizes of then" in written

@@ -121,8 +121,8 @@ def _limits(rows: Sequence[Row]) -> str:
     without = [row for row in free if not row["limits"]]
     revisions = Counter(row.get("revision") or "not noted" for row in noted)
     return (
-        f" Limits were noted for {len(noted)} models: {len(free)} are ok and run at any size and batch that the dense "
-        f"model takes, {len(without)} of these without any limit. "
+        f" Limits were noted for {len(noted)} models: {len(free)} are ok and not held to the size that was traced, "
+        f"{len(without)} of these without any limit. "
         f"Measured at {', '.join(f'{name} ({count})' for name, count in revisions.most_common())}."
     )
 
