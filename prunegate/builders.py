@@ -16,7 +16,7 @@ from torch import nn
 
 from prunegate import cifar_resnet
 from prunegate.errors import ModelNameError, nearest
-from prunegate.without_data import drop_data, with_little_data, without_data
+from prunegate.without_data import drop_data, with_little_data, without_data, without_parameters
 
 LIBRARIES = ("timm", "torchvision", "prunegate")
 # Arguments with which the libraries download or read weights, code or configuration.
@@ -125,9 +125,7 @@ class Builder:
 
         The global random state is not changed.
         """
-        from accelerate import init_empty_weights
-
-        with torch.random.fork_rng(devices=[]), init_empty_weights(include_buffers=False):
+        with torch.random.fork_rng(devices=[]), without_parameters():
             return self.build()
 
     def zeroed(self) -> nn.Module:

@@ -72,6 +72,15 @@ def with_little_data() -> Iterator[None]:
 
 
 @contextmanager
+def without_parameters() -> Iterator[None]:
+    """In this context modules get their parameters on the meta device, and nothing is written into them."""
+    from accelerate import init_empty_weights
+
+    with init_empty_weights(include_buffers=False), _WithoutValues():
+        yield
+
+
+@contextmanager
 def without_data() -> Iterator[None]:
     """In this context constructors make tensors on the meta device, which takes no memory and little time."""
     with torch.device("meta"), _WithoutValues():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from torchvision.models import resnet18
 import prunegate
 from prunegate.cli import main
 from tests.cli.commands import succeeded
+from tests.recipe.short import timed_briefly
 
 README = (Path(__file__).resolve().parent.parent / "README.md").read_text()
 
@@ -27,10 +29,11 @@ def section(title: str) -> str:
 
 
 @pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "80")
-    return tmp_path
+    with timed_briefly():
+        yield tmp_path
 
 
 def digits() -> TensorDataset:

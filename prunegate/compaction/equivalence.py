@@ -22,7 +22,7 @@ from prunegate.gates import without_dropout
 from prunegate.groups import ExampleInputs, function_name
 from prunegate.groups.following.outputs import names_of_state, tensors_in
 from prunegate.groups.torch_workarounds.kernels import exact_arithmetic
-from prunegate.seeding import seeded
+from prunegate.seeding import seed_torch, seeded
 
 # For a parameter, the kept positions of each of its cut axes.
 Kept: TypeAlias = Mapping[str, Mapping[int, Mask]]
@@ -103,7 +103,7 @@ def run(side: Side, inputs: ExampleInputs, training: bool = False, gradients: bo
             without_dropout(),
             seeded(0),
         ):
-            torch.manual_seed(0)  # on other devices too
+            seed_torch(0)  # on other devices too
             outputs = tensors_in(side.model(*inputs.args, **inputs.kwargs), state, inputs.outputs)
             result = _gradients(outputs, wanted) if gradients else {}
     finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from pathlib import Path
@@ -63,6 +64,10 @@ def compacted(
     gated = prunegate.wrap(model, x, backend=backend)
     gated.set_masks(random_masks(gated.groups, 0.5, 0))
     return prunegate.compact(gated), x
+
+
+# Made once in each process, for all that do not change what they are given.
+compacted_once = functools.cache(compacted)
 
 
 def outputs_of(model: nn.Module, x: Any) -> list[torch.Tensor]:

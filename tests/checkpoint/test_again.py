@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import functools
 import logging
 from pathlib import Path
 
@@ -15,7 +14,7 @@ import prunegate
 from prunegate.builders import Builder
 from prunegate.checkpoint import read_document
 from prunegate.errors import CheckpointError
-from tests.checkpoint.models import compacted, outputs_of, rewritten
+from tests.checkpoint.models import compacted, compacted_once, outputs_of, rewritten
 from tests.conftest import SmallNet, random_masks, randomise
 
 
@@ -23,10 +22,6 @@ def pruned_again(model: nn.Module, x: torch.Tensor, backend: str) -> prunegate.C
     gated = prunegate.wrap(model, x, backend=backend)
     gated.set_masks(random_masks(gated.groups, 0.6, 1))
     return prunegate.compact(gated)
-
-
-# Shared by the ways in which it comes to be pruned again, none of which changes it.
-compacted_once = functools.cache(compacted)
 
 
 @pytest.mark.parametrize("between", ["load", "deepcopy", "nothing"])
@@ -61,7 +56,7 @@ def test_plans_compose(tmp_path: Path, name: str, size: int, first: str, second:
 
 
 def test_plan_cuts_another_dense_checkpoint_alike(tmp_path: Path) -> None:
-    result, x = compacted("timm/test_resnet")
+    result, x = compacted_once("timm/test_resnet", 64, "auto")
     file = tmp_path / "c.safetensors"
     result.save(file)
     other = randomise(Builder.parse("timm/test_resnet").build(), seed=5).eval()
@@ -78,7 +73,7 @@ def test_plan_cuts_another_dense_checkpoint_alike(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_device_and_dtype_are_those_asked_for(tmp_path: Path, dtype: torch.dtype) -> None:
-    result, x = compacted("timm/test_resnet")
+    result, x = compacted_once("timm/test_resnet", 64, "auto")
     result.save(tmp_path / "c.safetensors")
     loaded = prunegate.load(tmp_path / "c.safetensors", device="cpu", dtype=dtype)
     assert {p.dtype for p in loaded.parameters()} == {dtype}

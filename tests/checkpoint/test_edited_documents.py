@@ -19,7 +19,7 @@ from torch import nn
 
 import prunegate
 from prunegate.errors import CheckpointError
-from tests.checkpoint.models import compacted, outputs_of
+from tests.checkpoint.models import compacted_once, outputs_of
 from tests.checkpoint.tampering import HOSTILE, joined, parts, places
 
 EDITS = int(os.environ.get("PRUNEGATE_FUZZ", "40"))
@@ -52,7 +52,7 @@ class Honest:
 
     def __init__(self, folder: Path, name: str, size: int, backend: str) -> None:
         file = folder / "honest.safetensors"
-        compacted(name, size, backend)[0].save(file)
+        compacted_once(name, size, backend)[0].save(file)
         self.header, self.document, self.data = parts(file.read_bytes())
         model = prunegate.load(file)
         self.modules = dict(model.named_modules())

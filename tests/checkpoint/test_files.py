@@ -20,13 +20,13 @@ from prunegate.builders import Builder
 from prunegate.checkpoint import read_document, save
 from prunegate.checkpoint.structure import versions
 from prunegate.errors import CheckpointError
-from tests.checkpoint.models import compacted, rewritten
+from tests.checkpoint.models import compacted, compacted_once, rewritten
 from tests.checkpoint.tampering import rehashed
 from tests.conftest import SmallNet, random_masks
 
 
 def test_file_is_plain_safetensors_without_pickle(tmp_path: Path) -> None:
-    result, _ = compacted("timm/test_resnet")
+    result, _ = compacted_once("timm/test_resnet", 64, "auto")
     file = tmp_path / "compact.safetensors"
     result.save(file, extra={"note": "x"})
     raw = file.read_bytes()
@@ -89,7 +89,7 @@ def test_shared_weights_stay_shared(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    result, _ = compacted("timm/test_resnet")
+    result, _ = compacted_once("timm/test_resnet", 64, "auto")
     file = tmp_path_factory.mktemp("checkpoint") / "c.safetensors"
     result.save(file)
     return file.read_bytes()
@@ -241,7 +241,7 @@ def test_failed_save_leaves_the_old_file(saved: Path, monkeypatch: pytest.Monkey
     import prunegate.checkpoint.files as module
 
     before = saved.read_bytes()
-    result, _ = compacted("timm/test_resnet")
+    result, _ = compacted_once("timm/test_resnet", 64, "auto")
 
     def full(*args: Any, **kwargs: Any) -> None:
         raise OSError(28, "No space left on device")
@@ -277,7 +277,7 @@ def test_header_that_fills_memory_is_refused_unread(tmp_path: Path, size: int) -
 
 
 def test_metadata_that_json_has_no_form_for_writes_nothing(tmp_path: Path) -> None:
-    result, _ = compacted("timm/test_resnet")
+    result, _ = compacted_once("timm/test_resnet", 64, "auto")
     with pytest.raises(CheckpointError, match=r"extra: .*Nothing was written"):
         result.save(tmp_path / "c.safetensors", extra={"accuracy": float("nan")})
     assert list(tmp_path.iterdir()) == []

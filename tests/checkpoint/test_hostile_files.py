@@ -11,6 +11,7 @@ import contextlib
 import json
 import resource
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from hypothesis import strategies as st
 
 import prunegate
 from prunegate.errors import CheckpointError
-from tests.checkpoint.models import compacted, outputs_of
+from tests.checkpoint.models import compacted_once, outputs_of
 from tests.checkpoint.tampering import changed, joined, parts
 from tests.checkpoint.watching import MOST_BYTES, nothing_else_happens
 from tests.conftest import IS_LONG
@@ -30,20 +31,33 @@ from tests.conftest import IS_LONG
 EXAMPLES = 2000 if IS_LONG else 500
 
 
-# Sides of the images of the good files.
-SIZES = {"auto": 64, "graph": 160}
+@dataclass(frozen=True)
+class Good:
+    """An honest file, its tensors' bytes, an input and what its model makes of that."""
+
+    raw: bytes
+    tensors: Any
+    x: torch.Tensor
+    outputs: list[torch.Tensor]
 
 
 @pytest.fixture(scope="module")
-def good(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+def honest(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Good]:
     """Good files, whose loading has brought in whatever good files need."""
     found = {}
     for name, size, backend in (("timm/test_resnet", 64, "auto"), ("timm/test_vit", 160, "graph")):
         file = tmp_path_factory.mktemp("good") / "good.safetensors"
-        compacted(name, size, backend)[0].save(file)
-        prunegate.load(file, verify=True)
-        found[backend] = file.read_bytes()
+        compacted_once(name, size, backend)[0].save(file)
+        model = prunegate.load(file, verify=True)
+        x = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(1))
+        raw = file.read_bytes()
+        found[backend] = Good(raw, parts(raw)[2], x, outputs_of(model, x))
     return found
+
+
+@pytest.fixture(scope="module")
+def good(honest: dict[str, Good]) -> dict[str, bytes]:
+    return {backend: file.raw for backend, file in honest.items()}
 
 
 @settings(
@@ -54,12 +68,11 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
 )
 @given(data=st.data())
 def test_changed_files_are_refused_or_load_as_they_should(
-    good: dict[str, bytes], tmp_path: Path, data: st.DataObject
+    honest: dict[str, Good], tmp_path: Path, data: st.DataObject
 ) -> None:
-    backend = data.draw(st.sampled_from(("auto", "auto", "auto", "auto", "graph")))
-    raw = good[backend]
+    good = honest[data.draw(st.sampled_from(("auto", "auto", "auto", "auto", "graph")))]
     file = tmp_path / "changed.safetensors"
-    file.write_bytes(changed(raw, data))
+    file.write_bytes(changed(good.raw, data))
     with nothing_else_happens(file):
         try:
             loaded = prunegate.load(file)
@@ -71,17 +84,8 @@ def test_changed_files_are_refused_or_load_as_they_should(
         assert str(file) in refused  # where
         return
     # What is for people alone may say anything; the weights are those of the good file, and so is what they give.
-    _, _, tensors = parts(raw)
-    assert parts(file.read_bytes())[2] == tensors
-    size = SIZES[backend]
-    x = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(1))
-    expected = outputs_of(prunegate.load(honest_file(raw, tmp_path)), x)
-    assert all(map(torch.equal, outputs_of(loaded, x), expected))
-
-
-def honest_file(raw: bytes, folder: Path) -> Path:
-    (folder / "honest.safetensors").write_bytes(raw)
-    return folder / "honest.safetensors"
+    assert parts(file.read_bytes())[2] == good.tensors
+    assert all(map(torch.equal, outputs_of(loaded, good.x), good.outputs))
 
 
 def whole(change: Callable[[dict[str, Any]], Any]) -> Callable[[bytes], bytes]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import yaml
 
 import prunegate
 from prunegate.builders import Builder
+from tests.recipe.short import timed_briefly, undrawn
 
 TINY: dict[str, Any] = {
     "name": "tiny",
@@ -24,6 +26,12 @@ TINY: dict[str, Any] = {
 }
 
 
+@pytest.fixture(scope="package", autouse=True)
+def brief_latencies() -> Iterator[None]:
+    with timed_briefly():
+        yield
+
+
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The working directory, which holds one recipe and nothing else."""
@@ -31,6 +39,13 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("COLUMNS", "200")
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(TINY, sort_keys=False))
     return tmp_path
+
+
+@pytest.fixture
+def no_picture() -> Iterator[None]:
+    """For runs of which something else is looked at."""
+    with undrawn():
+        yield
 
 
 @pytest.fixture(scope="module")

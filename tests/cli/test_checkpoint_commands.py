@@ -155,6 +155,7 @@ def test_verify_and_export_print_json(folder: Path, run_folder: Path, capsys: py
         assert found["bytes"] == (folder / out).stat().st_size
 
 
+@pytest.mark.usefixtures("no_picture")
 def test_exports_say_what_inputs_and_classes_mean(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     succeeded(capsys, "run", "tiny.yaml", "-q", "--out", "run")
     data = read_document(folder / "run" / "compact.safetensors").extra["data"]
@@ -194,6 +195,7 @@ def test_export_refuses(
     assert expected in refused(folder, capsys, "export", "done", *arguments)
 
 
+@pytest.mark.usefixtures("no_picture")
 def test_recipe_may_name_a_model_of_the_users_own(folder: Path, own: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (folder / "my_net.py").write_text(
         "import timm\n\ndef build(width):\n    return timm.create_model('test_resnet', in_chans=1, num_classes=width)\n"

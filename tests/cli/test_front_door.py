@@ -161,6 +161,7 @@ def test_options_of_all_commands_stand_before_or_after(
     assert (capsys.readouterr().out == "") == (level == logging.ERROR)
 
 
+@pytest.mark.usefixtures("no_picture")
 def test_a_run_prints_its_summary_as_json_and_nothing_else(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     printed = json.loads(succeeded(capsys, "run", "tiny.yaml", "--json", "-q"))
     assert printed == json.loads((folder / "runs" / "tiny" / "summary.json").read_text())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from prunegate.errors import ExportError
 from prunegate.exporting import FORMATS, export_model
 from prunegate.exporting import export as module
 from prunegate.groups import ExampleInputs
-from tests.checkpoint.models import compacted
+from tests.checkpoint.models import compacted_once
 
 FIVE = torch.randn(5, 3, 64, 64, generator=torch.Generator().manual_seed(1))
 
@@ -25,8 +26,8 @@ FIVE = torch.randn(5, 3, 64, 64, generator=torch.Generator().manual_seed(1))
 @pytest.mark.parametrize("format", FORMATS)
 @pytest.mark.parametrize(("name", "backend"), [("timm/test_resnet", "auto"), ("timm/test_convnext", "graph")])
 def test_file_takes_any_number_of_samples(tmp_path: Path, format: str, name: str, backend: str) -> None:
-    result, x = compacted(name, 64, backend)
-    model = result.model.train()
+    result, x = compacted_once(name, 64, backend)
+    model = copy.deepcopy(result.model).train()
     file = tmp_path / f"compact.{format}"
     done = export_model(model, ExampleInputs.of(x), file, format)
     assert done.max_rel <= 1e-5
@@ -43,7 +44,7 @@ def test_file_takes_any_number_of_samples(tmp_path: Path, format: str, name: str
 
 
 def test_opset_is_the_one_asked_for(tmp_path: Path) -> None:
-    result, x = compacted("timm/test_resnet")
+    result, x = compacted_once("timm/test_resnet", 64, "auto")
     export_model(result.model, ExampleInputs.of(x), tmp_path / "c.onnx", "onnx", opset=20)
     assert onnx.load(tmp_path / "c.onnx").opset_import[0].version == 20
 

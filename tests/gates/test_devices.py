@@ -5,6 +5,8 @@ Mixed devices raise, and so does everything that would wait for the device, such
 
 from __future__ import annotations
 
+import copy
+import functools
 from dataclasses import replace
 
 import pytest
@@ -65,10 +67,16 @@ def to_fake_cuda(gated: prunegate.GatedModel) -> prunegate.GatedModel:
     return gated
 
 
-def wrapped(name: str) -> tuple[prunegate.GatedModel, tuple[int, ...]]:
+@functools.cache
+def wrapped_once(name: str) -> prunegate.GatedModel:
+    """For all tests, which must not change it."""
     made, shape = MODELS[name]
     torch.manual_seed(0)
-    return prunegate.wrap(made(), torch.randn(shape)), shape
+    return prunegate.wrap(made(), torch.randn(shape))
+
+
+def wrapped(name: str) -> tuple[prunegate.GatedModel, tuple[int, ...]]:
+    return copy.deepcopy(wrapped_once(name)), MODELS[name][1]
 
 
 def test_mixed_devices_and_reading_raise() -> None:
@@ -139,7 +147,7 @@ def test_the_dry_run_of_wrap_stays_on_the_device(name: str) -> None:
     from prunegate.compaction import CutRuns
     from prunegate.compaction.dry_run import _halves, randomised_copy, value_fault_of
 
-    plain, _ = wrapped(name)
+    plain = wrapped_once(name)
     keep, _ = _halves(plain.analysis, frozenset(group.name for group in plain.groups))
     runs = CutRuns.of(plain.trace, plain.analysis, keep, plain.example_inputs)
     dense = randomised_copy(plain.dense_copy(), plain.example_inputs)

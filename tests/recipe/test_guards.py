@@ -24,6 +24,8 @@ from prunegate.recipe.stages import Stages
 from prunegate.training import Fit
 from tests.recipe.test_resume import RECIPE, StopAfter, recipe
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
 
 def short(**changed: Any) -> Recipe:
     stages = {name: {"epochs": 1, "learning_rate": 0.05} for name in ("dense", "gate", "finetune")}

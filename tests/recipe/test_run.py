@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,6 +22,7 @@ from prunegate.recipe.run import _repeatable_convolutions
 from prunegate.recipe.schema import RecoverySettings
 from prunegate.report import Comparison, RunStart, counted_macs
 from tests.conftest import SmallNet
+from tests.recipe.short import undrawn
 
 BASE: dict[str, Any] = {
     "name": "small",
@@ -87,6 +88,13 @@ def one_run(folder: Path) -> tuple[RunSummary, Recorder]:
     summary = run(recipe(), folder, recorder)
     torch.set_num_threads(threads)
     return summary, recorder
+
+
+@pytest.fixture
+def no_picture() -> Iterator[None]:
+    """For the runs of single tests; the finished one has its picture."""
+    with undrawn():
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -172,6 +180,7 @@ def test_summary_agrees_with_what_is_returned(finished: tuple[RunSummary, Record
     assert written["certificate"]["float64"]["max_rel"] <= 1e-9
 
 
+@pytest.mark.usefixtures("no_picture")
 def test_same_recipe_gives_the_same_bits(finished: tuple[RunSummary, Recorder], tmp_path: Path) -> None:
     first, _ = finished
     second, _ = one_run(tmp_path / "second")
@@ -239,6 +248,7 @@ def kept_in(checkpoint: Path) -> dict[str, set[int]]:
     return {name: set(kept) for name, kept in plan.kept.items()}
 
 
+@pytest.mark.usefixtures("no_picture")
 def test_several_budgets_give_nested_models_that_each_keep_to_theirs(tmp_path: Path) -> None:
     folder = tmp_path / "nested"
     stages = {"gate": {"epochs": 1, "learning_rate": 0.05}, "finetune": {"epochs": 1, "learning_rate": 0.05}}
@@ -259,6 +269,7 @@ def test_several_budgets_give_nested_models_that_each_keep_to_theirs(tmp_path: P
     assert gate[1]["target_macs"] < gate[0]["target_macs"]
 
 
+@pytest.mark.usefixtures("no_picture")
 def test_two_metrics_are_held_at_once(tmp_path: Path) -> None:
     budget = {"metric": "macs", "fraction": 0.6, "also": {"params": 0.4}}
     run(recipe(budget=budget), tmp_path / "both")
@@ -288,6 +299,7 @@ def test_models_with_batch_norm_are_refitted_only_when_the_recipe_insists(
     assert float(gated.model.norm.running_mean.abs().sum()) > 0  # its statistics are made anew in any case
 
 
+@pytest.mark.usefixtures("no_picture")
 def test_hardened_weights_are_refitted_unless_the_recipe_says_no(tmp_path: Path) -> None:
     small = {"img_size": 16, "patch_size": 4, "in_chans": 1, "num_classes": 10, "embed_dim": 32, "depth": 2}
     accuracies, notes = [], []

@@ -14,6 +14,8 @@ from prunegate.recipe import Recipe, check_recipe, run
 from tests.data.pictures import image_folder
 from tests.recipe.test_resume import StopAfter
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
 
 def soft_margin(scores: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """A loss of one's own: of class probabilities, as mixing makes them."""

@@ -12,6 +12,8 @@ from prunegate import RecipeError, RunStoppedError
 from prunegate.recipe import check_recipe, run
 from tests.recipe.test_resume import StopAfter, recipe
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
 
 def test_csv_and_tensorboard_get_every_epoch_once_also_after_a_resume(tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator

@@ -1,4 +1,4 @@
-"""The zoo of packages: which models it has, what it says of one, and what it sums up."""
+"""The zoo: which models of packages it has, what it says of one, and what its tables sum up."""
 
 from __future__ import annotations
 
@@ -63,3 +63,18 @@ def test_the_table_counts_and_averages(tmp_path: Path) -> None:
     assert "over all 3, those that are not cut as 0 | 0.400 |" in written
     assert "where both ran (1): prunegate, Torch-Pruning | 0.700, 0.600 |" in written
     assert written.splitlines()[-1].startswith("| made/refused |")
+
+
+def test_the_table_of_coverage_counts_models_that_run_at_any_size(tmp_path: Path) -> None:
+    old = {"model": "made/old", "status": "ok", "removed": 0.7, "wrap_s": 1.0, "worst": 0.0}
+    free = old | {"model": "made/free", "revision": "abc", "limits": []}
+    mode = free | {"model": "made/mode", "limits": ["the model: training mode could not be followed: why"]}
+    held = free | {"model": "made/held", "limits": ["a.b: runs only on inputs of the sizes of then"]}
+    refuses = free | {"model": "made/refuses", "status": "batch"}
+    rows = [old, free, mode, held, refuses]
+    (tmp_path / "results-made-auto.jsonl").write_text("".join(json.dumps(one) + "\n" for one in rows))
+    part("table").write_table(tmp_path, tmp_path / "RESULTS.md")
+    written = (tmp_path / "RESULTS.md").read_text()
+    assert "Limits were noted for 4 models: 2 are ok and not held to the size that was traced" in written
+    assert "1 of these without any limit. Measured at abc (4)." in written
+    assert "a.b: runs only on inputs of the sizes of then" in written

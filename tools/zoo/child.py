@@ -18,7 +18,7 @@ from torch import nn
 
 from zoo.exact import TOLERANCE, Apart, RefusedError, apart, run, tensors_of
 from zoo.models import Case, build
-from zoo.sampling import finite, masks_of, pinned_of
+from zoo.sampling import finite, masks_of, pinned_of, revision
 
 TRACED_BATCH = 2
 # Share of the units of every group that stays, and the number of samples it is compared on. The first is the
@@ -91,6 +91,7 @@ def _check(case: Case, backend: str, report: Report) -> None:
     import prunegate
 
     row = report.row
+    row["revision"] = revision()
     if not case.pretrained:
         row["weights"] = _randomise(case)
     report.stage("wrap")
@@ -100,6 +101,7 @@ def _check(case: Case, backend: str, report: Report) -> None:
     row["groups"] = len(gated.groups)
     row["units"] = sum(group.num_units for group in gated.groups)
     row["pinned"] = pinned_of(gated.pinned)
+    row["limits"] = [str(limit) for limit in gated.limits]
     class_before = type(case.model)
     case.model = nn.Module()  # the gated model has its own copy, and large models need the memory
     worst, shows, remarks = 0.0, True, []

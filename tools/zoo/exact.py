@@ -87,7 +87,8 @@ def apart(gated: nn.Module, compact: nn.Module, inputs: Any, selects: bool) -> A
     if not selects or (difference <= TOLERANCE and not empty):
         return Apart(difference, shows=_vary(expected))
     _, others = _outputs(compact, inputs, True, paths, proposals=parts.get(_PROPOSALS))
-    common = [path for path in paths if path in parts and path in others]
+    # A part that has lost channels itself, as a feature pyramid does, is compared by what reads it.
+    common = [path for path in paths if path in parts and path in others and _alike(parts[path], others[path])]
     if not common:
         why = "nothing was detected" if empty else "it picked otherwise"
         return Apart(difference, f"{why}, and there is no backbone or head to compare instead", shows=not empty)
@@ -96,9 +97,13 @@ def apart(gated: nn.Module, compact: nn.Module, inputs: Any, selects: bool) -> A
     return Apart(worst, f"{why}: compared {', '.join(common)}", shows=all(_vary(parts[path]) for path in common))
 
 
+def _alike(expected: list[torch.Tensor], found: list[torch.Tensor]) -> bool:
+    return [tuple(t.shape) for t in expected] == [tuple(t.shape) for t in found]
+
+
 def relative(expected: list[torch.Tensor], found: list[torch.Tensor]) -> float:
     """max|a-b| / max|a| over all tensors; infinite if their shapes differ."""
-    if [tuple(t.shape) for t in expected] != [tuple(t.shape) for t in found]:
+    if not _alike(expected, found):
         return math.inf
     biggest = largest = 0.0
     for a, b in zip(expected, found, strict=True):

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import gc
 import signal
-import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -24,7 +22,8 @@ from prunegate.errors import CompactionError, PrunegateError
 from prunegate.groups import ExampleInputs
 from zoo.packages import PackageCase, case_of
 from zoo.peer import pruned
-from zoo.sampling import finite, masks_of, pinned_of
+from zoo.sampling import finite, masks_of, pinned_of, revision
+from zoo.table import holds_sizes
 
 if TYPE_CHECKING:
     from zoo.child import Report
@@ -37,8 +36,6 @@ PEER_RATIO = 0.5
 ROUNDING = "rounding alone"
 # A difference above this shows nothing, even if rounding explains it.
 HIDES = 1e-3
-# What is in a limit on the size of inputs.
-_OF_SIZES = "of the sizes"
 PEER_SECONDS = 30
 _NOISE = 0.03
 
@@ -46,7 +43,7 @@ _NOISE = 0.03
 def measure(name: str, report: Report) -> None:
     """Wrap, and at each density cut and compare; then let the peer prune the same model."""
     case = case_of(name)
-    report.row["revision"] = _revision()
+    report.row["revision"] = revision()
     model = _built(case)
     report.row["params"] = sum(parameter.numel() for parameter in model.parameters())
     try:
@@ -60,12 +57,6 @@ def measure(name: str, report: Report) -> None:
     with _at_most(PEER_SECONDS):
         report.row["peer"] = pruned(_built(case), case.inputs(TRACED_BATCH, case.size), PEER_RATIO, case.selects)
     report.stage("done")
-
-
-def _revision() -> str:
-    """The commit of the library that is measured, if it is in a checkout."""
-    command = ["git", "-C", str(Path(prunegate.__file__).parent), "rev-parse", "--short", "HEAD"]
-    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
 
 
 @contextmanager
@@ -213,6 +204,6 @@ def _verdict(row: dict[str, Any], tolerance: float) -> tuple[str, str]:
         return "wrong", f"at: {', '.join(wrong)}"
     if hidden:
         return "vacuous", f"rounding hides it at: {', '.join(hidden)}"
-    if refused or any(_OF_SIZES in limit for limit in row["limits"]):
+    if refused or holds_sizes(row["limits"]):
         return "limited", "; ".join(f"{place}: {notes[place]}" for place in refused)
     return ("exact", "") if row["differences"] else ("vacuous", "nothing could be compared")

@@ -1,10 +1,12 @@
-"""Random masks, and figures as JSON holds them."""
+"""Random masks, what is noted of a wrapped model, and figures as JSON holds them."""
 
 from __future__ import annotations
 
 import math
+import subprocess
 from collections import Counter
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,6 +28,14 @@ def pinned_of(groups: Any) -> list[tuple[str, int]]:
     for group in groups:
         channels[group.pin.reason[:100]] += group.num_units
     return channels.most_common(3)
+
+
+def revision() -> str:
+    """The commit of the library that is measured, if it is in a checkout."""
+    import prunegate  # only where it is measured: other libraries' rows hold their own memory and time
+
+    command = ["git", "-C", str(Path(prunegate.__file__).parent), "rev-parse", "--short", "HEAD"]
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
 
 
 def finite(value: float) -> float | None:

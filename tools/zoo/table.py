@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from statistics import mean, median
 from typing import Any
@@ -11,6 +12,8 @@ from typing import Any
 Row = dict[str, Any]
 PEERS = {"torch-pruning": "Torch-Pruning"}
 _GOOD_SHARE = 0.45
+# What is in a limit on the size of inputs.
+_OF_SIZES = "of the sizes"
 _INTRODUCTION = """# Coverage
 
 Written by `python tools/zoo.py`. Each model is wrapped with a batch of two (one thread, CPU), given random weights,
@@ -21,6 +24,7 @@ gated and compact model are then compared in float64 on new inputs with another 
 - worst: largest max|a−b| / max|a| over all outputs and masks.
 - ok: exact to 1e-9 each time. batch: exact, but the compact model runs at the traced batch size only. mismatch: not
   exact. vacuous: exact, but the outputs do not vary, so that says nothing. crash and timeout: see the remark.
+- Limits stand under remark. Rows of models that were last run before limits were noted have none.
 - Torch-Pruning, where it was run: 30 % of the channels by magnitude, out of the box, that is with nothing told about
   the model (such as its numbers of heads) but its class layers. ok: the pruned model runs and returns outputs of the
   same shapes; shapes: it runs, but they differ; nothing: no MACs are gone. Its ratio is another one, so its share is
@@ -54,6 +58,11 @@ def read_rows(path: Path) -> dict[str, Row]:
         except (ValueError, KeyError, TypeError):
             continue
     return rows
+
+
+def holds_sizes(limits: Iterable[str]) -> bool:
+    """Whether one of the limits is on the size of inputs, so that the compact model runs at no other."""
+    return any(_OF_SIZES in limit for limit in limits)
 
 
 def write_table(folder: Path, out: Path) -> None:
@@ -99,7 +108,22 @@ def _summary(rows: list[Row]) -> str:
         f"{lowest['removed']:.3f} ({_short(lowest)}), median wrap {median(row['wrap_s'] for row in good):.1f} s. "
         f"Share of all models that are ok with at least {_GOOD_SHARE} removed: {enough / len(rows):.3f}; "
         f"with the module back-end, that is with the class kept: {kept_enough / len(rows):.3f}. "
-        f"Worst finite difference of any model: {worst:.1e}."
+        f"Worst finite difference of any model: {worst:.1e}." + _limits(rows)
+    )
+
+
+def _limits(rows: Sequence[Row]) -> str:
+    """How many models run at any size, of those whose limits were noted, and at which revisions that was."""
+    noted = [row for row in rows if "limits" in row]
+    if not noted:
+        return ""
+    free = [row for row in noted if row.get("status") == "ok" and not holds_sizes(row["limits"])]
+    without = [row for row in free if not row["limits"]]
+    revisions = Counter(row.get("revision") or "not noted" for row in noted)
+    return (
+        f" Limits were noted for {len(noted)} models: {len(free)} are ok and not held to the size that was traced, "
+        f"{len(without)} of these without any limit. "
+        f"Measured at {', '.join(f'{name} ({count})' for name, count in revisions.most_common())}."
     )
 
 
@@ -150,7 +174,9 @@ def _difference(row: Row) -> str:
 
 
 def _remark(row: Row) -> str:
-    remarks = [row.get("message", "")[:240]]
+    limits = row.get("limits", [])
+    remarks = [limit[:240] for limit in sorted(limits, key=lambda limit: not holds_sizes([limit]))[:1]]
+    remarks += [f"{len(limits) - 1} more limits"] * (len(limits) > 1) + [row.get("message", "")[:240]]
     if row.get("weights") == "original":
         remarks.append("original weights: random ones overflow")
     return "; ".join(remark for remark in remarks if remark)

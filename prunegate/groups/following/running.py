@@ -17,6 +17,7 @@ from prunegate.groups.torch_workarounds.copies import modules_by_path
 from prunegate.groups.torch_workarounds.draws import Dropped, ScalarDraws
 from prunegate.groups.torch_workarounds.fake_tensors import FakeTensors
 from prunegate.groups.torch_workarounds.kernels import decomposed_attention
+from prunegate.seeding import seed_torch
 
 
 @contextlib.contextmanager
@@ -113,7 +114,7 @@ class _Reseeded(TorchFunctionMode):
     ) -> Any:
         if function_name(func) in _DRAWING:
             self._drawn += 1
-            torch.manual_seed(self._drawn)
+            seed_torch(self._drawn)
         return func(*args, **(kwargs or {}))
 
 
