@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
 # All that needs a GPU, in one command that ends within 12 minutes on one H100 or H200: the tests that are skipped
-# elsewhere, what gates cost in a step, seconds of wrap, latencies asked for and met, and runs of recipes. From a checkout, with nothing installed
-# from it:
+# elsewhere, what gates cost in a step, seconds of wrap, latencies asked for and met, and runs of recipes. From a
+# checkout, with nothing installed from it:
 #
 #     tools/device.sh [FOLDER_FOR_RESULTS] [PARTS]
 #
-# PARTS are of: tests wrap eager counts compiled latency recipes cifar; all without any. Wheels that the machine lacks are taken
-# from .whl, and CIFAR-10's archives from .cifar, if these folders are there. Results are written as they come.
+# PARTS are of: tests wrap eager counts compiled latency recipes cifar; all without any. Wheels that the machine lacks
+# are taken from .whl, and CIFAR-10's archives from .cifar, if these folders are there. Results are written as they
+# come.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 out=$(realpath -m "${1:-runs/device}")
