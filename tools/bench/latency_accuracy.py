@@ -50,11 +50,15 @@ def main() -> int:
     torch.set_num_threads(1)
     options.dense.mkdir(parents=True, exist_ok=True)
     lines = options.out.with_suffix(".jsonl")
+    known = [json.loads(line) for line in lines.read_text().splitlines()] if lines.exists() else []
+    done = {(row["task"], row["seed"], row["method"]) for row in known}  # go on where an earlier run ended
     for seed in range(options.seeds):
         for name in options.tasks:
             task = TASKS[name]
             dense = dense_model(task, seed, options.dense)
             for method in METHODS:
+                if (name, seed, method) in done:
+                    continue
                 row = {"task": name, "seed": seed, "method": method, "dense": accuracy_of(dense, task)}
                 row |= measured(method, dense, task, seed)
                 with lines.open("a") as file:
