@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from pydantic import ValidationError
 from torch import nn
 
 from prunegate.costs.latency_cost import LatencyCost, Surface, TimedCell
@@ -26,10 +25,11 @@ from prunegate.latency.cache import Cache, described, environment, surface_of
 from prunegate.latency.cell_times import CellTimes
 from prunegate.latency.cells import Cell, cells_of
 from prunegate.latency.conditions import clock_of, conditions
-from prunegate.latency.settings import LatencySettings, Precision, Runtime
+from prunegate.latency.settings import LatencySettings
+from prunegate.latency.subnetworks import random_subnetwork
 from prunegate.measuring import Timing, time_in_turn
 from prunegate.runtimes import Preparer, Setting, of_batch
-from prunegate.wrapping import GatedModel, candidate, gated_model
+from prunegate.wrapping import GatedModel, candidate
 
 logger = logging.getLogger(__name__)
 
@@ -156,6 +156,10 @@ class Latency:
     def of_model(self, gated: GatedModel) -> Latency:
         """The same measurements for another gating of the same model."""
         return Latency.of_state(gated, self.state_dict(), self._agree)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Calls of models and of other processes are made anew.
+        return {**vars(self), "_dense": None, "_agree": None}
 
     def __repr__(self) -> str:
         s = self.settings
@@ -312,17 +316,6 @@ class Latency:
         return Measured(ours, dense)
 
 
-def random_subnetwork(gated: GatedModel, generator: np.random.Generator) -> Mask:
-    """A random mask: around one density for the whole model, every group by itself."""
-    keep = np.zeros(gated.analysis.num_units, dtype=bool)
-    density = generator.uniform(0.15, 1.0)
-    for group in gated.groups:
-        share = np.clip(density * generator.uniform(0.6, 1.4), 0.0, 1.0)
-        count = max(group.least, round(group.num_units * share))
-        keep[group.first_unit + generator.permutation(group.num_units)[:count]] = True
-    return keep
-
-
 def _of(axis: Ids, units: Ids) -> Ids:
     """An axis in the gated model's numbering."""
     return np.where(axis >= 0, units[axis], -1)
@@ -332,50 +325,3 @@ def _told(tape: Tape, cell: Cell) -> str:
     if isinstance(cell.operation, int):
         return str(tape.operations[cell.operation].func)
     return str(getattr(cell.operation.target, "__name__", cell.operation.target))
-
-
-@torch.inference_mode(False)
-def measure_latency(
-    gated: GatedModel,
-    batch_size: int = 1,
-    *,
-    device: str | None = None,
-    threads: int | None = None,
-    precision: Precision = "float32",
-    runtime: Runtime = "eager",
-    cache: Path | None = None,
-) -> Latency:
-    """Measure the operations of a gated model on this machine, so that ``"latency_ms"`` becomes one of its costs.
-
-    Each distinct operation is timed over its input and output widths (seconds to a minute; kept for the next time in
-    the user's cache folder), and the sum is calibrated on whole random subnetworks. Do it with trained weights, on an
-    idle machine, and where the compact model will run.
-
-    Args:
-        batch_size: Samples in one call; the example inputs are repeated to as many.
-        device: By default the model's.
-        threads: Threads that torch computes with; by default as many as now.
-        precision: Type of weights and inputs, ``"float32"``, ``"bfloat16"`` or ``"float16"``.
-        runtime: ``"eager"``, ``"compiled"`` or ``"onnxruntime"``. Operations are always timed eagerly; calibration and
-            `GatedModel.harden` measure whole models in this runtime.
-        cache: Folder of measured operations; by default in the user's cache folder.
-
-    Returns:
-        The latency, which is also ``gated.latency``.
-
-    Raises:
-        NotGatedError: ``gated`` is not a gated model.
-        BudgetError: A setting is not among those above.
-    """
-    gated = gated_model(gated, "measure_latency")
-    try:
-        settings = LatencySettings(
-            batch_size=batch_size, device=device, threads=threads, precision=precision, runtime=runtime
-        )
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise BudgetError(
-            f"measure_latency: {first['loc'][0]}: found {first['input']!r}, expected otherwise: {first['msg']}."
-        ) from error
-    gated.latency = latency = Latency.measure(gated, settings, cache)
-    return latency

@@ -31,7 +31,7 @@ from prunegate.recipe.trackers import trackers_of
 from prunegate.training import Budget, Processes
 from prunegate.weight_files import load_weights
 from prunegate.wrapping import GatedModel, wrap
-from prunegate.wrapping.gated_model import unreachable
+from prunegate.wrapping.closest_mask import unreachable
 
 
 def run(

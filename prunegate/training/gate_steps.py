@@ -17,7 +17,7 @@ from prunegate.training.optimizers import logit_optimizer
 from prunegate.training.tau import Schedule, TauSchedule
 from prunegate.training.watch import TrainingWatch
 from prunegate.wrapping import GatedModel, gated_model
-from prunegate.wrapping.gated_model import unreachable
+from prunegate.wrapping.closest_mask import unreachable
 
 # How far a logit moves that is pushed in one direction for the whole gate stage; its whole range is 9.2.
 LOGIT_TRAVEL = 30.0

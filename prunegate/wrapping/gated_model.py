@@ -2,48 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Literal, Protocol
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import nn
 
 from prunegate.compaction import FixUps, Limit, limits_of
 from prunegate.compaction.plan import Mask
-from prunegate.costs import COUNTS, METRICS, Cost, CostModel, MemoryCost, amount, keep_within
+from prunegate.costs import METRICS, Cost, CostModel, MemoryCost
 from prunegate.errors import BudgetError, DivergedError, nearest
 from prunegate.gates import Gates, GateSites, remove_call_sites, standardised_magnitudes
 from prunegate.groups import Analysis, ChannelGroup, ExampleInputs, PinnedGroup, Trace, copy_with, the_same
 from prunegate.groups.solving.allocations import tensors_of_run
 from prunegate.groups.torch_workarounds.kernels import has_fused_layers, unfused_layers
 from prunegate.numbers import is_number
+from prunegate.wrapping.closest_mask import HasLimit, MeasuresLatency, closest_mask
 from prunegate.wrapping.explain import Explanation, explain
 from prunegate.wrapping.reach import Reach, cost_models, fewest_units
-
-
-class HasLimit(Protocol):
-    """The part of a budget that `GatedModel.harden` needs."""
-
-    @property
-    def metric(self) -> str: ...
-
-    def limit_for(self, dense_cost: float) -> float: ...
-
-
-class MeasuresLatency(Protocol):
-    """The part of `prunegate.latency.Latency` that a gated model needs."""
-
-    @property
-    def cost(self) -> Cost: ...
-
-    @property
-    def batch_size(self) -> int: ...
-
-    @property
-    def blocks(self) -> list[int]: ...
-
-    def meet(self, propose: Callable[[float], Mask | None], limit: float) -> Mask | None: ...
 
 
 class GatedModel(nn.Module):
@@ -182,7 +158,7 @@ class GatedModel(nn.Module):
     def cost(self, metric: str) -> Cost:
         """The cost of that name as a function of masks."""
         if metric == "latency_ms":
-            return self._measured().cost
+            return self.measured_latency().cost
         if metric == "memory_mb":
             return self._memory()
         if metric not in self._costs:
@@ -204,7 +180,12 @@ class GatedModel(nn.Module):
             )
         return self._memories[batch_size]
 
-    def _measured(self) -> MeasuresLatency:
+    def measured_latency(self) -> MeasuresLatency:
+        """What predicts and measures milliseconds.
+
+        Raises:
+            BudgetError: Nothing has been measured.
+        """
         if self.latency is None:
             raise BudgetError(
                 "latency_ms: the latency of this model's operations has not been measured. Call "
@@ -273,41 +254,11 @@ class GatedModel(nn.Module):
             BudgetError: Even the fewest units allowed cost more, or no budget was given.
             DivergedError: Logits are not finite.
         """
-        self.gates.fix(self._by_group(self._closest(*budgets)))
+        self.gates.fix(self._by_group(closest_mask(self, budgets)))
 
     def _by_group(self, keep: Mask) -> dict[str, torch.Tensor]:
         hard = torch.from_numpy(keep)
         return {group.name: hard[group.units] for group in self.analysis.groups}
-
-    def _closest(self, *budgets: HasLimit | tuple[str, float]) -> Mask:
-        """The mask that `harden` fixes."""
-        if not budgets:
-            raise BudgetError("harden: no budget was given, expected one or more. Call harden(Budget('macs', 0.5)).")
-        limits = [self._limit_of(budget) for budget in budgets]
-        logits = self.gates.logits.detach().double().cpu().numpy()
-        if not np.isfinite(logits).all():
-            raise DivergedError(
-                "harden: found logits that are not finite, expected numbers. They decide which units are removed. The "
-                "loss was not finite in some step. Go back to an earlier state, and look for NaN in the data or the "
-                "weights."
-            )
-        units = [group.units for group in self.analysis.groups]
-        allowed = self.gates.open_units().cpu().numpy()
-        if self.round_to == "auto":
-            self._measured()
-        steps, least = self.steps(), [group.least for group in self.groups]
-        counted = [(self.cost(metric), limit) for metric, limit in limits if metric != "latency_ms"]
-        timed = min((limit for metric, limit in limits if metric == "latency_ms"), default=None)
-
-        def within(milliseconds: float | None) -> Mask | None:
-            costs = counted if milliseconds is None else [*counted, (self.cost("latency_ms"), milliseconds)]
-            return keep_within(costs, logits, units, steps, allowed, least)
-
-        keep = within(None) if timed is None else self._measured().meet(within, timed)
-        if keep is None:
-            metric, limit = next((one for one in limits if one[1] < self.least_cost(one[0])), limits[0])
-            raise BudgetError(unreachable(self, metric, limit))
-        return keep
 
     def steps(self) -> int | list[int]:
         """The step of kept counts: one number for all groups, or one of each."""
@@ -319,25 +270,6 @@ class GatedModel(nn.Module):
         if any(group.multiple > 1 for group in self.groups):
             return [group.step(given) for group in self.groups]
         return given
-
-    def _limit_of(self, budget: HasLimit | tuple[str, float]) -> tuple[str, float]:
-        """The metric and the absolute limit of one budget."""
-        if not isinstance(budget, tuple) and hasattr(budget, "limit_for") and hasattr(budget, "metric"):
-            return budget.metric, budget.limit_for(self.dense_cost(budget.metric))
-        if isinstance(budget, tuple) and len(budget) == 2 and isinstance(budget[0], str) and is_number(budget[1]):
-            metric, limit = budget
-            if 0 < limit <= 1 and metric in COUNTS:
-                raise BudgetError(
-                    f"harden: found {limit} {metric}, expected an absolute limit such as "
-                    f"{amount(self.dense_cost(metric), metric)}, the dense cost. For a share of it, call "
-                    f"harden(Budget({metric!r}, {limit}))."
-                )
-            return metric, limit
-        share = f"{budget}" if is_number(budget) and 0 < budget <= 1 else "0.5"
-        raise BudgetError(
-            f"harden: found {budget!r}, expected a Budget, or a metric and its absolute limit. Call "
-            f"harden(Budget('macs', {share}))."
-        )
 
     # The way back ------------------------------------------------------------------------------
 
@@ -361,15 +293,3 @@ class GatedModel(nn.Module):
         reach = {self.backend: Reach.of(self.analysis, self.steps()), **self._other_reach}
         macs, params = self._costs["macs"], self._costs["params"]
         return explain(self.analysis, macs, params, macs.exact(self.narrowest()), self.backend, reach, self.limits)
-
-
-def unreachable(gated: GatedModel, metric: str, limit: float) -> str:
-    """The message for a budget below what the gates can reach."""
-    dense, least = gated.dense_cost(metric), gated.least_cost(metric)
-    told, of_dense, lowest = (amount(value, metric) for value in (limit, dense, least))
-    fewest = "A block" if gated.round_to == "auto" else f"At least {gated.round_to} unit(s)"
-    return (
-        f"budget: found {told} {metric} ({limit / dense:.4f} of the dense {of_dense}), expected at least {lowest} "
-        f"({least / dense:.4f}). {fewest} of each channel group and all channels that are not prunable are kept. Raise "
-        "the fraction, or see gated.explain() for what is not prunable."
-    )

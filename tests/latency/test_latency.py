@@ -156,8 +156,9 @@ def test_measured_masks_are_not_measured_again(monkeypatch: pytest.MonkeyPatch) 
 def test_gated_model_with_a_latency_can_be_copied() -> None:
     gated = wrapped()
     prunegate.measure_latency(gated)
-    copied = copy.deepcopy(gated)
-    assert copied.dense_cost("latency_ms") == gated.dense_cost("latency_ms")
+    for copied in (copy.deepcopy(gated), pickle.loads(pickle.dumps(gated))):
+        assert copied.dense_cost("latency_ms") == gated.dense_cost("latency_ms")
+        assert copied.latency.milliseconds(copied.narrowest()) < 10.0
 
 
 def test_latency_without_measurement_says_what_to_call() -> None:
