@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from pydantic import ValidationError
 
 import prunegate
@@ -109,6 +110,22 @@ def test_limit_in_milliseconds_and_a_second_metric(tmp_path: Path) -> None:
     assert summary["latency_ms"]["compact"] <= 7.5
     compact, dense = summary["comparison"]["compact"]["params"], summary["comparison"]["dense"]["params"]
     assert compact <= 0.8 * dense
+
+
+def test_memory_in_megabytes_is_met_without_measuring(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    run(recipe(budget={"metric": "memory_mb", "fraction": 0.6}), folder)
+    assert not (folder / "latency.json").exists()
+    gated = prunegate.wrap(_small(), torch.zeros(2, 1, 16, 16))
+    kept = prunegate.load_plan(folder / "compact.safetensors").kept
+    gated.set_masks({group.name: _mask(group.num_units, kept[group.name]) for group in gated.groups})
+    assert gated.realised_cost("memory_mb") <= 0.6 * gated.dense_cost("memory_mb")
+
+
+def _mask(count: int, kept: Sequence[int]) -> torch.Tensor:
+    mask = torch.zeros(count, dtype=torch.bool)
+    mask[list(kept)] = True
+    return mask
 
 
 def test_round_to_is_auto_for_latency_and_one_otherwise() -> None:

@@ -91,3 +91,18 @@ def test_a_ratio_of_times_that_are_not_steady_is_not_shown(comparison: Compariso
     assert ("not steady" in rows["latency, batch 3"]) == (spread > 2)
     told = " ".join(out.getvalue().split())
     assert ("not steady: the times vary by more than 20% of their median" in told) == (spread > 2)
+
+
+@pytest.mark.parametrize(
+    ("compact_ms", "spread", "told"), [(5.0, 0.1, False), (9.9, 0.1, True), (12.0, 0.1, True), (12.0, 4.0, False)]
+)
+def test_a_compact_model_that_is_not_faster_is_named_with_the_remedy(
+    comparison: Comparison, compact_ms: float, spread: float, told: bool
+) -> None:
+    dense = replace(comparison.dense, latencies=(Latency(1, 10.0, 0.1),))
+    compact = replace(comparison.compact, latencies=(Latency(1, compact_ms, spread),))
+    sentence = Comparison(dense, compact).not_faster()
+    assert (sentence is not None) == told
+    if sentence is not None:
+        assert f"at batch 1 the compact model takes {compact_ms:.3g} ms and the dense one 10 ms" in sentence
+        assert "Set gates.round_to: auto" in sentence
