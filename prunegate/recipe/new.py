@@ -80,6 +80,8 @@ def new_recipe(
         *(["  augment: shift           # or shift_flip"] if data in _KNOWN else []),
         "",
         f"budget: {budget}                # of the dense MACs; {{limit: 2_000_000_000}} is absolute",
+        "# budget: {metric: latency_ms, fraction: 0.6}    # instead: milliseconds, measured here before training",
+        "# latency: {batch_size: 1, threads: 1}           # and of which call",
         "",
         "optimizer: {name: sgd, momentum: 0.9, weight_decay: 0.0005}",
         "",
