@@ -67,10 +67,19 @@ class LatencyCost:
         num_units: Length of the keep vectors.
         scale, constant: The total is ``scale · sum of the surfaces + constant`` (milliseconds), from calibration on
             whole models.
+        dense_ms: The measured latency with every unit kept. Its widths are whole blocks, so it is often lower than the
+            calibration says, which is for any widths.
     """
 
-    def __init__(self, cells: Sequence[TimedCell], num_units: int, scale: float = 1.0, constant: float = 0.0) -> None:
-        self.num_units, self.scale, self.constant = num_units, scale, constant
+    def __init__(
+        self,
+        cells: Sequence[TimedCell],
+        num_units: int,
+        scale: float = 1.0,
+        constant: float = 0.0,
+        dense_ms: float | None = None,
+    ) -> None:
+        self.num_units, self.scale, self.constant, self._dense_ms = num_units, scale, constant, dense_ms
         self.cells = tuple(cells)
         # Equal operations with equal axes are evaluated once.
         times: dict[tuple[int, tuple[bytes, ...]], int] = {}
@@ -136,12 +145,14 @@ class LatencyCost:
         self._widths, self._times = torch.from_numpy(widths), torch.from_numpy(times)
         self._blocks, self._shares = torch.from_numpy(blocks), torch.from_numpy(shares)
 
-    def calibrated(self, scale: float, constant: float) -> LatencyCost:
+    def calibrated(self, scale: float, constant: float, dense_ms: float | None = None) -> LatencyCost:
         """The same surfaces with another scale and constant."""
-        return LatencyCost(self.cells, self.num_units, scale, constant)
+        return LatencyCost(self.cells, self.num_units, scale, constant, dense_ms)
 
     def exact(self, keep: npt.NDArray[np.bool_]) -> float:
-        """The predicted milliseconds under hard masks, shape (units,)."""
+        """The predicted milliseconds under hard masks, shape (units,); the measured ones if all units are kept."""
+        if self._dense_ms is not None and bool(np.all(keep)):
+            return self._dense_ms
         return self.scale * self.sum_of_surfaces(keep) + self.constant
 
     def sum_of_surfaces(self, keep: npt.NDArray[np.bool_]) -> float:
@@ -154,7 +165,7 @@ class LatencyCost:
         return times
 
     def dense(self) -> float:
-        """The predicted milliseconds with every unit kept."""
+        """The milliseconds with every unit kept."""
         return self.exact(np.ones(self.num_units, dtype=bool))
 
     def _of_each(self, keep: npt.NDArray[np.bool_]) -> torch.Tensor:

@@ -36,7 +36,7 @@ logger = logging.getLogger(__name__)
 Mask = npt.NDArray[np.bool_]
 
 # Random subnetworks on which the sum of the operations' times is calibrated.
-_CALIBRATION = 6
+_CALIBRATION = 8
 _SECONDS = 1.0
 # Candidates that are built and timed until one meets the limit, the share of the limit to aim at, and the least share
 # that will do.
@@ -136,7 +136,7 @@ class Latency:
         surfaces = {key: surface_of(value) for key, value in state["surfaces"].items()}
         made = cls(gated, settings, surfaces, agree)
         made.dense_ms, made.correction = state["dense_ms"], state["correction"]
-        made.cost = made.cost.calibrated(state["scale"], state["constant"])
+        made.cost = made.cost.calibrated(state["scale"], state["constant"], made.dense_ms)
         made.measurements = dict(state["measurements"])
         return made
 
@@ -204,20 +204,15 @@ class Latency:
         return surfaces
 
     def _calibrate(self) -> None:
-        """Fit the share of the dense latency that the timed operations explain, on random subnetworks."""
+        """Fit scale and constant to random subnetworks, with the least sum of squared relative errors."""
         self.dense_ms = time_in_turn([self._dense_call()], _SECONDS, device=self.device, clock=self._clock)[0].median_ms
         generator = np.random.default_rng(0)
-        whole = np.ones(self._gated.analysis.num_units, dtype=bool)
-        dense = self.cost.sum_of_surfaces(whole)
-        explained: list[tuple[float, float]] = []
-        for _ in range(_CALIBRATION):
-            keep = random_subnetwork(self._gated, generator)
-            saved = 1.0 - self.cost.sum_of_surfaces(keep) / dense
-            explained.append((saved, 1.0 - self.measured(keep).ratio))
-        saved, real = np.array(explained).T
-        share = float(np.clip((saved * real).sum() / (saved * saved).sum(), 0.05, 1.2))
-        logger.info("of the dense latency, %.2f is in operations that were timed", share)
-        self.cost = self.cost.calibrated(self.dense_ms * share / dense, self.dense_ms * (1.0 - share))
+        masks = [random_subnetwork(self._gated, generator) for _ in range(_CALIBRATION)]
+        sums = np.array([self.cost.sum_of_surfaces(keep) for keep in masks])
+        measured = np.array([self.measured(keep).ratio * self.dense_ms for keep in masks])
+        scale, constant = _fitted(sums, measured)
+        logger.info("calibrated: %.3f times the sum of the operations, and %.3g ms", scale, constant)
+        self.cost = self.cost.calibrated(scale, constant, self.dense_ms)
 
     @property
     def batch_size(self) -> int:
@@ -314,6 +309,17 @@ class Latency:
             call = self.call_of(model)
             ours, dense = time_in_turn([call, self._dense_call()], seconds, device=self.device, clock=self._clock)
         return Measured(ours, dense)
+
+
+def _fitted(sums: npt.NDArray[np.float64], measured: npt.NDArray[np.float64]) -> tuple[float, float]:
+    """Scale and constant, neither of them negative."""
+    relative, ones = sums / measured, 1.0 / measured
+    both, *_ = np.linalg.lstsq(np.stack([relative, ones], axis=1), np.ones_like(sums), rcond=None)
+    if both.min() >= 0:
+        return float(both[0]), float(both[1])
+    if both[1] < 0 and relative.any():
+        return float(relative.sum() / (relative**2).sum()), 0.0
+    return 0.0, float(ones.sum() / (ones**2).sum())
 
 
 def _of(axis: Ids, units: Ids) -> Ids:

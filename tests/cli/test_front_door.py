@@ -87,7 +87,10 @@ def test_every_key_is_listed_with_form_default_and_meaning() -> None:
     keys = {key.path: key for key in recipe_keys()}
     assert all(key.form and key.meaning for key in keys.values())
     assert keys["name"].default is None
-    assert (keys["budget.metric"].form, keys["budget.metric"].default) == ("macs, params, latency_ms, memory_mb", '"macs"')
+    assert (keys["budget.metric"].form, keys["budget.metric"].default) == (
+        "macs, params, latency_ms, memory_mb",
+        '"macs"',
+    )
     assert keys["data.batch_size"].form == "whole number, at least 2, at most 65536"
     listed = {path.partition(".")[0] for path in keys}
     assert listed == set(Recipe.model_fields)

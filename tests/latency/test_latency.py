@@ -17,6 +17,7 @@ import prunegate
 from prunegate.latency import Latency, LatencySettings, Measured, random_subnetwork
 from prunegate.latency.blocks import blocks_of
 from prunegate.latency.cache import Cache
+from prunegate.latency.latency import _fitted
 from prunegate.measuring import Timing
 from tests.latency.fake_times import fake_times, in_all
 
@@ -247,3 +248,22 @@ def test_cost_can_be_pickled() -> None:
     again = pickle.loads(pickle.dumps(latency.cost))
     keep = np.ones(sum(WIDTHS), dtype=bool)
     assert again.exact(keep) == latency.cost.exact(keep)
+
+
+@pytest.mark.parametrize(
+    ("sums", "measured", "scale", "constant"),
+    [
+        ([1.0, 2.0, 4.0], [3.0, 5.0, 9.0], 2.0, 1.0),
+        ([1.0, 2.0, 4.0], [1.5, 3.0, 6.0], 1.5, 0.0),
+        ([1.0, 2.0, 4.0], [0.9, 2.1, 4.6], None, 0.0),  # steeper than in proportion: no negative constant
+        ([1.0, 2.0, 4.0], [5.0, 4.0, 3.0], 0.0, None),  # what falls where the sum grows is noise
+        ([0.0, 0.0, 0.0], [2.0, 2.0, 2.0], 0.0, 2.0),
+    ],
+)
+def test_calibration_is_a_line_that_never_falls(
+    sums: list[float], measured: list[float], scale: float | None, constant: float | None
+) -> None:
+    fitted = _fitted(np.array(sums), np.array(measured))
+    assert min(fitted) >= 0.0
+    for value, expected in zip(fitted, (scale, constant), strict=True):
+        assert expected is None or value == pytest.approx(expected, abs=1e-9)
