@@ -19,8 +19,9 @@ class MemoryCost:
     """Megabytes (10⁶ bytes) of weights and activations in one call, with the interface of `CostModel`.
 
     The peak of the activations is counted from the sizes of tensors and from how long the run refers to them, without
-    the scratch memory of kernels. It is not exactly additive over units; its gradient is that of the moment at which
-    most is in use.
+    the scratch memory of kernels. Results that code keeps in local variables after their last use are not counted
+    further, so code written that way takes more than this says. The cost is not exactly additive over units; its
+    gradient is that of the moment at which most is in use.
 
     Args:
         parameters: Loop nests of the parameters and buffers.

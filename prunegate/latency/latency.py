@@ -6,6 +6,7 @@ import hashlib
 import logging
 import math
 import tempfile
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ import torch
 from torch import nn
 
 from prunegate.costs.latency_cost import LatencyCost, Surface, TimedCell
-from prunegate.errors import BenchError, BudgetError, ExportError
+from prunegate.errors import BenchError, BudgetError, ExportError, PrunegateWarning, TraceError, first_line
 from prunegate.groups import Analysis, Tape, Trace
 from prunegate.groups.solving.partition import Ids
 from prunegate.latency.blocks import blocks_of
@@ -88,7 +89,7 @@ class Latency:
             agree: Calls its argument in one of several processes, and returns the result in all of them.
         """
         self._gated, self.settings, self._agree = gated, settings, agree
-        self.device = torch.device(settings.device or next(gated.model.parameters()).device)
+        self.device = _usable(settings.device or str(next(gated.model.parameters()).device))
         self.num_threads = settings.threads or torch.get_num_threads()
         self.environment = environment(self.device, self.num_threads, settings.precision)
         self._clock = clock_of(self.device, self.num_threads)
@@ -179,7 +180,14 @@ class Latency:
         if gated.example_inputs.batch_size() == self.settings.batch_size:
             return gated.trace.tape, gated.analysis, np.arange(gated.analysis.num_units)
         inputs = of_batch(gated.example_inputs.alone(), self.settings.batch_size)
-        trace = Trace(gated.dense_copy(share_weights=True).eval(), inputs)
+        try:
+            trace = Trace(gated.dense_copy(share_weights=True).eval(), inputs)
+        except TraceError as error:
+            raise BudgetError(
+                f"latency: the model does not run on its example inputs repeated to {self.settings.batch_size} "
+                f"samples, whose first dimension is taken as the batch: {first_line(error)} Wrap it with example inputs of the "
+                "batch size that counts, and measure with that."
+            ) from error
         whole_heads = gated.fix_ups.whole_heads
         analysis = trace.analysis(whole_heads=None if whole_heads is None else frozenset(whole_heads))
         units = np.full(analysis.num_units, -1, dtype=np.int64)
@@ -199,8 +207,16 @@ class Latency:
             times = CellTimes(self._tape, self._analysis, self.device, self.settings.dtype, weights, self._clock)
             measured = {signature: times.surface(cell) for signature, cell in missing.items()}
             new = {signature: surface for signature, surface in measured.items() if surface is not None}
-            store.add(new)
             surfaces.update(new)
+            try:
+                store.add(new)
+            except OSError as error:
+                warnings.warn(
+                    f"{store.path}: measured latencies cannot be kept there for the next time: {error.strerror}. Set "
+                    "XDG_CACHE_HOME, or pass cache=, to a folder that can be written.",
+                    PrunegateWarning,
+                    stacklevel=2,
+                )
         return surfaces
 
     def _calibrate(self) -> None:
@@ -240,6 +256,8 @@ class Latency:
         asked = limit * _AIM * self.correction
         for _ in range(_ATTEMPTS):
             keep = propose(asked)
+            if keep is None and best is None:  # predictions may be too high; the narrowest model decides
+                keep = propose(self.predicted(self._gated.narrowest()) * (1.0 + 1e-9))
             if keep is None:
                 break
             real = self.milliseconds(keep)
@@ -309,6 +327,23 @@ class Latency:
             call = self.call_of(model)
             ours, dense = time_in_turn([call, self._dense_call()], seconds, device=self.device, clock=self._clock)
         return Measured(ours, dense)
+
+
+def _usable(name: str) -> torch.device:
+    """The device of that name.
+
+    Raises:
+        BudgetError: Nothing can be computed there.
+    """
+    try:
+        device = torch.device(name)
+        torch.ones(1, device=device).add(1).item()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise BudgetError(
+            f"latency.device: found {name!r}, on which this machine cannot compute: {first_line(error)} Use 'cpu', or "
+            "'cuda' where there is a GPU; load weights into a model on the meta device first."
+        ) from error
+    return device
 
 
 def _fitted(sums: npt.NDArray[np.float64], measured: npt.NDArray[np.float64]) -> tuple[float, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import torch
@@ -18,11 +19,11 @@ def measure_latency(
     gated: GatedModel,
     batch_size: int = 1,
     *,
-    device: str | None = None,
+    device: str | torch.device | None = None,
     threads: int | None = None,
     precision: Precision = "float32",
     runtime: Runtime = "eager",
-    cache: Path | None = None,
+    cache: str | os.PathLike[str] | None = None,
 ) -> Latency:
     """Measure the operations of a gated model on this machine, so that ``"latency_ms"`` becomes one of its costs.
 
@@ -49,10 +50,14 @@ def measure_latency(
     gated = gated_model(gated, "measure_latency")
     try:
         settings = LatencySettings(
-            batch_size=batch_size, device=device, threads=threads, precision=precision, runtime=runtime
+            batch_size=batch_size,
+            device=None if device is None else str(device),
+            threads=threads,
+            precision=precision,
+            runtime=runtime,
         )
     except ValidationError as error:
         first = error.errors()[0]
         raise BudgetError(f"measure_latency: {first['loc'][0]}: found {first['input']!r}. {first['msg']}.") from error
-    gated.latency = latency = Latency.measure(gated, settings, cache)
+    gated.latency = latency = Latency.measure(gated, settings, None if cache is None else Path(cache))
     return latency

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 from torch import nn
@@ -34,9 +36,9 @@ def run_latency(
     def agree(measure: Callable[[], float]) -> float:
         return processes.from_first(processes.by_first(measure, PrunegateError)) or 0.0
 
-    def measure() -> dict[str, object]:
-        state = _of_folder(out) if resume else None
-        if state is not None and not accept_changes:
+    def measure() -> dict[str, Any]:
+        if resume and out.is_started and not accept_changes:
+            state = _of_folder(out)
             made = Latency.of_state(gated, state)
             _refuse_elsewhere(made, state["environment"], out)
             return state
@@ -85,19 +87,34 @@ def _prepare(recipe: Recipe, gated: GatedModel, latency: Latency) -> None:
         )
 
 
-def _of_folder(out: RunFolder) -> dict[str, object] | None:
+def written(latency: Latency) -> str:
+    """What is stored in the run's folder."""
+    state = latency.state_dict()
+    return json.dumps({"sha256": _hash(state), "state": state})
+
+
+def _of_folder(out: RunFolder) -> dict[str, Any]:
+    """What was stored there.
+
+    Raises:
+        RecipeError: It is missing, or not what was written.
+    """
     path = out.file(files.LATENCY)
     try:
-        state = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError) as error:
+        document = json.loads(path.read_text(encoding="utf-8"))
+        state = document["state"]
+        if not isinstance(state, dict) or document["sha256"] != _hash(state):
+            raise ValueError("it was changed")
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise RecipeError(
             f"{path}: cannot be read: {first_line(error)}. It holds the measured latencies that the masks of this run "
             "depend on. Pass --accept-changes to measure again."
         ) from error
-    assert isinstance(state, dict)
     return state
+
+
+def _hash(state: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
 
 
 def _refuse_elsewhere(latency: Latency, measured_on: object, out: RunFolder) -> None:

@@ -80,7 +80,9 @@ class Budget:
                 "that may remain. Write 0.5 to keep half of it."
             )
         if limit is not None and not (is_number(limit) and limit > 0):
-            raise BudgetError(f"budget.limit: found {limit!r}, expected a positive cost, such as 2_000_000_000 MACs.")
+            raise BudgetError(
+                f"budget.limit: found {limit!r}, expected a positive cost, in MACs, parameters, ms or MB."
+            )
         if not (is_number(ramp_from) and 0 < ramp_from <= 1):
             raise BudgetError(
                 f"budget.ramp_from: found {ramp_from!r}, expected a fraction of the dense cost in (0, 1]."

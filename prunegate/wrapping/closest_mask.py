@@ -54,8 +54,11 @@ def closest_mask(gated: GatedModel, budgets: Sequence[HasLimit | tuple[str, floa
         )
     units = [group.units for group in gated.analysis.groups]
     allowed = gated.gates.open_units().cpu().numpy()
-    if gated.round_to == "auto":
-        gated.measured_latency()
+    if gated.round_to == "auto" and gated.latency is None:
+        raise BudgetError(
+            "round_to: 'auto' keeps the multiples of units that run fastest here, which has not been measured. Call "
+            "prunegate.measure_latency(gated) first, or wrap with a number such as 8."
+        )
     steps, least = gated.steps(), [group.least for group in gated.groups]
     counted = [(gated.cost(metric), limit) for metric, limit in limits if metric != "latency_ms"]
     timed = min((limit for metric, limit in limits if metric == "latency_ms"), default=None)

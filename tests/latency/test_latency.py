@@ -183,6 +183,8 @@ def test_latency_without_measurement_says_what_to_call() -> None:
         ({"precision": "int8"}, "precision: found 'int8'"),
         ({"runtime": "tensorrt"}, "runtime: found 'tensorrt'"),
         ({"threads": 0}, "threads: found 0"),
+        ({"device": "gpu"}, "latency.device: found 'gpu', on which this machine cannot compute"),
+        ({"device": "meta"}, "latency.device: found 'meta'"),
     ],
 )
 def test_settings_out_of_range_are_refused(options: dict, message: str) -> None:
@@ -267,3 +269,35 @@ def test_calibration_is_a_line_that_never_falls(
     assert min(fitted) >= 0.0
     for value, expected in zip(fitted, (scale, constant), strict=True):
         assert expected is None or value == pytest.approx(expected, abs=1e-9)
+
+
+@pytest.mark.usefixtures("faked")
+def test_a_cache_that_cannot_be_written_is_told_and_measuring_goes_on(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("no folder")
+    gated = wrapped()
+    with pytest.warns(prunegate.PrunegateWarning, match="measured latencies cannot be kept there"):
+        prunegate.measure_latency(gated, cache=str(tmp_path / "file" / "folder"))
+    assert gated.dense_cost("latency_ms") == pytest.approx(10.0)
+
+
+@pytest.mark.parametrize("number", [-1.0, float("nan"), 1e300])
+def test_a_cache_with_times_that_none_can_be_is_measured_again(tmp_path: Path, number: float) -> None:
+    cache = Cache({"device": "any"}, tmp_path)
+    with fake_times():
+        latency = Latency.measure(wrapped(), LatencySettings(), tmp_path / "other")
+    cache.add(latency._surfaces)
+    document = json.loads(cache.path.read_text())
+    next(iter(document["surfaces"].values()))["milliseconds"][0][0] = number
+    cache.path.write_text(json.dumps(document))
+    assert Cache({"device": "any"}, tmp_path).read() == {}
+
+
+@pytest.mark.usefixtures("faked")
+def test_a_batch_size_that_the_model_does_not_take_is_named() -> None:
+    class Fixed(Net):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(x).reshape(2, 5)
+
+    gated = prunegate.wrap(Fixed().eval(), torch.randn(2, 3, 8, 8))
+    with pytest.raises(prunegate.BudgetError, match="does not run on its example inputs repeated to 4 samples"):
+        prunegate.measure_latency(gated, 4)

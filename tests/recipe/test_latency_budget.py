@@ -15,6 +15,7 @@ import prunegate
 from prunegate import BudgetError, RecipeError, RunStoppedError
 from prunegate.measuring import peak_activation_bytes
 from prunegate.recipe import Recipe, run
+from prunegate.recipe.run_latency import _hash
 from tests.latency.fake_times import fake_times
 from tests.recipe.test_resume import RECIPE, StopAfter
 
@@ -78,23 +79,29 @@ def test_run_measured_on_another_machine_is_refused_unless_accepted(tmp_path: Pa
     with pytest.raises(RunStoppedError):
         run(recipe(), folder, stop=StopAfter(12))
     path = folder / "latency.json"
-    state = json.loads(path.read_text())
+    state = json.loads(path.read_text())["state"]
     state["environment"]["device"] = "cpu: a faster one"
-    path.write_text(json.dumps(state))
+    path.write_text(json.dumps({"state": state, "sha256": _hash(state)}))
     with pytest.raises(RecipeError, match=r"latency\.json: latencies were measured with device 'cpu: a faster one'"):
         run(recipe(), folder, resume=True)
     with pytest.raises(RunStoppedError):
         run(recipe(), folder, resume=True, accept_changes=True, stop=StopAfter(2))
-    assert json.loads(path.read_text())["environment"]["device"] != "cpu: a faster one"
+    assert json.loads(path.read_text())["state"]["environment"]["device"] != "cpu: a faster one"
 
 
-def test_damaged_measurements_are_refused_with_the_way_out(tmp_path: Path) -> None:
+def test_damaged_edited_or_missing_measurements_are_refused_with_the_way_out(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     with pytest.raises(RunStoppedError):
         run(recipe(), folder, stop=StopAfter(4))
-    (folder / "latency.json").write_text("{")
-    with pytest.raises(RecipeError, match=r"latency\.json: cannot be read.*--accept-changes to measure again"):
-        run(recipe(), folder, resume=True)
+    path = folder / "latency.json"
+    document = json.loads(path.read_text())
+    document["state"]["dense_ms"] *= 1.01
+    for text in ("{", "[]", "{}", json.dumps(document), None):
+        path.unlink(missing_ok=True)
+        if text is not None:
+            path.write_text(text)
+        with pytest.raises(RecipeError, match=r"latency\.json: cannot be read.*--accept-changes to measure again"):
+            run(recipe(), folder, resume=True)
 
 
 def test_unreachable_latency_is_refused_before_training(tmp_path: Path) -> None:
