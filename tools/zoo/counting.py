@@ -7,6 +7,7 @@ or if it lies in the whole output of a model inside (``vision_model_output.poole
 from __future__ import annotations
 
 import re
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -23,7 +24,7 @@ _OF_MODELS = ("_output", "_outputs")
 def counts(place: str) -> bool:
     """Whether an output counts by its place, such as ``['encoder_last_hidden_state'][0]``."""
     names = re.findall(r"\w+", place)
-    inside = zip(names, names[1:], strict=False)  # an element of a list has a number for a name
+    inside = pairwise(names)  # an element of a list has a number for a name
     return not any(part in name for name in names for part in _INNER) and not any(
         name.endswith(_OF_MODELS) and not part.isdigit() for name, part in inside
     )
