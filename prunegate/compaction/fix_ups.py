@@ -208,6 +208,9 @@ def _options(fix_ups: FixUps, fault: Fault, model: nn.Module, sizes: CutSizes) -
         yield option
         for attributes in candidates(model, sizes, path, left):  # code may both pass sizes on and check them
             yield replace(option, attributes=(*left, *attributes))
+    else:  # resized with others of its class, whose attributes were set by what their code computes
+        for attributes in candidates(model, sizes, path, fix_ups.attributes):
+            yield replace(fix_ups, attributes=(*fix_ups.attributes, *attributes))
     silent = _silent_in(sizes, path)
     if not silent <= set(fix_ups.resized):
         resized = tuple(dict.fromkeys((*fix_ups.resized, *sorted(silent))))

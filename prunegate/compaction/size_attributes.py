@@ -59,21 +59,25 @@ def candidates(
     known = {(attribute.module, attribute.name) for attribute in taken}
     called = {str(span.target) for span in sizes.tape.spans if isinstance(span.target, str)}
     alike = [p for p, other in model.named_modules() if type(other) is type(module) and p in called]
-    result = 0
     together: list[tuple[int, tuple[str, ...]]] = [
         (size, (name,)) for name, size in vars(module).items() if type(size) is int
     ]
     together += [(size, tuple(names)) for size, names in sizes_in_containers(module).items()]
+    found: list[tuple[int, tuple[str, ...], int]] = []
     for size, names in together:
         tried: set[int] = set()
         for place, (number, dim) in enumerate(places if (path, names[0]) not in known else ()):
-            if sizes.tape.shapes[number][dim] != size or sizes.shape(number)[dim] in tried:
-                continue
-            tried.add(sizes.shape(number)[dim])
-            result += 1
-            if result > _MOST:
-                return
-            yield tuple(like for name in names for like in _likes(model, sizes, alike, name, place))
+            if sizes.tape.shapes[number][dim] == size and sizes.shape(number)[dim] not in tried:
+                found.append((len(tried), names, place))
+                tried.add(sizes.shape(number)[dim])
+    # Every attribute has its first size tried before any has its second, should they be too many.
+    most = sorted(rank for rank, _, _ in found)[:_MOST]
+    last, left = (most[-1], most.count(most[-1])) if most else (0, 0)
+    for rank, names, place in found:
+        left -= rank == last
+        if rank < last or (rank == last and left >= 0):
+            likes = (like for name in names for like in _likes(model, sizes, alike, name, place))
+            yield tuple(like for like in likes if (like.module, like.name) not in known)
 
 
 def _likes(model: nn.Module, sizes: CutSizes, alike: Iterable[str], name: str, place: int) -> Iterator[SizeAttribute]:

@@ -62,7 +62,8 @@ def wrap(
             coarse); otherwise whole heads. GPU kernels prefer widths that are multiples of 8: see ``round_to``.
         outputs: Which of the model's outputs count, if not all: their names (``"logits"``, or several), or a function
             that picks them, such as ``lambda out: out.logits``. The others are not preserved: hidden states that a
-            model also returns may become narrower. `GatedModel.limits` lists them.
+            model also returns may become narrower. `GatedModel.limits` lists them. The choice is made again of what
+            the model returns in training mode; if it finds nothing there, all of that counts.
         other_calls: Further calls that the model will receive, each in the form of ``example_inputs``: with other
             arguments, or with sizes or masks that make its code take another branch. They are traced and compared like
             the example inputs. Code that none of these calls runs is not proved: see `GatedModel.limits`.

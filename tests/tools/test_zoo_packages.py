@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from torch import nn
 
 TOOLS = Path(__file__).parents[2] / "tools"
 
@@ -36,12 +38,50 @@ def row(status: str = "exact", **others: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
+    ("place", "counted"),
+    [
+        ("", True),
+        ("[0]", True),
+        ("['logits']", True),
+        ("['pooler_output']", True),
+        ("['pooler_output'][1]", True),
+        ("['prediction_outputs']", True),
+        (".last_hidden_state", False),
+        ("['encoder_last_hidden_state'][2]", False),
+        ("['vision_model_output']['pooler_output']", False),
+        ("['image_outputs']['pooler_output'][0]", False),
+        ("['intermediate_logits']", False),
+        ("['past_key_values'][0]", False),
+    ],
+)
+def test_what_a_model_kept_on_the_way_does_not_count_by_its_name(place: str, counted: bool) -> None:
+    assert part("counting").counts(place) is counted
+
+
+class _Returns(nn.Module):
+    def __init__(self, *names: str) -> None:
+        super().__init__()
+        self.names = names
+
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {name: x + number for number, name in enumerate(self.names)}
+
+
+def test_outputs_are_only_chosen_where_some_count_and_others_do_not() -> None:
+    places = part("counting").places_that_count
+    assert places(_Returns("logits", "hidden_states"), torch.ones(2)) == ["['logits']"]
+    assert places(_Returns("logits", "boxes"), torch.ones(2)) is None
+    assert places(_Returns("last_hidden_state"), torch.ones(2)) is None
+
+
+@pytest.mark.parametrize(
     ("others", "status"),
     [
         ({}, "exact"),
         ({"differences": {"traced": 1e-3}}, "wrong"),
         ({"differences": {"traced": None}, "notes": {"traced": "outputs of another form"}}, "wrong"),
         ({"differences": {"batch": None}, "notes": {"batch": "refuses: LimitError"}}, "limited"),
+        ({"limits": ["the model: only ['logits'] is preserved; other outputs may be narrower or different"]}, "exact"),
         ({"limits": ["the model: runs only on inputs of the sizes of then"]}, "limited"),
         ({"differences": {}}, "vacuous"),
         ({"differences": {"training": 1e-7}, "notes": {"training": "rounding alone changes it by 1e-7"}}, "exact"),
@@ -63,6 +103,19 @@ def test_the_table_counts_and_averages(tmp_path: Path) -> None:
     assert "over all 3, those that are not cut as 0 | 0.400 |" in written
     assert "where both ran (1): prunegate, Torch-Pruning | 0.700, 0.600 |" in written
     assert written.splitlines()[-1].startswith("| made/refused |")
+
+
+def test_the_table_has_the_share_with_every_output_preserved_as_well(tmp_path: Path) -> None:
+    limit = "the model: only ['logits'] is preserved; other outputs may be narrower or different"
+    rows = [row(), row(model="packages/made/chosen", removed=0.5, removed_all_outputs=0.1, limits=[limit])]
+    (tmp_path / "results-packages.jsonl").write_text("".join(json.dumps(one) + "\n" for one in rows))
+    part("packages_table").write_packages(tmp_path, tmp_path / "PACKAGES.md")
+    written = (tmp_path / "PACKAGES.md").read_text()
+    assert "| models with outputs that do not count | 1 |" in written
+    assert "of the 2 that are cut | 0.600 |" in written
+    assert "| these two means with every output preserved | 0.400, 0.400 |" in written
+    assert "(a mode that could not be followed) | 0 |" in written
+    assert "| 0.500 | 0.100 | 0.600 |" in written
 
 
 def test_the_table_of_coverage_counts_models_that_run_at_any_size(tmp_path: Path) -> None:

@@ -103,3 +103,54 @@ def test_several_outputs_may_count() -> None:
 def test_a_choice_that_finds_nothing_is_refused_with_what_there_is(outputs: Any, told: str) -> None:
     with pytest.raises(TraceError, match=told):
         prunegate.wrap(Encoder(), noise(2, 5).float(), outputs=outputs)
+
+
+class Detector(nn.Module):
+    """Returns an object of another form in training mode: what the loss reads, and the head's input besides."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.neck, self.head = nn.Linear(5, 12), nn.Linear(12, 8), nn.Linear(8, 3)
+
+    def forward(self, x: torch.Tensor) -> Any:
+        states = self.neck(self.stem(x).relu())
+        raw = {"logits": self.head(states.relu()), "states": states}
+        return raw if self.training else (raw["logits"].softmax(-1), raw)
+
+
+@pytest.mark.parametrize(
+    ("outputs", "expected"),
+    [
+        ("[0]", {"stem": 12}),
+        (lambda out: out[0], {"stem": 12}),
+        (["[0]", "logits"], {"stem": 12, "neck": 8}),
+        (lambda out: out["logits"] if isinstance(out, dict) else out[0], {"stem": 12, "neck": 8}),
+    ],
+    ids=["a place of eval mode", "a function for eval mode", "names of both modes", "a function for both modes"],
+)
+def test_all_that_training_returns_counts_unless_the_choice_is_found_there(outputs: Any, expected: Any) -> None:
+    """A comparison in training mode that found no output to compare would pass whatever was cut."""
+    gated = prunegate.wrap(randomise(Detector()).double(), noise(2, 5), outputs=outputs)
+    assert units(gated) == expected
+    gated.set_masks(random_masks(gated.groups, 0.5, 0))
+    compact = prunegate.compact(gated).model.train()
+    with torch.no_grad():
+        one, other = gated.train()(noise(3, 5)), compact(noise(3, 5))
+    for name in one if "neck" not in expected else ("logits",):
+        torch.testing.assert_close(one[name], other[name], rtol=1e-9, atol=1e-12)
+
+
+class ReturnsMoreInTraining(Detector):
+    """Calls the same functions in either mode, but returns more in training."""
+
+    def forward(self, x: torch.Tensor) -> Any:
+        states = self.neck(self.stem(x).relu())
+        logits = self.head(states.relu())
+        return (logits, states) if self.training else logits
+
+
+def test_what_training_alone_returns_is_preserved() -> None:
+    gated = prunegate.wrap(randomise(ReturnsMoreInTraining()).double(), noise(2, 5))
+    assert units(gated) == {"stem": 12}
+    gated.set_masks(random_masks(gated.groups, 0.5, 0))
+    assert prunegate.compact(gated).model.train()(noise(3, 5))[1].shape == (3, 8)

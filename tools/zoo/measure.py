@@ -20,6 +20,7 @@ from prunegate.compaction.equivalence import difference, run
 from prunegate.compaction.precision import converted, in_precision
 from prunegate.errors import CompactionError, PrunegateError
 from prunegate.groups import ExampleInputs
+from zoo.counting import places_that_count
 from zoo.packages import PackageCase, case_of
 from zoo.peer import pruned
 from zoo.sampling import finite, masks_of, pinned_of, revision
@@ -55,7 +56,8 @@ def measure(name: str, report: Report) -> None:
     report.end(status, message)
     gc.collect()
     with _at_most(PEER_SECONDS):
-        report.row["peer"] = pruned(_built(case), case.inputs(TRACED_BATCH, case.size), PEER_RATIO, case.selects)
+        inputs, outputs = case.inputs(TRACED_BATCH, case.size), report.row.get("outputs")
+        report.row["peer"] = pruned(_built(case), inputs, PEER_RATIO, case.selects, outputs)
     report.stage("done")
 
 
@@ -99,9 +101,15 @@ def _built(case: PackageCase) -> nn.Module:
 def _ours(case: PackageCase, model: nn.Module, report: Report) -> tuple[str, str]:
     row = report.row
     cls = type(model)
+    report.stage("run")
+    outputs = places_that_count(model, case.inputs(TRACED_BATCH, case.size))
+    if outputs is not None:
+        row["outputs"] = outputs
+        report.stage("wrap, preserving all outputs")
+        row["removed_all_outputs"] = _share_without(case, model)
     report.stage("wrap")
     start = time.perf_counter()
-    gated = prunegate.wrap(model, case.inputs(TRACED_BATCH, case.size))
+    gated = prunegate.wrap(model, case.inputs(TRACED_BATCH, case.size), outputs=outputs)
     row["wrap_s"] = round(time.perf_counter() - start, 2)
     row |= {"groups": len(gated.groups), "units": sum(group.num_units for group in gated.groups)}
     row |= {"pinned": pinned_of(gated.pinned), "limits": [str(limit) for limit in gated.limits]}
@@ -109,7 +117,7 @@ def _ours(case: PackageCase, model: nn.Module, report: Report) -> tuple[str, str
     row |= {"dtype": str(dtype).removeprefix("torch."), "differences": {}, "notes": {}}
     for density in DENSITIES:
         gated.set_masks(masks_of(gated.groups, density))
-        row.setdefault("removed", round(1 - gated.realised_cost("macs") / gated.dense_cost("macs"), 4))
+        row.setdefault("removed", _removed(gated))
         report.stage(f"compact, keeping {density}")
         result = prunegate.compact(gated)
         row["backend"] = result.backend
@@ -118,10 +126,27 @@ def _ours(case: PackageCase, model: nn.Module, report: Report) -> tuple[str, str
         report.stage(f"compare, keeping {density}")
         with _both(gated, result.model, dtype) as sides:
             for place, inputs in _places(case, density, dtype):
-                _compare(sides, place, inputs, result.plan.tensors, row)
+                _compare(sides, place, _that_count(inputs, gated), result.plan.tensors, row)
         del result
         gc.collect()
     return _verdict(row, TOLERANCE[dtype]) if shows else ("vacuous", "the outputs are the same everywhere")
+
+
+def _share_without(case: PackageCase, model: nn.Module) -> float:
+    """What could be removed if every output counted."""
+    gated = prunegate.wrap(model, case.inputs(TRACED_BATCH, case.size))
+    gated.set_masks(masks_of(gated.groups, DENSITIES[0]))
+    return _removed(gated)
+
+
+def _removed(gated: prunegate.GatedModel) -> float:
+    return round(1 - gated.realised_cost("macs") / gated.dense_cost("macs"), 4)
+
+
+def _that_count(inputs: ExampleInputs, gated: prunegate.GatedModel) -> ExampleInputs:
+    """Inputs of a run of which those outputs are compared that `wrap` was told to preserve."""
+    outputs = gated.example_inputs.outputs
+    return inputs if outputs is None else inputs.that_count(outputs)
 
 
 def _precision(gated: prunegate.GatedModel, case: PackageCase) -> tuple[torch.dtype, bool]:
@@ -129,7 +154,8 @@ def _precision(gated: prunegate.GatedModel, case: PackageCase) -> tuple[torch.dt
     for dtype in (torch.float64, torch.float32):
         try:
             with _both(gated, gated, dtype) as (side, _), put_aside(side.model):
-                found = run(side, _typed(case.inputs(TRACED_BATCH, case.size), dtype))
+                inputs = _typed(case.inputs(TRACED_BATCH, case.size), dtype)
+                found = run(side, _that_count(inputs, gated))
             break
         except Exception:  # a foreign forward may raise anything
             continue

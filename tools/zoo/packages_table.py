@@ -36,9 +36,14 @@ inputs and weights (training; there also on a batch of three at the other size).
 - removed: share of the MACs that is gone with half of the units. TP: Torch-Pruning 1.6.1 in the same run on the same
   model, out of the box, at a ratio of 0.5 by magnitude, told which layers the outputs come from. ok: it runs, and
   returns outputs of the same shapes; shapes: of others; nothing: no MACs are gone.
+- Which outputs count follows from their names ([counting.py](counting.py)): hidden states, caches, what is called
+  intermediate, and all that a model inside returns do not, if others are left. Where some do not, the model is
+  wrapped with `outputs=`, and only those that count are compared; Torch-Pruning is told the same. "removed, all
+  outputs" is the share with every output preserved; it is empty where all of them count anyway. To say which outputs
+  count does not make a model "limited", which is about sizes and batches.
 """
-_HEAD = ("model", "params (M)", "groups", "units", "wrap (s)", "all (s)", "removed", "TP removed", *_PLACES, "dtype",
-         "class kept", "status", "pinned", "limits and remarks", "TP")  # fmt: skip
+_HEAD = ("model", "params (M)", "groups", "units", "wrap (s)", "all (s)", "removed", "removed, all outputs",
+         "TP removed", *_PLACES, "dtype", "class kept", "status", "pinned", "limits and remarks", "TP")  # fmt: skip
 
 
 def write_packages(folder: Path, out: Path) -> None:
@@ -66,7 +71,7 @@ def _summary(rows: Sequence[Row]) -> list[str]:
         if counts[status] or status in ("exact", "crash", "wrong"):
             share = f"{counts[status]} ({counts[status] / len(rows):.1%})"
             lines.append(f"| {status}{f': {meaning}' if meaning else ''} | {share} |")
-    others = sum(bool(row.get("limits")) for row in rows if row["status"] == "exact")
+    others = sum(any(map(_is_of_modes, row.get("limits", []))) for row in rows if row["status"] == "exact")
     lines.append(f"| exact, with a limit that is on neither (a mode that could not be followed) | {others} |")
     for place in _PLACES:
         values = [row["differences"][place] for row in rows if place in row.get("differences", {})]
@@ -74,8 +79,12 @@ def _summary(rows: Sequence[Row]) -> list[str]:
         lines.append(f"| exact there: {place} | {good} of {len(values)} |")
     lines.append(f"| class kept | {sum(row['same_class'] for row in kept)} of {len(kept)} |")
     if cut:
+        chosen = sum("removed_all_outputs" in row for row in cut)
+        lines.append(f"| models with outputs that do not count | {chosen} |")
         lines.append(f"| mean share of MACs removed, of the {len(cut)} that are cut | {_mean(cut, _ours):.3f} |")
         lines.append(f"| the same over all {len(rows)}, those that are not cut as 0 | {_mean(rows, _ours):.3f} |")
+        both_means = f"{_mean(cut, _of_all_outputs):.3f}, {_mean(rows, _of_all_outputs):.3f}"
+        lines.append(f"| these two means with every output preserved | {both_means} |")
         lines.append(f"| wrap, seconds: median, largest | {median(walls):.1f}, {max(walls):.0f} |")
     if both:
         shares = f"{_mean(both, _ours):.3f}, {_mean(both, _peer):.3f}"
@@ -90,6 +99,16 @@ def _mean(rows: Sequence[Row], figure: Callable[[Row], float]) -> float:
 
 def _ours(row: Row) -> float:
     return float(row.get("removed", 0.0))
+
+
+def _of_all_outputs(row: Row) -> float:
+    """The share with every output preserved."""
+    return float(row.get("removed_all_outputs", _ours(row)))
+
+
+def _is_of_modes(limit: str) -> bool:
+    """Whether a limit is on what could not be followed, rather than on which outputs are preserved."""
+    return not limit.endswith("other outputs may be narrower or different")
 
 
 def _peer(row: Row) -> float:
@@ -117,6 +136,7 @@ def _cells(row: Row) -> list[str]:
         f"{row['wrap_s']:.1f}" if "wrap_s" in row else "",
         f"{row['seconds']:.0f}" if "seconds" in row else "",
         f"{row['removed']:.3f}" if "removed" in row else "",
+        f"{row['removed_all_outputs']:.3f}" if "removed_all_outputs" in row else "",
         f"{peer['removed']:.3f}" if "removed" in peer else "",
         *(_difference(row, place) for place in _PLACES),
         row.get("dtype", ""),

@@ -7,7 +7,7 @@ of detectors, as its own tests do.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -33,11 +33,18 @@ def prune(case: Case, batch: int, report: Report) -> None:
     report.end(status, message)
 
 
-def pruned(model: nn.Module, inputs: Any, ratio: float, selects: bool) -> dict[str, Any]:
-    """What comes of pruning a model of which nothing is known but which layers its outputs come from."""
+def pruned(
+    model: nn.Module, inputs: Any, ratio: float, selects: bool, places: Collection[str] | None = None
+) -> dict[str, Any]:
+    """What comes of pruning a model of which nothing is known but which layers its outputs come from.
+
+    Args:
+        places: Where the outputs are that count, if not all do.
+    """
     stages = ["before pruning"]
     try:
-        return _pruned(model, inputs, ratio, selects, _output_layers(model, inputs), stages.append)
+        ignored = _output_layers(model, inputs, places)
+        return _pruned(model, inputs, ratio, selects, ignored, stages.append, places)
     except Exception as error:  # whatever goes wrong is the result
         return {"status": "crash", "message": " ".join(f"{stages[-1]}: {type(error).__name__}: {error}".split())[:200]}
 
@@ -49,11 +56,12 @@ def _pruned(
     selects: bool,
     ignored: list[nn.Module],
     stage: Callable[[str], None],
+    places: Collection[str] | None = None,
 ) -> dict[str, Any]:
     import torch_pruning as tp
 
     row: dict[str, Any] = {}
-    shapes, dense = _shapes_and_macs(model, inputs)
+    shapes, dense = _shapes_and_macs(model, inputs, places)
     stage("build_dependency")
     start = time.perf_counter()
     tp.DependencyGraph().build_dependency(model, example_inputs=inputs)
@@ -69,7 +77,7 @@ def _pruned(
     )
     pruner.step()
     stage("run")
-    found, macs = _shapes_and_macs(model, inputs)
+    found, macs = _shapes_and_macs(model, inputs, places)
     row["removed"] = round(1 - macs / dense, 4) if dense else 0.0
     # How many objects a detector finds changes with its weights; their form does not.
     if not selects and found != shapes:
@@ -79,7 +87,7 @@ def _pruned(
     return row | {"status": "ok"}
 
 
-def _output_layers(model: nn.Module, inputs: Any) -> list[nn.Module]:
+def _output_layers(model: nn.Module, inputs: Any, places: Collection[str] | None) -> list[nn.Module]:
     """The layers whose output the model returns, itself or reshaped; and the last that runs."""
     made: dict[int, nn.Module] = {}
     ran: list[nn.Module] = []
@@ -94,7 +102,7 @@ def _output_layers(model: nn.Module, inputs: Any) -> list[nn.Module]:
         if isinstance(module, (nn.Linear, nn.modules.conv._ConvNd))
     ]
     try:
-        outputs = tensors_of(run(model, inputs))
+        outputs = _counted(run(model, inputs), places)
     finally:
         for hook in hooks:
             hook.remove()
@@ -110,7 +118,17 @@ def _last_layers(case: Case) -> list[nn.Module]:
     ]
 
 
-def _shapes_and_macs(model: nn.Module, inputs: Any) -> tuple[list[tuple[int, ...]], int]:
+def _counted(outputs: Any, places: Collection[str] | None) -> list[torch.Tensor]:
+    if places is None:
+        return tensors_of(outputs)
+    from prunegate.groups.following.outputs import tensors_in  # rows without a choice hold the peer's memory alone
+
+    return tensors_in(outputs, places=places)
+
+
+def _shapes_and_macs(
+    model: nn.Module, inputs: Any, places: Collection[str] | None
+) -> tuple[list[tuple[int, ...]], int]:
     """Shapes of the outputs, and MACs of convolutions and matrix products, those in attention among them."""
     fast = torch.backends.mha.get_fastpath_enabled()
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -119,7 +137,7 @@ def _shapes_and_macs(model: nn.Module, inputs: Any) -> tuple[list[tuple[int, ...
     torch.backends.mha.set_fastpath_enabled(False)  # fused operations are not counted
     try:
         with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-            outputs = tensors_of(run(model, inputs))
+            outputs = _counted(run(model, inputs), places)
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
         for parameter in trained:

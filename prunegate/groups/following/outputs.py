@@ -7,10 +7,13 @@ import types
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from enum import Enum
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import nn
+
+# The place of an output, and its sizes but the first.
+Form: TypeAlias = tuple[str, tuple[int, ...]]
 
 # Types that contain no outputs, though they may refer to tensors.
 _CLOSED = (str, bytes, bool, int, float, complex, type(None), type, torch.dtype, torch.device, torch.Size, Enum,
@@ -38,8 +41,19 @@ def named_tensors(outputs: Any, state: Collection[str] = ()) -> Iterator[tuple[s
 
 
 def tensors_in(outputs: Any, state: Collection[str] = (), places: Collection[str] | None = None) -> list[torch.Tensor]:
-    """Every tensor in a returned object, each once; only those at ``places`` if given."""
-    return [tensor for place, tensor in named_tensors(outputs, state) if places is None or place in places]
+    """Every tensor in a returned object, each once; only those at ``places`` if given.
+
+    An object that has none of these places is of another form than the one that was chosen from, as some models return
+    in training mode: all of it counts, so that a comparison never comes out well for want of anything to compare.
+    """
+    named = list(named_tensors(outputs, state))
+    known = named if places is None else [(place, tensor) for place, tensor in named if place in places]
+    return [tensor for _, tensor in known or named]
+
+
+def forms_of(outputs: Any, state: Collection[str] = ()) -> frozenset[Form]:
+    """The places of all tensors in a returned object, with their sizes but the first, the number of samples."""
+    return frozenset((place, tuple(tensor.shape[1:])) for place, tensor in named_tensors(outputs, state))
 
 
 def names_of_state(model: nn.Module) -> frozenset[str]:

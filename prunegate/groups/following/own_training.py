@@ -26,6 +26,7 @@ from prunegate.groups.following.code_places import line_in_code
 from prunegate.groups.following.inputs import ExampleInputs
 from prunegate.groups.following.lines_run import Functions, as_called
 from prunegate.groups.following.maskable import function_name
+from prunegate.groups.following.outputs import Form, forms_of, names_of_state
 from prunegate.groups.following.running import running_unfollowed
 from prunegate.groups.following.source_code import definition, is_of
 from prunegate.groups.following.tape import Record, Span, Tape, Value, map_tensors, map_values, values_in
@@ -95,6 +96,7 @@ def own_training(
     model: nn.Module,
     inputs: ExampleInputs,
     usual: Functions,
+    returned: Collection[Form],
     fake_tensors: FakeTensors,
     tape: Tape | None = None,
     ran: Collection[str] = (),
@@ -104,6 +106,7 @@ def own_training(
     Args:
         model: Its tensors are ``fake_tensors``.
         usual: What the run in eval mode called.
+        returned: What it returned. What training returns besides counts as well, also if eval mode computes it.
         tape, ran: The run in eval mode, and the paths of the modules that ran.
     """
     outermost = _modules_that_look(model)
@@ -114,9 +117,9 @@ def own_training(
         if calls is not None and _only_drops(calls, tape, usual, fake_tensors, inputs.batch_size()):
             return OwnTraining()
     kept = _recorded(model, inputs, usual, fake_tensors, "none")
-    if kept is None:
+    if kept is None or not kept[2].issubset(returned):
         return OwnTraining(does_more=True)
-    recorder, draws = kept
+    recorder, draws, _ = kept
     ways: tuple[Dropped, ...] = ("even", "odd") if draws else ()
     others = [_recorded(model, inputs, usual, fake_tensors, way) for way in ways]
     return OwnTraining(recorder.more, any(other is None or other[0].calls != recorder.calls for other in others))
@@ -178,18 +181,18 @@ def _has_objects(tree: Any) -> bool:
 
 def _recorded(
     model: nn.Module, inputs: ExampleInputs, usual: Functions, fake_tensors: FakeTensors, dropped: Dropped
-) -> tuple[_Recorder, int] | None:
-    """What a run in training mode calls, and how many single numbers it draws; None if the run fails."""
+) -> tuple[_Recorder, int, frozenset[Form]] | None:
+    """What a run in training mode calls, how many single numbers it draws, what it returns; None if the run fails."""
     inputs = inputs.alone() if inputs.batch_size() > 1 else inputs.alone().doubled()
     inputs = inputs.map(fake_tensors.of)
     recorder, draws = _Recorder(usual, inputs.batch_size()), ScalarDraws(dropped)
     try:
         with running_unfollowed(fake_tensors), draws, recorder:
-            copy_with(model, the_same).train()(*inputs.args, **inputs.kwargs)
+            outputs = copy_with(model, the_same).train()(*inputs.args, **inputs.kwargs)
     except Exception as error:  # a foreign forward may raise anything
         logger.info("a run in training mode failed: %s", error)
         return None
-    return recorder, draws.count
+    return recorder, draws.count, forms_of(outputs, names_of_state(model))
 
 
 def _modules_that_look(model: nn.Module) -> dict[str, nn.Module]:

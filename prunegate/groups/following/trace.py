@@ -16,7 +16,7 @@ from prunegate.groups.following.failures import why_it_failed
 from prunegate.groups.following.input_sizes import Variation, other_sizes
 from prunegate.groups.following.inputs import ExampleInputs
 from prunegate.groups.following.lines_run import LinesRun
-from prunegate.groups.following.outputs import names_of_state, tensors_in
+from prunegate.groups.following.outputs import Form, forms_of, names_of_state, tensors_in
 from prunegate.groups.following.own_training import OwnTraining, own_training
 from prunegate.groups.following.running import no_collection, run_watched, running_unfollowed, stored_tensors
 from prunegate.groups.following.size_calls import OF_LAYERS
@@ -86,7 +86,7 @@ class Trace:
             self.constraints = Constraints()
             self._values = Values(self.constraints)
             self.runs, self.not_followed = [], ()
-            self._lines, self._ran = LinesRun(), set[str]()
+            self._lines, self._ran, self._returned = LinesRun(), set[str](), frozenset[Form]()
             self._fake_tensors = FakeTensors(kind)
             try:
                 with no_collection(unless=kind == "real"):
@@ -141,7 +141,9 @@ class Trace:
             self._values.add_leaf(tensor, kind, name)
         # State that a run leaves in the model must not reach the next run.
         self._run(copy_with(copied, the_same), inputs, Variation(), training=False)
-        training = own_training(copied, inputs, self._lines.functions, self._fake_tensors, self.tape, self._ran)
+        training = own_training(
+            copied, inputs, self._lines.functions, self._returned, self._fake_tensors, self.tape, self._ran
+        )
         self.untaken = untaken_branches(copied, self._ran, self._lines)
         if self._handles_sizes() or self._unused() or any(training) or self.untaken:
             self._follow_variations(copied, inputs, training)
@@ -163,7 +165,7 @@ class Trace:
         if not known.issuperset(self.runs[-1].tape.sized):
             sizes = [replace(v, doubled=True, other=number) for v in other_sizes(inputs.others[number])]
             self._tried(copied, inputs, [*sizes, doubled], training=False)
-        own = own_training(copied, inputs.others[number], self._lines.functions, self._fake_tensors)
+        own = own_training(copied, inputs.others[number], self._lines.functions, self._returned, self._fake_tensors)
         if any(own) and self._tried(copied, inputs, [doubled, Variation(other=number)], training=True) is None:
             self.not_followed += ((f"training mode at other_calls[{number}]", self._reason),)
 
@@ -249,6 +251,8 @@ class Trace:
         for key, count in watch.totals.items():
             self.constraints.totals[key] = max(self.constraints.totals.get(key, 0), count)
         self._pin_outputs(outputs, inputs.outputs)
+        if not training:
+            self._returned |= forms_of(outputs, self._state)
         if self.runs:  # costs are those of the example inputs
             del self.constraints.contractions[costs:]
         self.runs.append(Run(tape, variation, training))
@@ -256,9 +260,8 @@ class Trace:
     def _pin_outputs(self, outputs: Any, places: Collection[str] | None) -> None:
         result = tensors_in(outputs, self._state, places)
         if not result:
-            where = "" if places is None else f" at {', '.join(places)}"
             raise TraceError(
-                f"model output: found no tensor{where}, expected at least one. Otherwise nothing can be compared or "
+                "model output: found no tensor, expected at least one. Otherwise nothing can be compared or "
                 "trained. Return tensors, or containers of them."
             )
         self._values.use(result)
