@@ -185,8 +185,8 @@ class Latency:
         except TraceError as error:
             raise BudgetError(
                 f"latency: the model does not run on its example inputs repeated to {self.settings.batch_size} "
-                f"samples, whose first dimension is taken as the batch: {first_line(error)} Wrap it with example inputs of the "
-                "batch size that counts, and measure with that."
+                f"samples, whose first dimension is taken as the batch: {first_line(error)} Wrap it with example "
+                "inputs of the batch size that counts, and measure with that."
             ) from error
         whole_heads = gated.fix_ups.whole_heads
         analysis = trace.analysis(whole_heads=None if whole_heads is None else frozenset(whole_heads))
