@@ -82,7 +82,7 @@ def test_recipe_of_the_repository_is_valid(path: Path) -> None:
 
 def test_every_key_is_described() -> None:
     found = {section.__name__: section for section in sections()}
-    assert len(found) == 18
+    assert len(found) == 19
     missing = [
         f"{name}.{key}"
         for name, section in found.items()
@@ -134,7 +134,7 @@ def test_all_mistakes_are_told_at_once_with_their_lines(tmp_path: Path) -> None:
     [
         ("budget.fraction=0", "budget.fraction: found 0, expected greater than 0."),
         ("budget.fraction=half", "budget.fraction: found 'half', expected a valid number."),
-        ("budget.metric=mac", "budget.metric: found 'mac', expected 'macs' or 'params'."),
+        ("budget.metric=mac", "budget.metric: found 'mac', expected 'macs', 'params', 'latency_ms' or 'memory_mb'."),
         ("tau.end=-1", "tau.end: found -1, expected greater than 0."),
         ("tau.end=3.0", "tau: found end 3.0 above start 2.0, expected tau to decrease."),
         ("tau.start=.inf", "tau.start: found inf, expected a finite number."),
