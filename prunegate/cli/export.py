@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prunegate.cli.checkpoints import checkpoint_in, maker_of
+from prunegate.cli.checkpoints import checkpoint_in, model_in
 from prunegate.cli.console import console, say
 from prunegate.errors import CheckpointError, ExportError
 
@@ -23,14 +23,14 @@ FORMATS = ("safetensors", "onnx", "pt2")
 
 
 def export_command(arguments: argparse.Namespace) -> int:
-    from prunegate.checkpoint import load, read_document
+    from prunegate.checkpoint import read_document
     from prunegate.exporting import export_model
     from prunegate.files import replacing
 
     source, out = checkpoint_in(arguments.source), arguments.out
     format = arguments.format or out.suffix.removeprefix(".")
     _check(out, format, arguments)
-    model = load(source, model=maker_of(arguments.model))
+    model = model_in(source, arguments.model)
     if format == "safetensors":
         with replacing(out) as temporary:
             shutil.copyfile(source, temporary)

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prunegate.cli.checkpoints import checkpoint_in, maker_of
+from prunegate.cli.checkpoints import checkpoint_in, maker_of, model_in
 from prunegate.cli.console import console, say
 from prunegate.errors import CheckpointError
 
@@ -21,12 +21,12 @@ if TYPE_CHECKING:
 
 
 def verify_command(arguments: argparse.Namespace) -> int:
-    from prunegate.checkpoint import load, read_document
+    from prunegate.checkpoint import read_document
     from prunegate.checkpoint.proof import check_fingerprint
 
     file, maker = checkpoint_in(arguments.file), maker_of(arguments.model)
     document = read_document(file)
-    model = load(file, model=maker)
+    model = model_in(file, arguments.model)
     told = [f"{file}: weights match their hash, and fit the model cut by the plan"]
     figures: dict[str, Any] = {"file": str(file), "weights_sha256": document.weights_sha256, "fingerprint": None}
     if document.fingerprint is None:

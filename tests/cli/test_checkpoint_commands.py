@@ -210,3 +210,13 @@ def test_recipe_may_name_a_model_of_the_users_own(folder: Path, own: Path, capsy
     assert "weights match their hash" in succeeded(capsys, "verify", "runs/own")
     message = refused(folder, capsys, "run", "tiny.yaml", "--check", "--set", "model.name=my_net:buidl")
     assert "'my_net:buidl' cannot be imported" in message
+
+
+@pytest.mark.parametrize("command", [("verify",), ("export", "--out", "copied.safetensors")])
+def test_a_class_of_ones_own_is_refused_with_the_option_to_pass(
+    folder: Path, own: Path, capsys: pytest.CaptureFixture[str], command: tuple[str, ...]
+) -> None:
+    name, *options = command
+    told = refused(folder, capsys, name, own.name, *options)
+    assert "Pass --model module:function, which makes the dense model" in told
+    assert "load(" not in told
