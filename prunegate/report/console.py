@@ -166,8 +166,12 @@ class ConsoleListener:
 def _figures(record: Mapping[str, Any], dense_macs: int, metric: str) -> str:
     text = f"loss {record['loss']:.4f}  {metric} {metric_text(record['accuracy'], metric)}"
     if record.get("tau") is not None:
+        text += f"  tau {record['tau']:.2f}"
+        if record.get("expected_latency_ms") is not None:
+            expected, realised = record["expected_latency_ms"], record["realised_latency_ms"]
+            text += f"  latency expected {expected:.3g} realised {realised:.3g} ms"
         text += (
-            f"  tau {record['tau']:.2f}  MACs expected {record['expected_macs'] / dense_macs:.3f}"
+            f"  MACs expected {record['expected_macs'] / dense_macs:.3f}"
             f" realised {record['realised_macs'] / dense_macs:.3f} of dense"
         )
     return text

@@ -57,7 +57,10 @@ def _extra(record: Mapping[str, Any], dense_macs: int, metric: str) -> list[str]
     told = [f"{metric} {metric_text(record['accuracy'], metric)}"] if record.get("accuracy") is not None else []
     if record.get("tau") is not None:
         expected, realised = record["expected_macs"] / dense_macs, record["realised_macs"] / dense_macs
-        told += [f"tau {record['tau']:.2f}", f"MACs {expected:.3f} expected, {realised:.3f} realised"]
+        told += [f"tau {record['tau']:.2f}"]
+        if record.get("expected_latency_ms") is not None:
+            told += [f"{record['expected_latency_ms']:.3g} ms expected, {record['realised_latency_ms']:.3g} realised"]
+        told += [f"MACs {expected:.3f} expected, {realised:.3f} realised"]
     return told
 
 

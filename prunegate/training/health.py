@@ -105,4 +105,14 @@ def gate_figures(gated: GatedModel, gates: GateTraining, health: GateHealth) -> 
         "undecided_share": health.undecided_share,
         "flipped_share": health.flipped_share,
         "collapsed_groups": len(health.collapsed),
+        **_milliseconds(gated, gates),
+    }
+
+
+def _milliseconds(gated: GatedModel, gates: GateTraining) -> dict[str, float]:
+    if not any(budget.metric == "latency_ms" for budget in gates.budgets):
+        return {}
+    return {
+        "expected_latency_ms": float(gated.expected_cost("latency_ms").detach()),
+        "realised_latency_ms": gated.realised_cost("latency_ms"),
     }

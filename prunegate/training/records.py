@@ -28,6 +28,12 @@ class EpochRecord:
     undecided_share: float | None = None
     flipped_share: float | None = None
     collapsed_groups: int | None = None
+    # Only with a budget of milliseconds.
+    expected_latency_ms: float | None = None
+    realised_latency_ms: float | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        fields = asdict(self)
+        if self.expected_latency_ms is None:
+            del fields["expected_latency_ms"], fields["realised_latency_ms"]
+        return fields

@@ -54,6 +54,11 @@ def test_models_meet_the_latency_and_the_summary_says_asked_predicted_and_measur
     assert told["compact"] <= told["asked"]
     assert told["predicted"] > 0
     assert summary["budget"] == {"metric": "latency_ms", "fraction": 0.6}
+    records = [json.loads(line) for line in (undisturbed / "metrics.jsonl").read_text().splitlines()]
+    gate = [record for record in records if record["stage"] == "gate"]
+    assert gate
+    assert all(0 < record["realised_latency_ms"] <= 11 for record in gate)
+    assert all("expected_latency_ms" not in record for record in records if record["stage"] != "gate")
     larger = summary["larger"][0]["costs"]["latency_ms"]
     assert told["compact"] < larger["compact"] <= 8.0
     assert prunegate.load(undisturbed / "compact.safetensors", model=_small()) is not None
