@@ -41,7 +41,7 @@ def modules_with_experts(tape: Tape) -> list[str]:
     """The modules whose own code multiplies by experts, with a kernel that supports only some widths."""
     results: dict[str, None] = {}
     for place, operation in enumerate(tape.operations):
-        if operation.func is torch.ops.aten._grouped_mm.default:
+        if operation.func._schema.name == "aten::_grouped_mm":
             around = [span.target for span in tape.spans if span.first <= place < span.last]
             results[next(target for target in reversed(around) if isinstance(target, str))] = None
     return list(results)

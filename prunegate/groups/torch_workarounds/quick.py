@@ -205,7 +205,7 @@ _FORMS: Mapping[Any, Form] = {
     _aten.native_layer_norm.default: _layer_norm,
     _aten.native_group_norm.default: _group_norm,
     _aten.addmm.default: _affine,
-    _aten._grouped_mm.default: _by_experts,
+    **({_aten._grouped_mm.default: _by_experts} if hasattr(_aten, "_grouped_mm") else {}),  # torch 2.6 has none
     _aten.mean.dim: _mean,
     _aten.cat.default: _join,
     _aten.roll.default: _rolled,
