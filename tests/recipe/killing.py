@@ -119,7 +119,8 @@ def main(recipe: str, undisturbed: str, folder: str, kills: int, processes: int,
         # A few lines on from wherever it is, so that the run is come through in about so many attempts; or before it
         # has told anything, while it sets out.
         early = len(stages) % 5 == 4
-        lines, pause = (0, choice.uniform(0.0, 0.7)) if early else (choice.randrange(3, 9), choice.uniform(0.0, 0.05))
+        # A step takes few milliseconds on an idle machine, so a longer pause would come to the end too early.
+        lines, pause = (0, choice.uniform(0.0, 0.7)) if early else (choice.randrange(3, 7), choice.uniform(0.0, 0.008))
         stage = attempt(loaded, Path(folder), processes, lines, pause)
         if stage is None:
             raise RuntimeError(f"the run ended after {len(stages)} kills, expected to be killed {kills} times")
