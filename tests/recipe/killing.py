@@ -119,8 +119,12 @@ def main(recipe: str, undisturbed: str, folder: str, kills: int, processes: int,
         # A few lines on from wherever it is, so that the run is come through in about so many attempts; or before it
         # has told anything, while it sets out.
         early = len(stages) % 5 == 4
-        # A step takes few milliseconds on an idle machine, so a longer pause would come to the end too early.
-        lines, pause = (0, choice.uniform(0.0, 0.7)) if early else (choice.randrange(3, 7), choice.uniform(0.0, 0.008))
+        # A step of one process takes few milliseconds on an idle machine, so more would come to the end too early;
+        # several processes lose more of what they did.
+        most, longest = (7, 0.008) if processes == 1 else (9, 0.05)
+        lines, pause = (
+            (0, choice.uniform(0.0, 0.7)) if early else (choice.randrange(3, most), choice.uniform(0.0, longest))
+        )
         stage = attempt(loaded, Path(folder), processes, lines, pause)
         if stage is None:
             raise RuntimeError(f"the run ended after {len(stages)} kills, expected to be killed {kills} times")
