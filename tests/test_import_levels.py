@@ -16,6 +16,7 @@ LEVELS = {
     "files": 0,
     "modes": 0,
     "numbers": 0,
+    "quiet": 0,
     "seeding": 0,
     "version": 0,
     "settings": 0,

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import platform
 import tempfile
 import time
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -21,6 +19,7 @@ from prunegate.bench.settings import BenchSettings
 from prunegate.errors import BenchError, PrunegateError, first_line
 from prunegate.groups import ExampleInputs
 from prunegate.measuring import Timing, peak_activation_bytes, time_in_turn
+from prunegate.quiet import quietly
 from prunegate.report import counted_macs
 from prunegate.runtimes import Prepared, Preparer, Setting, described, of_batch
 from prunegate.version import __version__
@@ -31,6 +30,8 @@ _SHORT_SECONDS = 0.1
 # A call that takes more than this many times the time for its whole row is not measured.
 _SLOWEST = 10
 _LONGEST_REASON = 240
+# Loggers of compilers and exporters; what fails becomes a row's reason.
+_NOISY = ("torch._dynamo", "torch._inductor", "torch.utils.cpp_extension")
 
 
 @dataclass(frozen=True)
@@ -142,7 +143,7 @@ def run_bench(
     """
     rows: list[Row] = []
     threads_before = torch.get_num_threads()
-    with tempfile.TemporaryDirectory(prefix="prunegate-bench-") as folder, _quietly():
+    with tempfile.TemporaryDirectory(prefix="prunegate-bench-") as folder, quietly(*_NOISY):
         preparer = Preparer(Path(folder), settings.device)
         try:
             for batch_size in settings.batch_sizes:
@@ -249,22 +250,6 @@ def _macs(one: Contender, inputs: ExampleInputs) -> int | None:
         return counted_macs(one.model, inputs.tensors()[0].shape[1:])
     except Exception:  # the model's own code may raise anything; its rows say so
         return None
-
-
-@contextlib.contextmanager
-def _quietly() -> Iterator[None]:
-    """Suppress messages of compilers and exporters; what fails becomes a row's reason."""
-    noisy = [logging.getLogger(name) for name in ("torch._dynamo", "torch._inductor", "torch.utils.cpp_extension")]
-    levels = [(each, each.level) for each in noisy]
-    try:
-        for each in noisy:
-            each.setLevel(logging.ERROR)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for each, level in levels:
-            each.setLevel(level)
 
 
 @contextlib.contextmanager

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-Ids = npt.NDArray[np.int64]
+from prunegate.costs.axes import Axes, Ids
 
 
 @dataclass(frozen=True)
@@ -100,27 +100,11 @@ class LatencyCost:
         self._moved: dict[tuple[torch.device, torch.dtype], LatencyTensors] = {}
 
     def _axes(self, cells: Sequence[TimedCell]) -> None:
-        numbers: dict[bytes, int] = {}
-        fixed: list[int] = [1]  # the first axis is a constant 1, for cells with one factor
-        units: list[Ids] = [np.zeros(0, dtype=np.int64)]
-        counts: list[Ids] = [np.zeros(0, dtype=np.int64)]
-        factors = np.zeros((len(cells), 2), dtype=np.int64)
-        for row, cell in enumerate(cells):
-            for column, axis in enumerate(cell.axes):
-                key = axis.tobytes()
-                if key not in numbers:
-                    numbers[key] = len(fixed)
-                    present, count = np.unique(axis[axis >= 0], return_counts=True)
-                    units.append(present)
-                    counts.append(count)
-                    fixed.append(int((axis < 0).sum()))
-                factors[row, column] = numbers[key]
-        owner = np.repeat(np.arange(len(fixed)), [len(u) for u in units])
-        self._factors = torch.from_numpy(factors)
-        self._fixed = torch.tensor(fixed, dtype=torch.float64)
-        self._owner = torch.from_numpy(owner)
-        self._unit = torch.from_numpy(np.concatenate(units))
-        self._count = torch.from_numpy(np.concatenate(counts)).double()
+        axes = Axes()
+        rows = [[axes.number(axis) for axis in cell.axes] for cell in cells]
+        self._factors = torch.tensor([row + [0] * (2 - len(row)) for row in rows], dtype=torch.long).reshape(-1, 2)
+        self._fixed, self._count = torch.from_numpy(axes.fixed).double(), torch.from_numpy(axes.count).double()
+        self._owner, self._unit = torch.from_numpy(axes.owner), torch.from_numpy(axes.unit)
 
     def _grids(self, cells: Sequence[TimedCell]) -> None:
         """All surfaces in one array each, padded to the largest."""
@@ -129,6 +113,7 @@ class LatencyCost:
         longest = max((p.block for cell in cells for p in cell.surface.profiles if p is not None), default=1)
         widths = np.ones((len(cells), 2, points))
         times = np.zeros((len(cells), points, points))
+        largest = np.ones((len(cells), 2))
         blocks = np.ones((len(cells), 2), dtype=np.int64)
         shares = np.zeros((len(cells), 2, longest))
         for row, cell in enumerate(cells):
@@ -136,6 +121,7 @@ class LatencyCost:
             times[row] = np.pad(grid, [(0, points - size) for size in grid.shape], mode="edge")
             for column in range(2):
                 given = cell.surface.widths[column] if column < len(cell.axes) else (1,)
+                largest[row, column] = given[-1]
                 rest = given[-1] + 1 + np.arange(points - len(given))  # never reached
                 widths[row, column] = np.concatenate([given, rest])
                 profile = cell.surface.profiles[column] if column < len(cell.axes) else None
@@ -143,6 +129,7 @@ class LatencyCost:
                     blocks[row, column] = profile.block
                     shares[row, column, : profile.block] = profile.shares
         self._widths, self._times = torch.from_numpy(widths), torch.from_numpy(times)
+        self._largest = torch.from_numpy(largest)
         self._blocks, self._shares = torch.from_numpy(blocks), torch.from_numpy(shares)
 
     def calibrated(self, scale: float, constant: float, dense_ms: float | None = None) -> LatencyCost:
@@ -176,24 +163,9 @@ class LatencyCost:
         shares = self._shares.gather(2, remainder[..., None])[..., 0]
         below = widths - remainder
         # Profiles hold between whole blocks that were both within the grid.
-        last = self._widths.gather(2, self._last()[..., None])[..., 0]
-        whole = (below >= self._blocks) & (below + self._blocks <= last) & (self._blocks > 1)
+        whole = (below >= self._blocks) & (below + self._blocks <= self._largest) & (self._blocks > 1)
         widths = torch.where(whole, below + self._blocks * shares, widths)
         return _interpolated(widths, self._widths, self._times)
-
-    def _last(self) -> torch.Tensor:
-        """The last point of each grid that was measured: (cells, 2)."""
-        if not hasattr(self, "_last_points"):
-            ends = [
-                [len(cell.surface.widths[c]) - 1 if c < len(cell.axes) else 0 for c in range(2)]
-                for cell in self._distinct()
-            ]
-            self._last_points = torch.tensor(ends, dtype=torch.long).reshape(-1, 2)
-        return self._last_points
-
-    def _distinct(self) -> list[TimedCell]:
-        first = {int(place): cell for place, cell in reversed(list(zip(self._place, self.cells, strict=True)))}
-        return [first[place] for place in range(len(first))]
 
     def expected(self, keep_probability: torch.Tensor) -> torch.Tensor:
         """The milliseconds at the expected widths.

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from prunegate.costs.axes import Axes
 from prunegate.groups import LoopNest
 
 
@@ -29,33 +30,13 @@ class CostModel:
     def __init__(self, nests: Sequence[LoopNest], num_units: int, divisor: int = 1) -> None:
         self.num_units = num_units
         self._divisor = divisor
-        numbers: dict[bytes, int] = {}
-        units: list[npt.NDArray[np.int64]] = []
-        counts: list[npt.NDArray[np.int64]] = []
-        fixed: list[int] = [1]  # the first axis is a constant 1, which pads nests with fewer axes
-        by_nest: list[list[int]] = []
-        for nest in nests:
-            row = []
-            for axis in nest.axes:
-                key = axis.tobytes()
-                if key not in numbers:
-                    numbers[key] = len(fixed)
-                    present, count = np.unique(axis[axis >= 0], return_counts=True)
-                    units.append(present)
-                    counts.append(count)
-                    fixed.append(int((axis < 0).sum()))
-                row.append(numbers[key])
-            by_nest.append(row)
+        axes = Axes()
+        by_nest = [[axes.number(axis) for axis in nest.axes] for nest in nests]
         width = max((len(row) for row in by_nest), default=0)
-        lengths = [0, *(len(u) for u in units)]
-        empty = np.zeros(0, dtype=np.int64)
         self._constants = np.array([nest.constant for nest in nests], dtype=np.int64)
         self._factors = np.array([row + [0] * (width - len(row)) for row in by_nest], dtype=np.int64)
         self._factors = self._factors.reshape(len(nests), width)
-        self._fixed = np.array(fixed, dtype=np.int64)
-        self._axis = np.repeat(np.arange(len(fixed)), lengths)
-        self._unit = np.concatenate([*units, empty])
-        self._count = np.concatenate([*counts, empty])
+        self._fixed, self._axis, self._unit, self._count = axes.fixed, axes.owner, axes.unit, axes.count
         self._tensors: dict[tuple[torch.device, torch.dtype], tuple[torch.Tensor, ...]] = {}
 
     def exact(self, keep: npt.NDArray[np.bool_]) -> int:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,12 +19,15 @@ from prunegate.exporting.target import Target
 from prunegate.files import replacing
 from prunegate.groups import ExampleInputs, copy_with
 from prunegate.modes import eval_mode
+from prunegate.quiet import quietly
 
 logger = logging.getLogger(__name__)
 
 # Largest relative difference, max|exported − model| / max|model|, at which a file is written.
 TOLERANCE = 1e-4
 FORMATS: Mapping[str, Target] = {"onnx": onnx.TARGET, "pt2": pt2.TARGET}
+# Loggers of the exporters.
+_NOISY = ("torch.onnx", "onnxscript", "onnx_ir", "torch.export")
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ def export_model(
     target.require()
     if dynamic_batch and inputs.batch_size() == 1:
         inputs = inputs.doubled()  # with one sample, exporters treat the batch size as a constant
-    with eval_mode(model), _quietly(), torch.no_grad(), replacing(path) as temporary:
+    with eval_mode(model), quietly(*_NOISY), torch.no_grad(), replacing(path) as temporary:
         _write(target, model, inputs, temporary, dynamic_batch, opset, metadata or {})
         cases = [inputs, _more_samples(inputs)] if dynamic_batch else [inputs]
         worst = _difference(target, model, cases, temporary)
@@ -150,19 +151,3 @@ def _more_samples(inputs: ExampleInputs) -> ExampleInputs:
     """The inputs with one more sample, a repetition of the first."""
     size = inputs.batch_size()
     return inputs.map(lambda t: torch.cat([t, t[:1]]) if t.dim() > 0 and t.shape[0] == size else t)
-
-
-@contextlib.contextmanager
-def _quietly() -> Iterator[None]:
-    """Suppress the exporters' own messages."""
-    noisy = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir", "torch.export")]
-    levels = [(each, each.level) for each in noisy]
-    try:
-        for each in noisy:
-            each.setLevel(logging.ERROR)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for each, level in levels:
-            each.setLevel(level)

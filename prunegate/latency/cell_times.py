@@ -11,9 +11,9 @@ import numpy as np
 import torch
 
 from prunegate.costs.latency_cost import Profile, Surface
-from prunegate.groups import Analysis, Tape
+from prunegate.groups import Analysis, Tape, map_values
 from prunegate.latency.cells import Cell, Factor
-from prunegate.latency.narrowing import Narrowed, operands
+from prunegate.latency.narrowing import Narrowed
 from prunegate.measuring import Timing, time_in_turn
 
 logger = logging.getLogger(__name__)
@@ -185,13 +185,8 @@ class CellTimes:
 
     def _operands(self, arguments: Any, tensors: dict[int, Any]) -> Any:
         """Arguments with tensors for their numbers, on the device that is measured instead of the traced one."""
-        args, kwargs = operands(arguments, tensors, self._root)
+        args, kwargs = map_values(arguments, lambda value: tensors[self.tape.root(value.number)])
         return args, ({**kwargs, "device": self.device} if kwargs.get("device") is not None else kwargs)
-
-    def _root(self, number: int) -> int:
-        while number in self.tape.same_as:
-            number = self.tape.same_as[number]
-        return number
 
     def _is_stored(self, number: int) -> bool:
         source = self.tape.sources.get(number)

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from prunegate.groups import Analysis, Span, Tape, Value, function_name, map_values, values_in
 from prunegate.groups.solving.labels import collapse
@@ -24,8 +23,6 @@ CONTRACTIONS = frozenset(
     """aten::convolution aten::mm aten::addmm aten::bmm aten::baddbmm aten::_grouped_mm aten::_convolution
     aten::linear""".split()
 )
-# Their results are views, although their schemas do not say so.
-_VIEWS = frozenset({"aten::_unsafe_view", "aten::_reshape_alias"})
 # Functions that torch decomposes only while it is traced.
 _WHOLE_CALLS = frozenset({"scaled_dot_product_attention"})
 
@@ -108,15 +105,9 @@ class _Cells:
             if call is not None:
                 cell = self._cell(call) if i == call.first else None
             else:
-                cell = None if is_view(op.func) else self._cell(i)
+                cell = None if op.is_view else self._cell(i)
             if cell is not None:
                 yield cell
-
-    def root(self, number: int) -> int:
-        """The number under which a tensor was made."""
-        while number in self.tape.same_as:
-            number = self.tape.same_as[number]
-        return number
 
     def _cell(self, operation: int | Span) -> Cell | None:
         if isinstance(operation, Span):
@@ -139,16 +130,16 @@ class _Cells:
         """The views that make some tensors, and the tensors that these start from."""
         views: set[int] = set()
         roots: dict[int, None] = {}
-        pending = [self.root(number) for number in numbers]
+        pending = [self.tape.root(number) for number in numbers]
         while pending:
             number = pending.pop(0)
             made_by = self.producer.get(number)
-            if made_by is None or not is_view(self.tape.operations[made_by].func):
+            if made_by is None or not self.tape.operations[made_by].is_view:
                 roots[number] = None
             elif made_by not in views:
                 views.add(made_by)
                 op = self.tape.operations[made_by]
-                pending += [self.root(value.number) for value in values_in((op.args, op.kwargs))]
+                pending += [self.tape.root(value.number) for value in values_in((op.args, op.kwargs))]
         return sorted(views), list(roots)
 
     def _axes(self, number: int) -> list[Ids]:
@@ -201,7 +192,7 @@ class _Cells:
             digest.update(repr(part).encode())
 
         def numbered(value: Value) -> str:
-            number = self.root(value.number)
+            number = self.tape.root(value.number)
             if number not in local:
                 local[number] = len(local)
                 source = self.tape.sources.get(number)
@@ -219,11 +210,3 @@ class _Cells:
         told(tuple(groups.setdefault(int(self.group[unit]), len(groups)) for unit in units if unit >= 0))
         told([[units[unit] for unit in factor.axis.tolist()] for factor in factors])
         return digest.hexdigest()[:24]
-
-
-def is_view(func: torch._ops.OpOverload) -> bool:
-    """Whether an operation returns its operand in another form, without work."""
-    returns = func._schema.returns
-    if func._schema.name in _VIEWS:
-        return True
-    return bool(returns) and all(r.alias_info is not None and not r.alias_info.is_write for r in returns)

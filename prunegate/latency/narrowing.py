@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from prunegate.groups import Operation, Tape, Value, values_in
+from prunegate.groups import Operation, Tape, values_in
 from prunegate.groups.solving.kept_positions import KeptByDim, kept_positions
 from prunegate.groups.solving.labels import Shape
 from prunegate.groups.solving.partition import Ids
@@ -138,22 +138,3 @@ _RULES: dict[str, _Rule] = {
     "aten::repeat": _repeat,
     "aten::constant_pad_nd": _pad,
 }
-
-
-def operands(tree: Any, tensors: Mapping[int, Any], root: Callable[[int], int]) -> Any:
-    """``tree`` with tensors for its numbers."""
-
-    def tensor(value: Value) -> Any:
-        return tensors[root(value.number)]
-
-    return _mapped(tree, tensor)
-
-
-def _mapped(tree: Any, change: Callable[[Value], Any]) -> Any:
-    if isinstance(tree, Value):
-        return change(tree)
-    if isinstance(tree, (list, tuple)):
-        return type(tree)(_mapped(entry, change) for entry in tree)
-    if isinstance(tree, dict):
-        return {key: _mapped(entry, change) for key, entry in tree.items()}
-    return tree

@@ -32,6 +32,10 @@ class Source:
     tensor: torch.Tensor | None = None
 
 
+# Their results are views, although their schemas do not say so.
+_VIEWS = frozenset({"aten::_unsafe_view", "aten::_reshape_alias"})
+
+
 @dataclass(slots=True)  # never changed, like `Value`
 class Operation:
     """One call of an operation; ``results`` are the numbers of the tensors it returned."""
@@ -41,6 +45,24 @@ class Operation:
     kwargs: Any
     results: tuple[int, ...]
     is_sequence: bool
+
+    @property
+    def is_view(self) -> bool:
+        """Whether it returns its operand in another form, without work."""
+        return self._aliases(written=False)
+
+    @property
+    def shares_memory(self) -> bool:
+        """Whether its results are views of its first operand, or the operand itself, written in place."""
+        return self._aliases(written=True)
+
+    def _aliases(self, written: bool) -> bool:
+        schema = self.func._schema
+        if schema.name in _VIEWS:
+            return True
+        return bool(schema.returns) and all(
+            r.alias_info is not None and (written or not r.alias_info.is_write) for r in schema.returns
+        )
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle by the operation's name, as torch's object cannot be pickled."""
@@ -125,6 +147,12 @@ class Tape:
             result = self.number(tensor)
             self.labels[result] = labels(tensor)
             self._unlabelled.discard(result)
+
+    def root(self, number: int) -> int:
+        """The number under which an operation made a tensor that has got others since."""
+        while number in self.same_as:
+            number = self.same_as[number]
+        return number
 
     def renumber(self, tree: Any) -> Any:
         """New numbers for the tensors of a call's result, so that they are identified as its results."""

@@ -41,9 +41,8 @@ class _Lives:
             given = [self._root(value.number) for value in values_in((op.args, op.kwargs))]
             for number in given:
                 self.last[number] = index
-            shared = _shares_memory(op.func)
             for number in op.results:
-                if shared and given:
+                if op.shares_memory and given:
                     self.owner[number] = given[0]
                 else:
                     self.made[number] = self.last[number] = index
@@ -62,13 +61,10 @@ class _Lives:
             yield TensorOfRun(self._nest(number), size, first, self.last[number])
 
     def _root(self, number: int) -> int:
-        while True:
-            if number in self.tape.same_as:
-                number = self.tape.same_as[number]
-            elif number in self.owner:
-                number = self.owner[number]
-            else:
-                return number
+        number = self.tape.root(number)
+        while number in self.owner:
+            number = self.tape.root(self.owner[number])
+        return number
 
     def _nest(self, number: int) -> LoopNest:
         """The entries of a tensor as a product of sizes."""
@@ -82,11 +78,3 @@ class _Lives:
         for dim, size in enumerate(self.tape.shapes[number]):
             constant *= 1 if dim in axes else size
         return LoopNest("", constant, tuple(axes.values()))
-
-
-def _shares_memory(func: object) -> bool:
-    """Whether the results of an operation are views of its first operand, or the operand itself."""
-    schema = func._schema  # type: ignore[attr-defined]
-    if schema.name in ("aten::_unsafe_view", "aten::_reshape_alias"):
-        return True
-    return bool(schema.returns) and all(r.alias_info is not None for r in schema.returns)
