@@ -93,17 +93,9 @@ class Latency:
         self.num_threads = settings.threads or torch.get_num_threads()
         self.environment = environment(self.device, self.num_threads, settings.precision)
         self._clock = clock_of(self.device, self.num_threads)
-        self._tape, self._analysis, units = self._run()
+        self._tape, self._analysis, self._units = self._run()
         self._cells = cells_of(self._tape, self._analysis)
-        self._surfaces = {
-            cell.signature: surfaces[cell.signature] for cell in self._cells if cell.signature in surfaces
-        }
-        timed = [
-            TimedCell(self._surfaces[cell.signature], tuple(_of(factor.axis, units) for factor in cell.factors))
-            for cell in self._cells
-            if cell.signature in surfaces
-        ]
-        self.cost = LatencyCost(timed, gated.analysis.num_units)
+        self._use(surfaces)
         self.dense_ms = math.nan
         self.correction = 1.0
         self.measurements: dict[str, float] = {}
@@ -119,9 +111,9 @@ class Latency:
         agree: Callable[[Callable[[], float]], float] | None = None,
     ) -> Latency:
         """Time the operations that the cache does not know, and calibrate their sum."""
-        bare = cls(gated, settings, {}, agree)
-        with conditions(bare.num_threads):
-            made = cls(gated, settings, bare._measured_surfaces(cache), agree)
+        made = cls(gated, settings, {}, agree)
+        with conditions(made.num_threads):
+            made._use(made._measured_surfaces(cache))
             made._calibrate()
         return made
 
@@ -173,6 +165,16 @@ class Latency:
     def not_timed(self) -> list[str]:
         """Operations that could not be run by themselves; their time counts as constant."""
         return [_told(self._tape, cell) for cell in self._cells if cell.signature not in self._surfaces]
+
+    def _use(self, surfaces: Mapping[str, Surface]) -> None:
+        """Predict by these surfaces."""
+        known = [cell for cell in self._cells if cell.signature in surfaces]
+        self._surfaces = {cell.signature: surfaces[cell.signature] for cell in known}
+        timed = [
+            TimedCell(surfaces[cell.signature], tuple(_of(factor.axis, self._units) for factor in cell.factors))
+            for cell in known
+        ]
+        self.cost = LatencyCost(timed, self._gated.analysis.num_units)
 
     def _run(self) -> tuple[Tape, Analysis, Ids]:
         """The run at the batch size that counts, and the gated model's unit for each of its units."""

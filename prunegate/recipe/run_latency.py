@@ -7,10 +7,8 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import numpy as np
 from torch import nn
 
-from prunegate.costs import keep_within
 from prunegate.errors import BudgetError, PrunegateError, RecipeError, first_line
 from prunegate.latency import Latency
 from prunegate.recipe import folder as files
@@ -18,6 +16,7 @@ from prunegate.recipe.folder import RunFolder
 from prunegate.recipe.schema import Recipe
 from prunegate.training import Budget, Processes
 from prunegate.wrapping import GatedModel
+from prunegate.wrapping.closest_mask import proposals
 
 
 def run_latency(
@@ -68,17 +67,12 @@ def _prepare(recipe: Recipe, gated: GatedModel, latency: Latency) -> None:
         return
     scores = gated.magnitudes().double().cpu().numpy()
     limits = [
-        (gated.cost(metric), Budget(metric, share).limit_for(gated.dense_cost(metric)))
+        (metric, Budget(metric, share).limit_for(gated.dense_cost(metric)))
         for metric, share in shares.items()
         if metric != "latency_ms"
     ]
-    groups, least = [group.units for group in gated.groups], [group.least for group in gated.groups]
-
-    def propose(milliseconds: float) -> np.ndarray | None:
-        return keep_within([*limits, (latency.cost, milliseconds)], scores, groups, gated.steps(), None, least)
-
     limit = shares["latency_ms"] * latency.dense_ms
-    if not latency.prepare(propose, limit):
+    if not latency.prepare(proposals(gated, limits, scores), limit):
         narrowest = latency.milliseconds(gated.narrowest())
         raise BudgetError(
             f"budget: found {limit:.3g} ms ({shares['latency_ms']:.3f} of the dense {latency.dense_ms:.3g} ms), "

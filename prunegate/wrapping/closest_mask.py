@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
+import numpy.typing as npt
 
 from prunegate.compaction.plan import Mask
 from prunegate.costs import COUNTS, Cost, amount, keep_within
@@ -52,26 +53,39 @@ def closest_mask(gated: GatedModel, budgets: Sequence[HasLimit | tuple[str, floa
             "loss was not finite in some step. Go back to an earlier state, and look for NaN in the data or the "
             "weights."
         )
-    units = [group.units for group in gated.analysis.groups]
-    allowed = gated.gates.open_units().cpu().numpy()
     if gated.round_to == "auto" and gated.latency is None:
         raise BudgetError(
             "round_to: 'auto' keeps the multiples of units that run fastest here, which has not been measured. Call "
             "prunegate.measure_latency(gated) first, or wrap with a number such as 8."
         )
-    steps, least = gated.steps(), [group.least for group in gated.groups]
-    counted = [(gated.cost(metric), limit) for metric, limit in limits if metric != "latency_ms"]
+    counted = [(metric, limit) for metric, limit in limits if metric != "latency_ms"]
     timed = min((limit for metric, limit in limits if metric == "latency_ms"), default=None)
-
-    def within(milliseconds: float | None) -> Mask | None:
-        costs = counted if milliseconds is None else [*counted, (gated.cost("latency_ms"), milliseconds)]
-        return keep_within(costs, logits, units, steps, allowed, least)
-
+    within = proposals(gated, counted, logits)
     keep = within(None) if timed is None else gated.measured_latency().meet(within, timed)
     if keep is None:
         metric, limit = next((one for one in limits if one[1] < gated.least_cost(one[0])), limits[0])
         raise BudgetError(unreachable(gated, metric, limit))
     return keep
+
+
+def proposals(
+    gated: GatedModel, limits: Sequence[tuple[str, float]], preference: npt.NDArray[np.float64]
+) -> Callable[[float | None], Mask | None]:
+    """A function from predicted milliseconds (None for any) to the mask that keeps the preferred units within them.
+
+    Args:
+        limits: Further metrics with their limits.
+        preference: Shape (units,); higher values are kept longer.
+    """
+    costs = [(gated.cost(metric), limit) for metric, limit in limits]
+    units, steps, least = [group.units for group in gated.groups], gated.steps(), [g.least for g in gated.groups]
+    allowed = gated.gates.open_units().cpu().numpy()
+
+    def within(milliseconds: float | None) -> Mask | None:
+        timed = [] if milliseconds is None else [(gated.cost("latency_ms"), milliseconds)]
+        return keep_within([*costs, *timed], preference, units, steps, allowed, least)
+
+    return within
 
 
 def _limit_of(gated: GatedModel, budget: HasLimit | tuple[str, float]) -> tuple[str, float]:
